@@ -1,0 +1,47 @@
+# checks.sh - sourced by the scripts of tests/: named checks, run side by side, counted.
+#
+#   check NAME COMMAND...   queues a check. Exit status 0: passed; 77: skipped, the last line of output is the reason;
+#                           anything else: failed.
+#   finish                  waits, prints what failed with its output, then the closing line; status 1 when something failed
+#
+# MLK_JOBS: how many at once (default: the processors). MLK_VERBOSE=1: a line for passed checks too.
+
+mlk_jobs=${MLK_JOBS:-$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)}
+mlk_work=$(mktemp -d "${TMPDIR:-/tmp}/mlk_checks.XXXXXX") || exit 2
+trap 'rm -rf "$mlk_work"' EXIT
+mlk_names=()
+
+have() { command -v "$1" >/dev/null 2>&1; }
+skip() { echo "$*"; exit 77; } # inside a checked function: it runs in a process of its own
+
+wait_for_slot() { # by polling: bash before 4.3 has no wait -n
+  while [ "$(jobs -rp | wc -l)" -ge "$mlk_jobs" ]; do sleep 0.02; done
+}
+
+check() {
+  local name=$1 id=${#mlk_names[@]}
+  shift
+  mlk_names[id]=$name
+  wait_for_slot
+  mkdir "$mlk_work/$id"
+  ( ( "$@" ) >"$mlk_work/$id/log" 2>&1 </dev/null; echo $? >"$mlk_work/$id/status" ) &
+}
+
+excerpt() { # the ends of a long log
+  if [ "$(wc -l <"$1")" -le 30 ]; then cat "$1"; else head -n 14 "$1"; echo ...; tail -n 15 "$1"; fi
+}
+
+finish() {
+  local id status passed=0 failed=0 skipped=0
+  wait
+  for id in "${!mlk_names[@]}"; do
+    status=$(cat "$mlk_work/$id/status" 2>/dev/null || echo 1)
+    case $status in
+      0) passed=$((passed + 1)); [ -z "${MLK_VERBOSE:-}" ] || echo "ok    ${mlk_names[id]}" ;;
+      77) skipped=$((skipped + 1)); echo "skip  ${mlk_names[id]}: $(tail -n 1 "$mlk_work/$id/log")" ;;
+      *) failed=$((failed + 1)); echo "FAIL  ${mlk_names[id]}"; excerpt "$mlk_work/$id/log" | sed 's/^/      /' ;;
+    esac
+  done
+  echo "$passed passed, $failed failed, $skipped skipped"
+  [ "$failed" -eq 0 ]
+}

@@ -1,0 +1,316 @@
+#!/usr/bin/env bash
+# hygiene.sh - is mlk.h a good header? Compiles it in every language mode and through every awkward include, looks at the
+# objects and at the text. Each line of tests/README.md, "hygiene", is a group of checks here.
+# usage: tests/hygiene.sh [--cost]      --cost prints only compile time and object size of the implementation
+# MLK_HEADER: the header to look at (default: mlk.h of this tree)
+
+set -u
+cd "$(dirname "$0")/.." || exit 2
+root=$PWD
+header=${MLK_HEADER:-$root/mlk.h}
+. tests/checks.sh
+
+W="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror"
+out=$mlk_work/objects
+mkdir -p "$out" "$mlk_work/inc"
+cp "$header" "$mlk_work/inc/mlk.h"
+inc=$mlk_work/inc
+
+c_compilers=(); for c in gcc clang; do have $c && c_compilers+=($c); done
+cxx_of() { case $1 in gcc) echo g++ ;; clang) echo clang++ ;; esac; }
+[ ${#c_compilers[@]} -gt 0 ] || c_compilers=("${CC:-cc}")
+first=${c_compilers[0]}
+openmp=""
+printf '#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n' > "$out/omp.c"
+$first -fopenmp "$out/omp.c" -o "$out/omp" 2>/dev/null && openmp=-fopenmp
+
+# --- cost, for the README ---------------------------------------------------------------------------------------------
+cost() {
+  local from to compiler
+  for compiler in "${c_compilers[@]}"; do
+    from=$(date +%s%N)
+    "$compiler" -O2 $openmp -x c -DMLK_IMPLEMENTATION -c "$inc/mlk.h" -o "$out/cost.o" || return 1
+    to=$(date +%s%N)
+    echo "$compiler -O2 $openmp: compiles in $(((to - from) / 100000000))e-1 s, code and constants" \
+         "$(size -A "$out/cost.o" | awk '$1 ~ /^\.(text|rodata|data)/ {n += $2} END {print int((n + 512) / 1024)}') KiB"
+  done | sed -E 's/ ([0-9]+)([0-9])e-1 s/ \1.\2 s/; s/ ([0-9])e-1 s/ 0.\1 s/'
+}
+if [ "${1:-}" = --cost ]; then cost; exit; fi
+
+# --- language modes ---------------------------------------------------------------------------------------------------
+quiet() { # a compiler that says nothing and gives 0
+  local said
+  said=$("$@" 2>&1) || { echo "$*"; echo "$said"; return 1; }
+  [ -z "$said" ] || { echo "$*"; echo "$said"; return 1; }
+}
+modes() { # modes COMPILER STANDARD LANGUAGE
+  local level opt
+  for level in 0 2; do
+    check "declarations, $1 -std=$2 -O$level" quiet "$1" -std="$2" -x "$3" $W -O$level -I"$inc" -c tests/hygiene_use.c -o "$out/d_$1_$2_$level.o"
+    check "implementation, $1 -std=$2 -O$level" quiet "$1" -std="$2" -x "$3" $W -O$level -I"$inc" -c tests/hygiene_impl.c -o "$out/i_$1_$2_$level.o"
+  done
+}
+for c in "${c_compilers[@]}"; do
+  for std in c99 c11; do modes "$c" $std c; done
+  cxx=$(cxx_of "$c")
+  if have "$cxx"; then
+    for std in c++11 c++17 c++20; do modes "$cxx" $std c++; done
+  else
+    check "C++ modes of $c" skip "no $cxx"
+  fi
+done
+for c in clang gcc; do have $c || check "modes of $c" skip "no $c"; done
+more="-Wundef -Wdouble-promotion -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wwrite-strings -Wcast-align"
+for c in "${c_compilers[@]}"; do
+  check "more warnings, $c" quiet "$c" -std=c99 $W $more -O2 $openmp -I"$inc" -c tests/hygiene_impl.c -o "$out/more_$c.o"
+done
+for cross in aarch64-linux-gnu-gcc aarch64-linux-gnu-g++ x86_64-w64-mingw32-gcc; do
+  case $cross in *++) std=c++17 lang=c++ ;; *) std=c99 lang=c ;; esac
+  if have $cross; then
+    check "implementation, $cross" quiet $cross -std=$std -x $lang $W -O2 -I"$inc" -c tests/hygiene_impl.c -o "$out/$cross.o"
+  else
+    check "implementation, $cross" skip "no $cross"
+  fi
+done
+
+# --- programs: they must run and name the same instruction sets ---------------------------------------------------------
+run_use() { "$1" >"$1.txt" || { echo "$1 gives $?"; return 1; }; }
+plain=$out/plain
+$first -O1 -I"$inc" -DHYGIENE_ONE_FILE tests/hygiene_use.c -o "$plain" -lm && run_use "$plain" || echo "unusable" >"$plain.txt"
+prints_the_same() { # prints_the_same PROGRAM [INSTRUCTION SETS TO LEAVE OUT OF THE COMPARISON, A PATTERN]
+  run_use "$1" || return 1
+  diff <(sed -E "s/${2:-nothing}//g; s/ +\$//" "$plain.txt") "$1.txt"
+}
+builds() { # builds COMPILER FLAGS...: hygiene_use in one file, run
+  local program=$out/one_$BASHPID
+  "$@" -I"$inc" -DHYGIENE_ONE_FILE tests/hygiene_use.c -o "$program" -lm && prints_the_same "$program" "${LEFT_OUT:-}"
+}
+two_files() { # two_files LINKER LANGUAGE_OF_IMPLEMENTATION LANGUAGE_OF_USER
+  local o=$out/two_$BASHPID
+  "$1" $openmp -x "$2" -I"$inc" -c tests/hygiene_impl.c -o "${o}_i.o" && "$1" -x "$3" -I"$inc" -c tests/hygiene_use.c -o "${o}_u.o" &&
+    "$1" $openmp "${o}_i.o" "${o}_u.o" -o "$o" -lm && prints_the_same "$o"
+}
+static_twice() { # static_twice COMPILER LANGUAGE
+  local o=$out/static_$BASHPID
+  "$1" $W -x "$2" -O1 -I"$inc" -c tests/hygiene_static.c -o "${o}_a.o" &&
+    "$1" $W -x "$2" -O1 -I"$inc" -DHYGIENE_SECOND -c tests/hygiene_static.c -o "${o}_b.o" &&
+    "$1" "${o}_a.o" "${o}_b.o" -o "$o" -lm && [ "$("$o")" = "6 6" ] || return 1
+  ! nm -g --defined-only "${o}_a.o" | awk '{print $3}' | grep -v -x main || { echo "MLK_STATIC leaves external symbols"; return 1; }
+}
+for c in "${c_compilers[@]}"; do
+  check "two files, $c" two_files "$c" c c
+  check "MLK_STATIC twice, $c" static_twice "$c" c
+  for flags in -O0 -O3 -Os "-O3 -march=native" "-O2 -flto" "-O2 -fvisibility=hidden" "-O2 -std=gnu11" "-O2 -fno-math-errno -fno-trapping-math"; do
+    check "runs, $c $flags" builds "$c" $flags
+  done
+  LEFT_OUT=' avx2' check "runs, $c MLK_NO_AVX2" builds "$c" -O1 $W -DMLK_NO_AVX2
+  LEFT_OUT=' avx512' check "runs, $c MLK_NO_AVX512" builds "$c" -O1 $W -DMLK_NO_AVX512
+  LEFT_OUT=' (avx2|avx512|neon)' check "runs, $c without any row but scalar" builds "$c" -O1 $W -DMLK_NO_AVX2 -DMLK_NO_AVX512 -DMLK_NO_NEON
+  if [ -n "$openmp" ]; then
+    check "runs, $c -fopenmp" builds "$c" -O1 $W -fopenmp
+    check "runs, $c -fopenmp MLK_NO_OPENMP" builds "$c" -O1 $W -fopenmp -DMLK_NO_OPENMP
+  fi
+done
+if have g++; then
+  check "two files, implementation in C++, user in C++" two_files g++ c++ c++
+  check "two files, implementation in C++, user in C" two_files g++ c++ c
+  check "two files, implementation in C, user in C++" two_files g++ c c++
+  check "MLK_STATIC twice, C++" static_twice g++ c++
+fi
+
+# --- awkward includes: see the cases in which a header that includes __FILE__ fails ---------------------------------------
+tree=$mlk_work/tree
+mkdir -p "$tree/third_party" "$tree/src/deep" "$tree/a folder" "$tree/links"
+cp "$header" "$tree/third_party/mlk.h"
+cp "$header" "$tree/a folder/mlk.h"
+ln -s ../third_party/mlk.h "$tree/links/mlk.h"
+unit() { printf '#define HYGIENE_ONE_FILE\n#define HYGIENE_HEADER %s\n#include "%s/tests/hygiene_use.c"\n' "$2" "$root" >"$tree/$1"; }
+direct() { # direct FILE INCLUDE: a unit that includes the header itself, so that the path is relative to the unit
+  { printf '#define MLK_IMPLEMENTATION\n#include %s\n' "$2"; } >"$tree/$1"
+}
+awkward() { # awkward FOLDER UNIT COMPILER FLAGS...
+  local folder=$1 file=$2 program=$out/awkward_$BASHPID
+  shift 2
+  (cd "$tree/$folder" && "$@" -c "$file" -o "$program.o") && $first -I"$inc" -c tests/hygiene_use.c -o "${program}_u.o" &&
+    $first "$program.o" "${program}_u.o" -o "$program" -lm && prints_the_same "$program"
+}
+direct root.c '"third_party/mlk.h"'
+direct src/up.c '"../third_party/mlk.h"'
+direct src/deep/up.c '"../../third_party/mlk.h"'
+direct plain.c '"mlk.h"'
+direct angle.c '<mlk.h>'
+direct space.c '"a folder/mlk.h"'
+direct link.c '"links/mlk.h"'
+direct absolute.c "\"$tree/third_party/mlk.h\""
+for c in "${c_compilers[@]}"; do
+  check "include third_party/mlk.h from the root, $c" awkward . root.c "$c"
+  check "include ../third_party/mlk.h from the parent folder, $c" awkward . src/up.c "$c"
+  check "include ../third_party/mlk.h from its own folder, $c" awkward src up.c "$c"
+  check "include ../../third_party/mlk.h from elsewhere, $c" awkward third_party ../src/deep/up.c "$c"
+  check "include by a relative -I, $c" awkward . plain.c "$c" -Ithird_party
+  check "include by a relative -I from another folder, $c" awkward src/deep ../../plain.c "$c" -I../../third_party
+  check "include by -I., $c" awkward third_party ../plain.c "$c" -I.
+  check "include by an absolute -I, $c" awkward . plain.c "$c" -I"$tree/third_party"
+  check "include in angle brackets, $c" awkward . angle.c "$c" -Ithird_party
+  check "include as a system header, $c" awkward . angle.c "$c" -isystem third_party
+  check "include by an absolute name, $c" awkward . absolute.c "$c"
+  check "include from a folder with a space, $c" awkward . space.c "$c"
+  check "include through a link, $c" awkward . link.c "$c"
+  check "-fmacro-prefix-map, $c" awkward . absolute.c "$c" -fmacro-prefix-map="$tree"=/nowhere
+  check "-ffile-prefix-map and an absolute -I, $c" awkward . plain.c "$c" -I"$tree/third_party" -ffile-prefix-map="$tree"=.
+  check "the header itself as the file, $c" awkward third_party mlk.h "$c" -x c -DMLK_IMPLEMENTATION
+done
+preprocessed() { # as ccache and distcc compile
+  local o=$out/pre_$BASHPID
+  "$1" -O1 -I"$inc" -DHYGIENE_ONE_FILE -E tests/hygiene_use.c -o "$o.i" && "$1" -O1 -c "$o.i" -o "$o.o" &&
+    "$1" "$o.o" -o "$o" -lm && prints_the_same "$o"
+}
+renamed() { # renamed COMPILER: a copy under another name, next to it a different mlk.h
+  local d=$out/renamed_$BASHPID program=$out/renamed_$BASHPID/program
+  mkdir "$d" && cp "$header" "$d/vector_kernels.h" && echo '#error "the wrong file was included"' >"$d/mlk.h"
+  printf '#define MLK_FILENAME "vector_kernels.h"\n#define MLK_IMPLEMENTATION\n#include "vector_kernels.h"\n' >"$d/unit.c"
+  "$1" $W -c "$d/unit.c" -o "$d/unit.o" && "$1" -I"$inc" -c tests/hygiene_use.c -o "$d/use.o" &&
+    "$1" "$d/unit.o" "$d/use.o" -o "$program" -lm && prints_the_same "$program"
+}
+renamed_in_silence() { # without MLK_FILENAME: works, or stops with a sentence that names the macro; never something else
+  local d=$out/silent_$BASHPID
+  mkdir "$d" && cp "$header" "$d/vector_kernels.h"
+  printf '#define HYGIENE_HEADER "%s/vector_kernels.h"\n#define HYGIENE_ONE_FILE\n#include "%s/tests/hygiene_use.c"\n' "$d" "$root" >"$d/unit.c"
+  if "$1" -O1 "$d/unit.c" -o "$d/unit" -lm 2>"$d/said"; then prints_the_same "$d/unit"
+  else grep -E 'error.*MLK_FILENAME' "$d/said" || { head -n 20 "$d/said"; return 1; }; fi
+}
+for c in "${c_compilers[@]}"; do
+  check "preprocessed first, $c" preprocessed "$c"
+  check "renamed copy with MLK_FILENAME, $c" renamed "$c"
+  check "renamed copy without MLK_FILENAME, $c" renamed_in_silence "$c"
+done
+
+# --- -ffast-math --------------------------------------------------------------------------------------------------------
+refuses_fast_math() {
+  local said
+  said=$("$1" "$2" -I"$inc" -DHYGIENE_ONE_FILE -c tests/hygiene_use.c -o "$out/fast_$BASHPID.o" 2>&1) && { echo "compiled"; return 1; }
+  echo "$said" | grep -E 'error.*MLK_ALLOW_FAST_MATH' || { echo "$said" | head; return 1; }
+  "$1" "$2" -I"$inc" -c tests/hygiene_use.c -o "$out/fast_$BASHPID.o" || { echo "declarations refused as well"; return 1; }
+  "$1" "$2" -I"$inc" -DMLK_ALLOW_FAST_MATH -DHYGIENE_ONE_FILE -c tests/hygiene_use.c -o "$out/fast_$BASHPID.o"
+}
+for c in "${c_compilers[@]}"; do
+  check "-ffast-math is refused, $c" refuses_fast_math "$c" -ffast-math
+  check "-Ofast is refused, $c" refuses_fast_math "$c" -Ofast
+done
+
+# --- objects ------------------------------------------------------------------------------------------------------------
+object() { "$1" -O2 $openmp -fno-pie -x c -DMLK_IMPLEMENTATION -c "$inc/mlk.h" -o "$2"; }
+external_names() {
+  local o=$out/names_$BASHPID.o found
+  object "$1" "$o" || return 1
+  found=$(nm -g --defined-only "$o" | awk 'NF {print $NF}' | grep -v '^mlk_[a-z]')
+  [ -z "$found" ] || { echo "external names without mlk_: $found"; return 1; }
+  # every public function is there, and nothing that is not in >>api
+  diff <(nm -g --defined-only "$o" | awk '{print $NF}' | sort) \
+       <(sed -n 's/^MLK_API .*[ *]\(mlk_[a-z0-9_]*\)(.*/\1/p' "$inc/mlk.h" | sort -u) || { echo "not the functions of >>api"; return 1; }
+}
+no_writable_state() {
+  local o=$out/state_$BASHPID.o
+  object "$1" "$o" || return 1
+  size -A "$o" | awk '$1 ~ /^\.(data|bss|tdata|tbss|init_array|fini_array|ctors|dtors|preinit_array)/ && $1 !~ /^\.data\.rel\.ro/ && $2 > 0 \
+    {print "section " $1 " holds " $2 " bytes"; bad = 1} END {exit bad}' || { nm -S "$o" | grep -E ' [bBdDsSC] '; return 1; }
+}
+guest_manners() { # no output, no exit, no handlers, no rounding mode: none of these is even referenced
+  local o=$out/guest_$BASHPID.o found
+  object "$1" "$o" || return 1
+  found=$(nm -u "$o" | awk '{print $NF}' | grep -E -x '_?(exit|_exit|abort|__assert_fail|printf|puts|putchar|fprintf|__printf_chk|__fprintf_chk|vprintf|fopen|fwrite|stdout|stderr|signal|sigaction|raise|longjmp|setlocale|fesetround|fesetenv|feholdexcept|pthread_create|atexit|__cxa_atexit|getenv|system|rand)')
+  [ -z "$found" ] || { echo "references $found"; return 1; }
+}
+leaked_macros() { # leaked_macros COMPILER LANGUAGE [-DMLK_IMPLEMENTATION]
+  local base=$out/base_$BASHPID.c
+  { if [ -n "${3:-}" ]; then grep -E '^ *# *include <' "$inc/mlk.h" | sed -E 's/.*include (<[^>]*>).*/#if __has_include(\1)\n#include \1\n#endif/'
+    else printf '#include <stddef.h>\n#include <stdint.h>\n'; fi; } >"$base"
+  sed -i -E '/arm_neon|windows.h|intrin.h>/{/immintrin/!d}' "$base"
+  diff <("$1" -x "$2" -dM -E "$base" 2>/dev/null | sort) <("$1" -x "$2" ${3:-} -dM -E "$inc/mlk.h" | sort) |
+    sed -n 's/^> #define \([A-Za-z_0-9]*\).*/\1/p' | grep -v -E '^(MLK_|MLKI_|mlk_|mlki_)' | sed 's/^/leaks the macro /' | tee "$base.txt"
+  ! [ -s "$base.txt" ]
+}
+for c in "${c_compilers[@]}"; do
+  if have nm && have size; then
+    check "only the functions of >>api are external, $c" external_names "$c"
+    check "no writable state, no constructors, $c" no_writable_state "$c"
+    check "no output, exit, handlers or rounding modes, $c" guest_manners "$c"
+  else
+    check "symbol table, $c" skip "no nm or size"
+  fi
+  check "macros of the declarations, $c" leaked_macros "$c" c
+  check "macros of the implementation, $c" leaked_macros "$c" c -DMLK_IMPLEMENTATION
+  have "$(cxx_of "$c")" && check "macros of the declarations in C++, $c" leaked_macros "$(cxx_of "$c")" c++
+done
+declarations_are_light() { # two small headers of C, nothing else
+  ! $first -H -fsyntax-only -x c "$inc/mlk.h" 2>&1 | grep '^\. ' | grep -v -E '/std(def|int)\.h$'
+}
+check "the declarations include only stddef.h and stdint.h" declarations_are_light
+
+# --- text ---------------------------------------------------------------------------------------------------------------
+tags_agree() {
+  diff <(awk '/CONTENTS/ {on = 1; next} on && !/>>/ {exit} on {sub(/.*>>/, ""); sub(/ .*/, ""); print}' "$inc/mlk.h") \
+       <(sed -n 's,^/\* >>\([a-z]*\).*,\1,p' "$inc/mlk.h") || { echo "< contents, > sections"; return 1; }
+}
+tags_are_known() { # every >>tag mentioned anywhere is a section
+  local tags
+  tags=$(sed -n 's,^/\* >>\([a-z]*\).*,\1,p' "$inc/mlk.h")
+  grep -o '>>[a-z]\{3,\}' "$inc/mlk.h" | sed 's/>>//' | sort -u | grep -v -x -F "$tags" | sed 's/^/no section: >>/' | tee "$out/tags.txt"
+  ! [ -s "$out/tags.txt" ]
+}
+code_by_section() { # the header without comments, each line as "section:number: text"
+  awk '{ text = $0
+         if (match(text, /^\/\* >>[a-z]+/)) section = substr(text, 6, RLENGTH - 5)
+         kept = ""
+         while (text != "") {
+           if (inside) { i = index(text, "*/"); if (!i) break; text = substr(text, i + 2); inside = 0 }
+           else { i = index(text, "/*"); j = index(text, "//")
+                  if (j && (!i || j < i) && substr(text, j - 1, 1) != ":") { kept = kept substr(text, 1, j - 1); break }
+                  if (!i) { kept = kept text; break }
+                  kept = kept substr(text, 1, i - 1); text = substr(text, i + 2); inside = 1 } }
+         if (kept ~ /[^ ]/) print section ":" NR ": " kept }' "$inc/mlk.h"
+}
+only_in() { # only_in PATTERN SECTIONS: what matches stands in these sections
+  code_by_section | grep -E "$1" | grep -v -E "^($2):" | head -n 20 | tee "$out/only_$BASHPID.txt"
+  ! [ -s "$out/only_$BASHPID.txt" ]
+}
+machine='__GNUC__|__clang__|_MSC_VER|__INTEL|__MINGW|__AVX|__SSE|__FMA__|__F16C__|__x86_64__|__i386__|_M_X64|_M_IX86|_M_ARM|__aarch64__|__arm__|__ARM_|_WIN32|__APPLE__|__linux__|__unix__|__has_[a-z]+|__CUDACC__|__NVCC__|__FAST_MATH__|__FINITE_MATH'
+check "the contents list and the sections agree" tags_agree
+check "every tag mentioned is a section" tags_are_known
+check "compiler and machine macros stand in five sections" only_in "$machine" 'config|platform|cpu|vec|isa'
+check "intrinsics stand in >>vec" only_in '\b_mm(256|512)?_[a-z0-9_]+ *\(|\bv[a-z]+q?_(n_)?(f32|u32|s32|s64|u64)\b|__m(128|256|512)' 'platform|cpu|vec'
+check "OpenMP stands in >>threads" only_in '# *pragma omp|_OPENMP|\bomp_[a-z]' 'platform|threads'
+check "no dead code and no notes to self in mlk.h" only_in '# *if +[01]( |$)' 'nowhere'
+no_notes() { ! grep -n -E '\b(TODO|FIXME|XXX|HACK)\b' "$inc/mlk.h"; }
+check "no notes to self" no_notes
+no_tabs() { ! grep -n -P '\t| +$|\r' "$inc/mlk.h"; }
+check "no tabs, no blanks at line ends" no_tabs
+formatted() { clang-format --dry-run --Werror "$@"; }
+clang_format_14() { have clang-format && clang-format --version | grep -q 'version 14\.'; }
+for file in mlk.h tests/*.[ch] examples/*.[ch] bench/*.[ch]; do
+  [ -f "$file" ] || continue
+  if clang_format_14; then check "format of $file" formatted "$file"; else check "format of $file" skip "no clang-format 14"; fi
+done
+
+# --- cmake: a project that finds the installed package, and one that takes the tree along ---------------------------------
+consumer() { # consumer WAY FLAGS...
+  local b=$out/cmake_$1 way=$1
+  shift
+  mkdir -p "$b"
+  if [ "$way" = installed ]; then
+    cmake -S "$root" -B "$b/mlk" -DCMAKE_INSTALL_PREFIX="$b/prefix" -DMLK_BUILD_TESTS=OFF -DMLK_BUILD_EXAMPLES=OFF &&
+      cmake --build "$b/mlk" --target install || return 1
+    test -f "$b/prefix/include/mlk.h" || return 1
+  fi
+  cmake -S tests/hygiene_cmake -B "$b/build" -DWAY="$way" -DCMAKE_PREFIX_PATH="$b/prefix" "$@" && cmake --build "$b/build" &&
+    "$b/build/user" >"$b/user.txt" && "$b/build/user_cxx" >/dev/null && diff "$plain.txt" "$b/user.txt"
+}
+if have cmake; then
+  check "cmake, find_package" consumer installed
+  check "cmake, add_subdirectory" consumer subdirectory
+else
+  check "cmake" skip "no cmake"
+fi
+
+cost
+finish
