@@ -1,0 +1,385 @@
+/* test_math.c - the activations, through mlk_matmul alone.
+
+   With K = 0 the product is zero and D = act(bias): a bias of D's shape puts any float before the activation (but -0, which
+   0 + bias turns into +0). References are the formulas of mlk_activation in double, whose own error of a few 2^-53 times
+   the condition of the formula is far below the 2^-24 that is measured here. */
+
+#include "test.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define COUNT_OF(array) ((int)(sizeof(array) / sizeof(array)[0]))
+
+enum { ROWS = 64, COLUMNS = 256, BLOCK = ROWS * COLUMNS };
+
+/* The greatest errors that docs/numerics.md promises, in units in the last place of the exact f32 result. */
+static const struct {
+  const char *name;
+  double ulp;
+} promised[MLK_ACTIVATION_COUNT] = {{"none", 0}, {"relu", 0}, {"gelu", 4},   {"gelu_tanh", 4},
+                                    {"silu", 3}, {"tanh", 2}, {"sigmoid", 2}};
+
+/* The formula of act in double. At -infinity the products infinity times 0 stand for their limits. */
+static double exact_activation(mlk_activation act, double x) {
+  switch (act) {
+  case MLK_RELU: return x < 0 ? 0 : x;
+  case MLK_GELU: return x == -HUGE_VAL ? -0.0 : 0.5 * x * erfc(-x * 0.70710678118654752440);
+  case MLK_GELU_TANH: /* x/2 (1 + tanh u) = x / (1 + exp(-2u)) */
+    return x == -HUGE_VAL ? -0.0 : x / (1 + exp(-2 * 0.79788456080286535588 * (x + 0.044715 * x * x * x)));
+  case MLK_SILU: return x == -HUGE_VAL ? -0.0 : x / (1 + exp(-x));
+  case MLK_TANH: return tanh(x);
+  case MLK_SIGMOID: return 1 / (1 + exp(-x));
+  default: return x;
+  }
+}
+
+/* |got - exact| in units in the last place of exact as a float; HUGE_VAL where one is a NaN or infinite and not the other. */
+static double ulp_error(float got, double exact) {
+  const float nearest = (float)exact;
+  const uint32_t exponent = mlkt_bits(nearest) >> 23 & 255u;
+  if (isnan(exact) || isnan(got)) return isnan(exact) && isnan(got) ? 0 : HUGE_VAL;
+  if (got == nearest && fabs((double)got) <= DBL_MAX && exponent == 255u) return 0;
+  if (exponent == 255u || isinf(got)) return got == nearest ? 0 : HUGE_VAL;
+  return fabs((double)got - exact) * ldexp(1.0, 150 - (int)(exponent ? exponent : 1u));
+}
+
+/* D = act(x) for a block of ROWS x COLUMNS elements */
+static int activate(mlk_context *ctx, mlk_activation act, const float *x, float *preact, float *y) {
+  mlk_matmul_desc d;
+  memset(&d, 0, sizeof d);
+  d.a = mlk_f32(x, ROWS, 0);
+  d.b = mlk_f32(x, 0, COLUMNS);
+  d.bias = mlk_f32(x, ROWS, COLUMNS);
+  d.d = mlk_f32(y, ROWS, COLUMNS);
+  if (preact) d.preact = mlk_f32(preact, ROWS, COLUMNS);
+  d.activation = act;
+  return CHECK_OK(ctx, mlk_matmul(ctx, &d));
+}
+
+typedef struct team {
+  mlk_isa isas[MLK_ISA_COUNT];
+  mlk_context *ctx[MLK_ISA_COUNT];
+  int count;
+} team;
+
+static team team_open(void) {
+  team t;
+  int i;
+  t.count = mlkt_isas(t.isas);
+  for (i = 0; i < t.count; i++) {
+    t.ctx[i] = mlkt_open(t.isas[i], 1);
+    if (!t.ctx[i]) t.count = i;
+  }
+  return t;
+}
+
+static void team_close(team *t) {
+  int i;
+  for (i = 0; i < t->count; i++) mlk_close(t->ctx[i]);
+}
+
+/* ---- every STEP-th float ------------------------------------------------------------------------------------------------ */
+
+/* The distance between the bit patterns tried: a prime, so that all low bits occur with all exponents. */
+static uint64_t sweep_step(void) { return mlkt_opt.long_run ? 1 : mlkt_opt.quick ? 20011 : 139; }
+
+static void sweep(mlk_activation act) {
+  static float x[BLOCK], y[BLOCK], other[BLOCK];
+  const uint64_t step = sweep_step(), all = UINT64_C(1) << 32;
+  mlkt_rng rng = mlkt_rng_case();
+  uint64_t next = step > 1 ? mlkt_u64(&rng) % step : 0, tried = 0;
+  double worst = 0;
+  float worst_x = 0, worst_y = 0;
+  team t = team_open();
+  int i, r;
+  while (next < all && t.count > 0 && !mlkt_hopeless()) {
+    for (i = 0; i < BLOCK; i++) {
+      x[i] = mlkt_float((uint32_t)(next < all ? next : 0));
+      if (isnan(x[i]) && step == 1) { /* a few NaNs of each sign do */
+        const uint64_t past = (next | UINT64_C(0x7FFFFFFF)) + 1;
+        if (next % 64 == 63) next = past - 1;
+      }
+      if (next < all) next += step;
+    }
+    if (!activate(t.ctx[0], act, x, NULL, y)) break;
+    tried += BLOCK;
+    for (i = 0; i < BLOCK; i++) {
+      const double error = ulp_error(y[i], exact_activation(act, (double)x[i]));
+      if (error > worst) worst = error, worst_x = x[i], worst_y = y[i];
+    }
+    for (r = 1; r < t.count; r++) {
+      mlkt_note("%s, isa %s against %s", promised[act].name, mlk_isa_name(t.isas[r]), mlk_isa_name(t.isas[0]));
+      if (!activate(t.ctx[r], act, x, NULL, other)) break;
+      if (!CHECK_BITS_F32_N(other, y, BLOCK)) {
+        for (i = 0; i < BLOCK; i++)
+          if (mlkt_bits(other[i]) != mlkt_bits(y[i]) && !(isnan(other[i]) && isnan(y[i]))) break;
+        CHECK_MSG(0, "first at x = %.9g (0x%08" PRIx32 ")", (double)x[i], mlkt_bits(x[i]));
+      }
+    }
+  }
+  mlkt_note("%s", promised[act].name);
+  CHECK_MSG(worst <= promised[act].ulp, "%.3f ulp at x = %.9g (0x%08" PRIx32 "): %.9g, exactly %.12g; promised %.3f",
+            worst, (double)worst_x, mlkt_bits(worst_x), (double)worst_y, exact_activation(act, (double)worst_x),
+            promised[act].ulp);
+  if (mlkt_opt.long_run)
+    printf("  %s: greatest error %.4f ulp at x = %.9g (0x%08" PRIx32 "), %" PRIu64 " floats\n", promised[act].name,
+           worst, (double)worst_x, mlkt_bits(worst_x), tried);
+  team_close(&t);
+}
+
+static void test_none(void) { sweep(MLK_NONE); }
+static void test_relu(void) { sweep(MLK_RELU); }
+static void test_gelu(void) { sweep(MLK_GELU); }
+static void test_gelu_tanh(void) { sweep(MLK_GELU_TANH); }
+static void test_silu(void) { sweep(MLK_SILU); }
+static void test_tanh(void) { sweep(MLK_TANH); }
+static void test_sigmoid(void) { sweep(MLK_SIGMOID); }
+
+/* ---- single values -------------------------------------------------------------------------------------------------------- */
+
+/* act(x) alone in a 1 x 1 product; -0 comes from a product that underflows. */
+static float activate_one(mlk_context *ctx, mlk_activation act, float x, float *preact) {
+  const int minus_zero = mlkt_bits(x) == 0x80000000u;
+  float a = minus_zero ? -1e-30f : x, b = minus_zero ? 1e-30f : 1.0f, y = 12345.0f;
+  mlk_matmul_desc d;
+  memset(&d, 0, sizeof d);
+  d.a = mlk_f32(&a, 1, 1);
+  d.b = mlk_f32(&b, 1, 1);
+  d.d = mlk_f32(&y, 1, 1);
+  d.preact = mlk_f32(preact, 1, 1);
+  d.activation = act;
+  CHECK_OK(ctx, mlk_matmul(ctx, &d));
+  return y;
+}
+
+static void test_special_values(void) {
+  static const struct {
+    mlk_activation act;
+    float x, y;
+  } table[] = {
+      {MLK_RELU, 0.0f, 0.0f},
+      {MLK_RELU, -0.0f, -0.0f},
+      {MLK_RELU, -1.0f, 0.0f},
+      {MLK_RELU, FLT_MAX, FLT_MAX},
+      {MLK_RELU, -FLT_MAX, 0.0f},
+      {MLK_RELU, INFINITY, INFINITY},
+      {MLK_RELU, -INFINITY, 0.0f},
+      {MLK_RELU, 1e-45f, 1e-45f},
+      {MLK_RELU, -1e-45f, 0.0f},
+      {MLK_TANH, 0.0f, 0.0f},
+      {MLK_TANH, -0.0f, -0.0f},
+      {MLK_TANH, INFINITY, 1.0f},
+      {MLK_TANH, -INFINITY, -1.0f},
+      {MLK_TANH, FLT_MAX, 1.0f},
+      {MLK_TANH, -FLT_MAX, -1.0f},
+      {MLK_TANH, 20.0f, 1.0f},
+      {MLK_TANH, 1e-45f, 1e-45f},
+      {MLK_TANH, -1e-45f, -1e-45f},
+      {MLK_TANH, FLT_MIN, FLT_MIN},
+      {MLK_SIGMOID, 0.0f, 0.5f},
+      {MLK_SIGMOID, -0.0f, 0.5f},
+      {MLK_SIGMOID, 1e-45f, 0.5f},
+      {MLK_SIGMOID, INFINITY, 1.0f},
+      {MLK_SIGMOID, -INFINITY, 0.0f},
+      {MLK_SIGMOID, FLT_MAX, 1.0f},
+      {MLK_SIGMOID, -FLT_MAX, 0.0f},
+      {MLK_SILU, 0.0f, 0.0f},
+      {MLK_SILU, -0.0f, -0.0f},
+      {MLK_SILU, INFINITY, INFINITY},
+      {MLK_SILU, FLT_MAX, FLT_MAX},
+      {MLK_SILU, 100.0f, 100.0f},
+      {MLK_GELU, 0.0f, 0.0f},
+      {MLK_GELU, -0.0f, -0.0f},
+      {MLK_GELU, INFINITY, INFINITY},
+      {MLK_GELU, FLT_MAX, FLT_MAX},
+      {MLK_GELU, 100.0f, 100.0f},
+      {MLK_GELU_TANH, 0.0f, 0.0f},
+      {MLK_GELU_TANH, -0.0f, -0.0f},
+      {MLK_GELU_TANH, INFINITY, INFINITY},
+      {MLK_GELU_TANH, FLT_MAX, FLT_MAX},
+      {MLK_GELU_TANH, 100.0f, 100.0f},
+  };
+  static const float far_left[] = {-INFINITY, -FLT_MAX, -1e30f, -1e10f, -1000.0f, -200.0f};
+  static const mlk_activation vanishing[] = {MLK_GELU, MLK_GELU_TANH, MLK_SILU, MLK_SIGMOID};
+  team t = team_open();
+  int r, i, j;
+  for (r = 0; r < t.count; r++) {
+    float preact = 0;
+    for (i = 0; i < COUNT_OF(table); i++) {
+      mlkt_note("isa %s, %s(%g)", mlk_isa_name(t.isas[r]), promised[table[i].act].name, (double)table[i].x);
+      CHECK_BITS_F32(activate_one(t.ctx[r], table[i].act, table[i].x, &preact), table[i].y);
+      CHECK_BITS_F32(preact, table[i].x);
+    }
+    for (i = 0; i < MLK_ACTIVATION_COUNT; i++) {
+      mlkt_note("isa %s, %s(NaN)", mlk_isa_name(t.isas[r]), promised[i].name);
+      CHECK(isnan(activate_one(t.ctx[r], (mlk_activation)i, NAN, &preact)));
+      CHECK(isnan(preact));
+    }
+    for (i = 0; i < COUNT_OF(vanishing); i++)
+      for (j = 0; j < COUNT_OF(far_left); j++) {
+        mlkt_note("isa %s, %s(%g)", mlk_isa_name(t.isas[r]), promised[vanishing[i]].name, (double)far_left[j]);
+        CHECK(activate_one(t.ctx[r], vanishing[i], far_left[j], &preact) == 0.0f);
+      }
+  }
+  team_close(&t);
+}
+
+/* ---- properties ----------------------------------------------------------------------------------------------------------- */
+
+/* x of BLOCK floats over all exponents, none a NaN or a zero, with the ranges where activations bend given half the room. */
+static void fill_inputs(mlkt_rng *rng, float *x) {
+  int i;
+  for (i = 0; i < BLOCK; i++) {
+    do x[i] = i % 2 ? 12.0f * mlkt_signed(rng) : mlkt_float((uint32_t)mlkt_u64(rng));
+    while (isnan(x[i]) || x[i] == 0.0f);
+  }
+}
+
+/* tanh(-x) = -tanh(x), bit for bit */
+static void test_tanh_odd(void) {
+  static float x[BLOCK], minus[BLOCK], y[BLOCK], minus_y[BLOCK];
+  mlkt_rng rng = mlkt_rng_case();
+  team t = team_open();
+  int r, i, round;
+  for (r = 0; r < t.count; r++)
+    for (round = 0; round < (mlkt_opt.quick ? 4 : 100); round++) {
+      fill_inputs(&rng, x);
+      for (i = 0; i < BLOCK; i++) minus[i] = -x[i];
+      activate(t.ctx[r], MLK_TANH, x, NULL, y);
+      activate(t.ctx[r], MLK_TANH, minus, NULL, minus_y);
+      for (i = 0; i < BLOCK; i++) y[i] = -y[i];
+      mlkt_note("isa %s", mlk_isa_name(t.isas[r]));
+      CHECK_BITS_F32_N(minus_y, y, BLOCK);
+    }
+  team_close(&t);
+}
+
+/* |tanh| <= 1, 0 <= sigmoid <= 1, and x - 0.2 <= gelu(x), silu(x) - 0.1 and the like <= max(x, 0) */
+static void test_ranges(void) {
+  static float x[BLOCK], y[BLOCK];
+  mlkt_rng rng = mlkt_rng_case();
+  team t = team_open();
+  int r, i, round;
+  for (r = 0; r < t.count; r++)
+    for (round = 0; round < (mlkt_opt.quick ? 2 : 20); round++) {
+      const mlk_activation soft[] = {MLK_GELU, MLK_GELU_TANH, MLK_SILU};
+      int s, bad = 0;
+      fill_inputs(&rng, x);
+      mlkt_note("isa %s", mlk_isa_name(t.isas[r]));
+      activate(t.ctx[r], MLK_TANH, x, NULL, y);
+      for (i = 0; i < BLOCK; i++) bad += !(fabsf(y[i]) <= 1.0f && fabsf(y[i]) <= fabsf(x[i]));
+      CHECK_MSG(bad == 0, "%d values of tanh beyond 1 or beyond x", bad);
+      activate(t.ctx[r], MLK_SIGMOID, x, NULL, y);
+      for (i = 0, bad = 0; i < BLOCK; i++) bad += !(y[i] >= 0.0f && y[i] <= 1.0f);
+      CHECK_MSG(bad == 0, "%d values of sigmoid outside [0, 1]", bad);
+      for (s = 0; s < COUNT_OF(soft); s++) {
+        activate(t.ctx[r], soft[s], x, NULL, y);
+        for (i = 0, bad = 0; i < BLOCK; i++)
+          bad += !(x[i] < 0 ? y[i] <= 0 && y[i] >= -0.28f : y[i] >= 0 && y[i] <= x[i]);
+        CHECK_MSG(bad == 0, "%d values of %s outside [-0.28, max(x, 0)]", bad, promised[soft[s]].name);
+      }
+    }
+  team_close(&t);
+}
+
+/* The value of an element depends neither on its place, nor on the shape and strides of D, nor on how it came about. */
+static void test_place(void) {
+  static float x[BLOCK], y[BLOCK], got[BLOCK];
+  const float one = 1.0f;
+  mlkt_rng rng = mlkt_rng_case();
+  team t = team_open();
+  int r, act, n, i;
+  for (r = 0; r < t.count; r++)
+    for (act = 0; act < MLK_ACTIVATION_COUNT; act++) {
+      fill_inputs(&rng, x);
+      activate(t.ctx[r], (mlk_activation)act, x, NULL, y);
+      for (n = 1; n <= 70; n += mlkt_opt.quick ? 13 : 1) {
+        const int m = (int)mlkt_int(&rng, 1, BLOCK / n < 40 ? BLOCK / n : 40), by_column = (int)mlkt_int(&rng, 0, 1);
+        mlk_matmul_desc d;
+        memset(&d, 0, sizeof d);
+        mlkt_note("isa %s, %s, %d x %d%s", mlk_isa_name(t.isas[r]), promised[act].name, m, n,
+                  by_column ? ", D transposed" : "");
+        if (n % 2) { /* x as bias of nothing */
+          d.a = mlk_f32(x, m, 0);
+          d.b = mlk_f32(x, 0, n);
+          d.bias = mlk_f32(x, m, n);
+        } else { /* x as a column times 1, seen through a row of the last axis only */
+          d.a = mlk_f32(x, m * n, 1);
+          d.b = mlk_f32(&one, 1, 1);
+        }
+        d.d = n % 2 ? mlk_f32(got, m, n) : mlk_f32(got, m * n, 1);
+        if (n % 2 && by_column) {
+          d.d = mlk_transposed(mlk_f32(got, n, m));
+          d.bias = mlk_transposed(mlk_f32(x, n, m));
+        }
+        d.activation = (mlk_activation)act;
+        if (CHECK_OK(t.ctx[r], mlk_matmul(t.ctx[r], &d)))
+          for (i = 0; i < m * n; i++) {
+            if (!CHECK_BITS_F32(got[i], y[i])) break;
+          }
+      }
+    }
+  team_close(&t);
+}
+
+/* In a whole product with alpha, beta, C and bias: preact holds the argument of the activation, whatever its distribution,
+   and preact without an activation is D. */
+static void test_preact(void) {
+  static float a[ROWS * 33], b[33 * COLUMNS], c[BLOCK], bias[COLUMNS], plain[BLOCK], preact[BLOCK], y[BLOCK],
+      again[BLOCK];
+  const float alpha = 0.75f, beta = -1.5f;
+  mlkt_rng rng = mlkt_rng_case();
+  team t = team_open();
+  int r, act, spread, i;
+  for (r = 0; r < t.count; r++)
+    for (act = 0; act < MLK_ACTIVATION_COUNT; act++)
+      for (spread = 0; spread < 4; spread++) {
+        const float scales[] = {0.01f, 1.0f, 30.0f, 1e6f};
+        mlk_matmul_desc d;
+        memset(&d, 0, sizeof d);
+        for (i = 0; i < COUNT_OF(a); i++) a[i] = scales[spread] * mlkt_signed(&rng);
+        for (i = 0; i < COUNT_OF(b); i++) b[i] = mlkt_signed(&rng);
+        for (i = 0; i < BLOCK; i++) c[i] = mlkt_wide(&rng, 6);
+        for (i = 0; i < COLUMNS; i++) bias[i] = mlkt_signed(&rng);
+        mlkt_note("isa %s, %s, spread %g", mlk_isa_name(t.isas[r]), promised[act].name, (double)scales[spread]);
+        d.a = mlk_f32(a, ROWS, 33);
+        d.b = mlk_f32(b, 33, COLUMNS);
+        d.c = mlk_f32(c, ROWS, COLUMNS);
+        d.bias = mlk_f32(bias, COLUMNS);
+        d.alpha = &alpha;
+        d.beta = &beta;
+        d.d = mlk_f32(plain, ROWS, COLUMNS);
+        CHECK_OK(t.ctx[r], mlk_matmul(t.ctx[r], &d));
+        d.d = mlk_f32(y, ROWS, COLUMNS);
+        d.preact = mlk_f32(preact, ROWS, COLUMNS);
+        d.activation = (mlk_activation)act;
+        CHECK_OK(t.ctx[r], mlk_matmul(t.ctx[r], &d));
+        CHECK_BITS_F32_N(preact, plain, BLOCK);
+        activate(t.ctx[r], (mlk_activation)act, preact, NULL, again);
+        CHECK_BITS_F32_N(y, again, BLOCK);
+        for (i = 0; i < BLOCK; i++) {
+          const double error = ulp_error(y[i], exact_activation((mlk_activation)act, (double)preact[i]));
+          if (!CHECK_MSG(error <= promised[act].ulp, "%.3f ulp at %.9g", error, (double)preact[i])) break;
+        }
+      }
+  team_close(&t);
+}
+
+const mlkt_case mlkt_math_cases[] = {
+    {"math/none", test_none},
+    {"math/relu", test_relu},
+    {"math/gelu", test_gelu},
+    {"math/gelu_tanh", test_gelu_tanh},
+    {"math/silu", test_silu},
+    {"math/tanh", test_tanh},
+    {"math/sigmoid", test_sigmoid},
+    {"math/special_values", test_special_values},
+    {"math/tanh_odd", test_tanh_odd},
+    {"math/ranges", test_ranges},
+    {"math/place", test_place},
+    {"math/preact", test_preact},
+    {NULL, NULL},
+};
