@@ -11,7 +11,7 @@ WARN := -std=c99 -Wall -Wextra -Wpedantic -Wshadow -Wconversion
 # --- probes: only goals that compile pay for them -------------------------------------------------------------------
 # $(call links,flags,program) gives the flags when the program compiles and links with them, else nothing.
 links = $(shell mkdir -p $(B) && printf '%b' '$(2)' > $(B)/probe.c && \
-          $(CC) $(1) $(B)/probe.c -o $(B)/probe.out >/dev/null 2>&1 && echo '$(1)'; \
+          $(CC) $(B)/probe.c -o $(B)/probe.out $(1) >/dev/null 2>&1 && echo '$(1)'; \
           rm -f $(B)/probe.c $(B)/probe.out)
 
 GOALS := $(or $(MAKECMDGOALS),all)
@@ -25,6 +25,7 @@ ifneq ($(filter-out help clean distclean install uninstall format data peers,$(G
   endif
   LIBDL   := $(call links,-ldl,int main(void) { return 0; }\n)
   PTHREAD := $(call links,-pthread,int main(void) { return 0; }\n)
+  ZLIB    := $(call links,-lz,\043include <zlib.h>\nint main(void) { return zlibVersion()[0] == 0; }\n)
 endif
 
 LIBS := $(LIBDL) -lm
@@ -63,6 +64,7 @@ have = $(if $(shell command -v $(1) 2>/dev/null),$(1),none)
 probe:
 	@echo 'C compiler   $(CC): $(shell $(CC) --version 2>/dev/null | head -n 1)'
 	@echo 'OpenMP       $(if $(OPENMP),$(OPENMP),none: examples and bench run on one thread; see also the parallel hook in mlk.h)'
+	@echo 'zlib         $(or $(ZLIB),none: the demo reads .gz files through a gunzip pipe)'
 	@echo 'C++          $(call have,$(CXX))     second compiler: $(call have,clang)     cmake: $(call have,cmake)'
 	@echo 'emulators    $(call have,qemu-aarch64) $(call have,qemu-x86_64)  (none: make test leaves their stages out and says so)'
 
@@ -74,9 +76,10 @@ $(B)/test/%.o: tests/%.c tests/test.h mlk.h Makefile
 $(B)/mlk_test: $(TEST_O)
 	$(CC) $(CFLAGS) $(OPENMP) $(PTHREAD) $(TEST_O) -o $@ $(LIBS)
 
+$(B)/00_knn_pictures: EXAMPLE_FLAGS := $(if $(ZLIB),-DMLK_EXAMPLE_ZLIB $(ZLIB))
 $(EXAMPLES): $(B)/%: examples/%.c mlk.h Makefile
 	@mkdir -p $(@D)
-	$(CC) $(WARN) $(CFLAGS) $(OPENMP) -I. $< -o $@ $(LIBS)
+	$(CC) $(WARN) $(CFLAGS) $(OPENMP) -I. $< -o $@ $(EXAMPLE_FLAGS) $(LIBS)
 
 $(BENCHES): $(B)/%: bench/%.c $(wildcard bench/*.h) mlk.h Makefile
 	@mkdir -p $(@D)
@@ -85,6 +88,7 @@ $(BENCHES): $(B)/%: bench/%.c $(wildcard bench/*.h) mlk.h Makefile
 examples: $(EXAMPLES)
 
 demo: probe $(B)/00_knn_pictures
+	@sh examples/fetch_data.sh
 	$(B)/00_knn_pictures $(DEMO_ARGS)
 
 bench: probe $(BENCHES)

@@ -1,0 +1,263 @@
+#!/usr/bin/env bash
+# run.sh - every check this machine has the tools for; README.md in this folder says what each stage looks at.
+# usage: tests/run.sh [--long] [--list] [STAGE...]      STAGE: only the stages whose name contains one of these words
+# CC, CFLAGS, OPENMP, MAKE: as make gives them. MLK_JOBS: stages at once (default: the processors).
+# Prints a line per stage and ends with "N passed, N failed, N skipped"; exit status 1 when something failed.
+# What a stage printed is left in build/check/log.
+
+set -u
+cd "$(dirname "$0")/.." || exit 2
+
+long=0 list=0 wanted=()
+for argument in "$@"; do
+  case $argument in
+    --long) long=1 ;;
+    --list) list=1 ;;
+    --help | -h) sed -n '2,6s/^# //p' tests/run.sh; exit 0 ;;
+    -*) echo "run.sh: unknown option $argument; try --help" >&2; exit 2 ;;
+    *) wanted+=("$argument") ;;
+  esac
+done
+
+MAKE=${MAKE:-make}
+CC=${CC:-cc}
+CFLAGS=${CFLAGS:--O2}
+cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+jobs_at_once=${MLK_JOBS:-$cores}
+limit=${MLK_STAGE_SECONDS:-$((long ? 3600 : 540))} # a stage that hangs is a failure, not a hung build
+base=build/check
+log=$base/log
+mkdir -p "$log"
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # stages share the cores: waiting threads must not burn them
+unset MAKEFLAGS MFLAGS MAKELEVEL
+
+have() { command -v "$1" >/dev/null 2>&1; }
+skip() { echo "skipped: $*"; exit 77; }
+bounded() { if have timeout; then timeout "$limit" "$@"; else "$@"; fi; }
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+# Each is a function that runs in a process of its own: status 0, 77 (skipped) or another; a closing line
+# "N passed, N failed, N skipped" in its output is added up, else the stage counts as one.
+
+build() { # build NAME VARIABLE=VALUE...: the test program as build/check/NAME/mlk_test
+  local name=$1
+  shift
+  env -u OPENMP -u CFLAGS -u CC "$MAKE" -s B="$base/$name" "$@" "$base/$name/mlk_test" || { echo "mlk_test does not build: $*"; exit 1; }
+}
+cxx_warnings() { echo "-x c++ -std=$1 -Wall -Wextra -Wpedantic -Wshadow -Wconversion"; }
+
+stage_suite() { # everything, as make builds it
+  build suite CC="$CC" CFLAGS="$CFLAGS" ${OPENMP+"OPENMP=$OPENMP"}
+  if [ $long = 1 ]; then bounded "$base/suite/mlk_test" --long; else bounded "$base/suite/mlk_test"; fi
+}
+
+stage_clang() {
+  have clang || skip "no clang"
+  build clang CC=clang CFLAGS=-O2
+  bounded "$base/clang/mlk_test" --quick
+}
+
+stage_cxx11() {
+  have g++ || skip "no g++"
+  build cxx11 CC=g++ CFLAGS=-O1 WARN="$(cxx_warnings c++11)"
+  bounded "$base/cxx11/mlk_test" --quick
+}
+
+stage_cxx17_clang() {
+  have clang++ || skip "no clang++"
+  build cxx17 CC=clang++ CFLAGS=-O1 WARN="$(cxx_warnings c++17) -Wno-deprecated"
+  bounded "$base/cxx17/mlk_test" --quick
+}
+
+stage_serial() { # as a compiler without OpenMP builds it
+  build serial CC="$CC" CFLAGS=-O2 OPENMP=
+  bounded "$base/serial/mlk_test" --quick
+}
+
+stage_native() { # the compiler may use this machine's instructions everywhere, and contract: the bits must stay
+  build native CC="$CC" CFLAGS="-O3 -march=native -ffp-contract=fast"
+  bounded "$base/native/mlk_test" --quick
+}
+
+stage_O0() {
+  build O0 CC="$CC" CFLAGS=-O0
+  bounded "$base/O0/mlk_test" --quick
+}
+
+sanitizer_works() { # sanitizer_works COMPILER FLAGS: links, and the program starts
+  mkdir -p "$base/probe"
+  local p=$base/probe/$BASHPID
+  printf 'int main(void) { return 0; }\n' >"$p.c"
+  $1 $2 "$p.c" -o "$p" >/dev/null 2>&1 && "$p" >"$p.said" 2>&1
+}
+
+stage_asan() { # addresses, leaks, undefined behaviour
+  local flags="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
+  local cc=$CC leaks=1
+  sanitizer_works "$cc" "$flags" || cc=clang
+  if ! sanitizer_works "$cc" "$flags"; then
+    export ASAN_OPTIONS=detect_leaks=0 # LeakSanitizer needs ptrace, which some containers forbid
+    leaks=0
+    sanitizer_works "$CC" "$flags" && cc=$CC
+    sanitizer_works "$cc" "$flags" || skip "no compiler here links AddressSanitizer"
+  fi
+  build asan CC="$cc" CFLAGS="$flags"
+  export UBSAN_OPTIONS=print_stacktrace=1 ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=$leaks}:allocator_may_return_null=1
+  bounded "$base/asan/mlk_test" --quick
+}
+
+stage_ubsan_integer() { # clang's checks beyond the standard: unsigned wrap-around is allowed only where it is meant
+  local flags="-O1 -g -fsanitize=undefined,float-divide-by-zero,implicit-integer-truncation -fno-sanitize-recover=all"
+  have clang || skip "no clang"
+  sanitizer_works clang "$flags" || skip "clang does not link its sanitizers"
+  build ubsan CC=clang CFLAGS="$flags"
+  UBSAN_OPTIONS=print_stacktrace=1 bounded "$base/ubsan/mlk_test" --quick
+}
+
+stage_tsan() { # races: on a pthread pool in the parallel hook, since OpenMP's runtime is not instrumented
+  local flags="-O1 -g -fsanitize=thread -DMLK_NO_OPENMP" cc=$CC prefix=""
+  if ! sanitizer_works "$cc" "$flags"; then
+    if have setarch && $cc $flags "$base/probe/$BASHPID.c" -o "$base/probe/$BASHPID" 2>/dev/null &&
+      setarch -R "$base/probe/$BASHPID" 2>/dev/null; then
+      prefix="setarch -R" # this ThreadSanitizer is older than the kernel's address space randomisation
+    else
+      cc=clang
+      sanitizer_works "$cc" "$flags" || skip "no compiler here links and starts ThreadSanitizer"
+    fi
+  fi
+  build tsan CC="$cc" CFLAGS="$flags" OPENMP=
+  TSAN_OPTIONS=halt_on_error=0:exitcode=66 bounded $prefix "$base/tsan/mlk_test" --quick --pool
+}
+
+rows_are() { # rows_are "NAMES" OUTPUT: the program found exactly these instruction sets
+  grep -q -E "instruction sets $1\$" "$2" || { echo "expected the instruction sets \"$1\", found: $(head -n 1 "$2")"; return 1; }
+}
+
+emulated() { # emulated STAGE "EXPECTED ROWS" EMULATOR...
+  local name=$1 rows=$2
+  shift 2
+  mkdir -p "$base/$name"
+  bounded "$@" "$base/$name/mlk_test" --quick --threads-max 2 >"$base/$name/said" 2>&1
+  local status=$?
+  cat "$base/$name/said"
+  rows_are "$rows" "$base/$name/said" || return 1
+  return $status
+}
+
+stage_neon() {
+  have aarch64-linux-gnu-gcc || skip "no aarch64-linux-gnu-gcc"
+  have qemu-aarch64 || skip "no qemu-aarch64 (Debian package qemu-user)"
+  build neon CC=aarch64-linux-gnu-gcc CFLAGS="-O2 -static"
+  emulated neon "scalar neon" qemu-aarch64
+}
+
+stage_dispatch_sse() { # a machine without AVX: the scalar row, and no instruction beyond SSE on the way
+  [ "$(uname -m)" = x86_64 ] || skip "not an x86-64 machine"
+  have qemu-x86_64 || skip "no qemu-x86_64 (Debian package qemu-user)"
+  build dispatch_sse CC="$CC" CFLAGS="-O2 -static"
+  emulated dispatch_sse "scalar" qemu-x86_64 -cpu Nehalem
+}
+
+stage_dispatch_avx2() {
+  [ "$(uname -m)" = x86_64 ] || skip "not an x86-64 machine"
+  have qemu-x86_64 || skip "no qemu-x86_64 (Debian package qemu-user)"
+  printf '#include <immintrin.h>\nint main(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 0 : 1; }\n' \
+    >"$base/has_avx2.c"
+  $CC -static "$base/has_avx2.c" -o "$base/has_avx2" && qemu-x86_64 -cpu Haswell "$base/has_avx2" 2>/dev/null ||
+    skip "this qemu-x86_64 does not emulate AVX2"
+  build dispatch_avx2 CC="$CC" CFLAGS="-O2 -static"
+  emulated dispatch_avx2 "scalar avx2" qemu-x86_64 -cpu Haswell
+}
+
+stage_hygiene() { MLK_JOBS=$cores bash tests/hygiene.sh; }
+stage_blas() { MLK_JOBS=$cores bash tests/blas_testers.sh; }
+stage_snippets() { MLK_JOBS=$cores bash tests/snippets.sh; }
+
+stage_demo() {
+  [ -f tests/demo.sh ] || skip "no tests/demo.sh"
+  MLK_JOBS=$cores bash tests/demo.sh
+}
+
+stage_valgrind() { # reads of uninitialised memory; this valgrind knows no AVX-512, so the rows below it run
+  have valgrind || skip "no valgrind"
+  build valgrind CC="$CC" CFLAGS="-O1 -g" OPENMP=
+  bounded valgrind -q --error-exitcode=9 --leak-check=full "$base/valgrind/mlk_test" --quick --threads-max 2
+}
+
+stage_seeds() { # other random numbers than the fixed ones
+  build suite CC="$CC" CFLAGS="$CFLAGS" ${OPENMP+"OPENMP=$OPENMP"}
+  local first
+  first=$(date +%s)
+  for seed in $first $((first + 1)) $((first + 2)); do bounded "$base/suite/mlk_test" --seed "$seed" || return 1; done
+}
+
+stage_coverage() { # how much of mlk.h the suite runs; printed, not judged
+  have gcov || skip "no gcov"
+  build coverage CC=gcc CFLAGS="-O0 --coverage" OPENMP=
+  bounded "$base/coverage/mlk_test" >"$base/coverage/said" || { tail -n 30 "$base/coverage/said"; return 1; }
+  (cd "$base/coverage/test" && gcov -b test_main.gcda 2>/dev/null | grep -A 4 "mlk.h'")
+}
+
+# Longest first, so that the cores stay busy to the end.
+stages="suite neon asan tsan hygiene dispatch_avx2 dispatch_sse ubsan_integer O0 clang cxx11 cxx17_clang native serial blas snippets demo"
+[ $long = 0 ] || stages="$stages valgrind seeds coverage"
+
+if [ ${#wanted[@]} -gt 0 ]; then
+  chosen=""
+  for stage in $stages; do
+    for word in "${wanted[@]}"; do case $stage in *"$word"*) chosen="$chosen $stage"; break ;; esac; done
+  done
+  [ -n "$chosen" ] || { echo "run.sh: no stage has such a name; there are: $stages" >&2; exit 2; }
+  stages=$chosen
+fi
+if [ $list = 1 ]; then printf '%s\n' $stages; exit; fi
+
+# --- running them -------------------------------------------------------------------------------------------------------
+counts='^([0-9]+) passed, ([0-9]+) failed, ([0-9]+) skipped'
+
+run_stage() {
+  local stage=$1 from to status line passed=0 failed=0 skipped=0 word=ok
+  from=$(date +%s)
+  (stage_"$stage") >"$log/$stage" 2>&1 </dev/null
+  status=$?
+  to=$(date +%s)
+  line=$(grep -E "$counts" "$log/$stage" | tail -n 1)
+  if [ -n "$line" ] && [[ $line =~ $counts ]]; then
+    passed=${BASH_REMATCH[1]} failed=${BASH_REMATCH[2]} skipped=${BASH_REMATCH[3]}
+    [ $status -eq 0 ] || [ "$failed" -gt 0 ] || failed=1 # died after, or beside, its closing line
+  elif [ $status -eq 77 ]; then skipped=1
+  elif [ $status -eq 0 ]; then passed=1
+  else failed=1
+  fi
+  [ "$skipped" -eq 0 ] || word=skip
+  [ "$passed" -eq 0 ] || word=ok
+  [ "$failed" -eq 0 ] || word=FAIL
+  echo "$passed $failed $skipped" >"$log/$stage.counts"
+  if [ $word = skip ]; then printf '%-4s %-14s %s\n' SKIP "$stage" "$(tail -n 1 "$log/$stage" | sed 's/^skipped: //')"
+  else printf '%-4s %-14s %5d passed, %d failed, %d skipped %5d s\n' $word "$stage" "$passed" "$failed" "$skipped" $((to - from))
+  fi
+}
+
+rm -f "$log"/*.counts
+started=$(date +%s)
+for stage in $stages; do
+  while [ "$(jobs -rp | wc -l)" -ge "$jobs_at_once" ]; do sleep 0.1; done
+  run_stage "$stage" &
+done
+wait
+
+passed=0 failed=0 skipped=0
+for stage in $stages; do
+  read -r p f s <"$log/$stage.counts" || { p=0 f=1 s=0; }
+  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+  if [ "$s" -gt 0 ] && [ "$p" -gt 0 ]; then grep -E '^skip ' "$log/$stage" | sed "s/^skip */skipped in $stage: /"; fi
+  if [ "$f" -gt 0 ]; then
+    echo
+    echo "--- $stage: the end of $log/$stage"
+    grep -n -E -A 12 '^FAIL|error:|ERROR:|WARNING: ThreadSanitizer' "$log/$stage" | head -n 60
+    tail -n 15 "$log/$stage"
+  fi
+done
+echo "in $(($(date +%s) - started)) s; what each stage said: $log"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed -eq 0 ]
