@@ -7,7 +7,8 @@
 # MLK_OFFLINE=1 in the environment: nothing is downloaded.
 
 package=dataset-fashion-mnist
-here=$(cd "$(dirname "$0")" && pwd) || exit 0
+case $0 in */*) here=${0%/*} ;; *) here=. ;; esac
+here=$(cd "$here" && pwd) || exit 0
 to=$here/data/cache/fashion-mnist
 files='train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz t10k-images-idx3-ubyte.gz t10k-labels-idx1-ubyte.gz'
 quiet=
@@ -27,14 +28,14 @@ cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa
 8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05'
 
 # Are all four files in folder $1, with the published contents as far as this machine can tell?
-complete() {
+has_all() {
   for f in $files; do [ -s "$1/$f" ] || return 1; done
   command -v sha256sum >/dev/null || return 0
   sums=$(cd "$1" && sha256sum $files | cut -d ' ' -f 1) && [ "$sums" = "$published" ]
 }
 
-complete "$to" && say "already in examples/data/cache/fashion-mnist"
-complete "/usr/share/datasets/fashion-mnist" && say "already in /usr/share/datasets/fashion-mnist ($package is installed)"
+has_all "$to" && say "already in examples/data/cache/fashion-mnist"
+has_all "/usr/share/datasets/fashion-mnist" && say "already in /usr/share/datasets/fashion-mnist ($package is installed)"
 [ "${MLK_OFFLINE:-}" = 1 ] && say "not fetched: MLK_OFFLINE=1"
 command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || say "not fetched: no apt-get and dpkg-deb here; $by_hand"
 
@@ -59,9 +60,10 @@ fi
 ls ./*.deb >/dev/null 2>&1 || say "not fetched: apt-get found no $package ($(grep '^E:' log | head -n 1)); $by_hand"
 
 dpkg-deb -x ./*.deb tree >>log 2>&1 || say "not fetched: the package could not be unpacked; $by_hand"
-complete "$work/tree/usr/share/datasets/fashion-mnist" || say "not fetched: the package holds other files than expected; $by_hand"
-rm -rf "$to"
-mkdir -p "$(dirname "$to")" && cp -R tree/usr/share/datasets/fashion-mnist "$to" &&
-  cp tree/usr/share/doc/"$package"/copyright "$to/LICENSE" && say "now in examples/data/cache/fashion-mnist (from $package)"
-rm -rf "$to"
+has_all "$work/tree/usr/share/datasets/fashion-mnist" || say "not fetched: the package holds other files than expected; $by_hand"
+rm -rf "$to" 2>>log
+mkdir -p "${to%/*}" 2>>log && cp -R tree/usr/share/datasets/fashion-mnist "$to" 2>>log &&
+  cp tree/usr/share/doc/"$package"/copyright "$to/LICENSE" 2>>log &&
+  say "now in examples/data/cache/fashion-mnist (from $package)"
+rm -rf "$to" 2>>log
 say "not fetched: examples/data/cache cannot be written (disk full?)"

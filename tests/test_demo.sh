@@ -1,0 +1,320 @@
+#!/usr/bin/env bash
+# The demo examples/00_knn_pictures.c from outside: its results on every instruction set, thread count and metric against
+# tests/demo_expected.txt, its options, its refusal of wrong arguments and files, its JSON; then the other examples.
+#
+# usage: tests/test_demo.sh     from anywhere; CC, CFLAGS and OPENMP are taken from the environment
+# Last line: N passed, N failed, N skipped. Exit code 1 when something failed.
+
+cd "$(dirname "$0")/.." || exit 1
+CC=${CC:-cc}
+CFLAGS=${CFLAGS:--O2}
+WARN='-std=c99 -Wall -Wextra -Wpedantic -Wshadow -Wconversion'
+export LC_ALL=C
+passed=0 failed=0 skipped=0
+
+pass() { passed=$((passed + 1)); }
+fail() { failed=$((failed + 1)) && echo "FAIL test_demo: $*"; }
+skip() { skipped=$((skipped + 1)) && echo "skip test_demo: $*"; }
+
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+expected=tests/demo_expected.txt
+
+# --- build: .gz through a pipe, through zlib, and with sanitizers ---------------------------------------------------------
+links() { # flags, program
+  printf '%b' "$2" >"$work/probe.c" && $CC "$work/probe.c" -o "$work/probe" $1 >/dev/null 2>&1 && "$work/probe"
+}
+
+build() { # name, flags, libraries
+  if $CC $WARN $CFLAGS $2 -I. examples/00_knn_pictures.c -o "$work/$1" -lm $3 >"$work/log" 2>&1 && ! [ -s "$work/log" ]; then
+    pass
+  else
+    fail "examples/00_knn_pictures.c does not compile without warnings: $CC $WARN $CFLAGS $2 -I. ... $3"
+    head -n 20 "$work/log"
+    return 1
+  fi
+}
+
+if [ -z "${OPENMP+set}" ]; then
+  OPENMP=
+  links -fopenmp '#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n' && OPENMP=-fopenmp
+fi
+sanitize='-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all'
+links "$sanitize" 'int main(void) { return 0; }\n' || { skip 'no address sanitizer here' && sanitize=; }
+build demo "$OPENMP" || { echo "$passed passed, $failed failed, $skipped skipped" && exit 1; }
+demo=$work/demo
+checkers=$demo
+[ "$sanitize" ] && build demo_sanitized "$sanitize" && checkers="$checkers $work/demo_sanitized"
+if links -lz '#include <zlib.h>\nint main(void) { return zlibVersion() == 0; }\n'; then
+  build demo_zlib "-DMLK_EXAMPLE_ZLIB $sanitize" -lz && checkers="$checkers $work/demo_zlib"
+else
+  skip 'no zlib here'
+fi
+
+# --- the same results everywhere --------------------------------------------------------------------------------------
+matches() { # arguments of the demo; every line it prints must stand in the expected file
+  local line
+  if ! "$demo" --quiet "$@" >"$work/out" 2>"$work/err"; then
+    fail "$* ends with an error: $(cat "$work/err")"
+    return
+  fi
+  [ -s "$work/out" ] || { fail "$* prints nothing" && return; }
+  while read -r line; do
+    if grep -qxF -- "$line" $expected; then pass; else fail "$* gives '$line', which $expected does not have"; fi
+  done <"$work/out"
+}
+
+for isa in scalar neon avx2 avx512; do
+  if ! "$demo" --isa $isa --data none --queries 1 --quiet >/dev/null 2>&1; then
+    skip "instruction set $isa: not on this machine"
+    continue
+  fi
+  for threads in 1 2 3; do
+    for metric in l2sq l2 ip cosine; do
+      for k in 1 5 50; do matches --data none --isa $isa --threads $threads --metric $metric --k $k; done
+    done
+  done
+done
+matches --data none
+matches --data none --queries 1
+matches --data none --queries 77 --threads 3
+
+fashion=
+for folder in examples/data/cache/fashion-mnist /usr/share/datasets/fashion-mnist; do
+  [ -z "$fashion" ] && [ -e $folder/train-images-idx3-ubyte.gz ] && fashion=$folder
+done
+if [ "$fashion" ]; then
+  for isa in scalar neon avx2 avx512; do
+    "$demo" --isa $isa --data none --queries 1 --quiet >/dev/null 2>&1 || continue
+    for metric in l2sq l2 ip cosine; do matches --data $fashion --isa $isa --metric $metric --queries 200; done
+  done
+  for program in $checkers; do # every way of reading 31 MB of .gz
+    "$program" --quiet --data $fashion --queries 1 2>&1 | grep '^Fashion' | grep -qxFf $expected && pass || fail "$(basename "$program") reads $fashion"
+  done
+  # All 10,000 queries are 941 GFLOP: seconds with vector instructions, minutes without.
+  if "$demo" --isa avx2 --data none --queries 1 --quiet >/dev/null 2>&1 ||
+    "$demo" --isa neon --data none --queries 1 --quiet >/dev/null 2>&1; then
+    matches --data $fashion
+    matches # found without being told
+  else
+    skip 'all of Fashion-MNIST: no vector instructions here'
+  fi
+else
+  skip 'Fashion-MNIST is not here; make data fetches it'
+fi
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+says() { # regular expression, then arguments: exit code 0 and the text printed
+  local pattern=$1
+  shift
+  if "$demo" "$@" >"$work/out" 2>"$work/err" && grep -qE -- "$pattern" "$work/out" && ! [ -s "$work/err" ]; then
+    pass
+  else
+    fail "'$*' does not print '$pattern', or complains: $(cat "$work/err")"
+  fi
+}
+
+says '^usage: ' --help
+says '^device +cpu' --data none
+says '^measured +[0-9.]+ GFLOP/s and [0-9.]+ GB/s' --data none
+says '^plan +[a-z_0-9]+, 0.083 GFLOP, [0-9,]+ bytes of workspace' --data none
+says '^accuracy +96.40 %   482 of 500 right, k = 5, metric l2' --data none
+says '^speed +[0-9,]+ queries/s   [0-9.]+ GFLOP/s = [0-9]+ % of the measured peak' --data none
+says "^hash +$(sed -n 's/^UCI-digits l2 k=5 queries=500 .*hash=//p' $expected) " --data none
+says '^ +5 +\. .* 50 ' --data none
+says 'query 64: 5, voted 6; nearest: 6' --data none
+says 'k = 7, metric cosine' --data none --k=7 --metric=cosine
+
+json="$work/result.json"
+if command -v python3 >/dev/null; then
+  check='
+import json, sys
+r = json.load(open(sys.argv[1]))
+s = r["sets"][0]
+assert r["backend"] == "cpu" and r["threads"] == 1 and r["isa"] and r["ceilings"]["flops_all"] > 0
+assert s["name"] == "UCI-digits" and s["base"] == 1297 and s["queries"] == 500 and s["dimensions"] == 64
+assert s["k"] == 5 and s["metric"] == "l2" and s["flops"] == 2 * 500 * 1297 * 64 and s["seconds"] > 0
+assert s["hash_fnv1a64"] == sys.argv[2] and s["correct"] == 482 == sum(s["confusion"][c][c] for c in range(10))
+assert sum(map(sum, s["confusion"])) == 500'
+  hash=$(sed -n 's/^UCI-digits l2 k=5 queries=500 .*hash=//p' $expected)
+  "$demo" --data none --threads 1 --quiet --json "$json" >/dev/null && python3 -c "$check" "$json" "$hash" && pass || fail "--json $json"
+  "$demo" --data none --threads 1 --json - >"$json" 2>/dev/null && python3 -c "$check" "$json" "$hash" && pass || fail '--json -'
+else
+  skip 'no python3 to read the JSON with'
+fi
+if [ -c /dev/full ]; then
+  "$demo" --data none --quiet >/dev/full 2>"$work/err"
+  [ $? = 1 ] && grep -q 'standard output could not be written' "$work/err" && pass || fail 'a full disk under standard output'
+  "$demo" --data none --quiet --json /dev/full >/dev/null 2>"$work/err"
+  [ $? = 1 ] && grep -q '/dev/full could not be written' "$work/err" && pass || fail 'a full disk under --json'
+else
+  skip 'no /dev/full'
+fi
+
+# --- wrong arguments --------------------------------------------------------------------------------------------------
+refuses() { # regular expression, then arguments: exit code 2, one line on standard error, nothing on standard output
+  local pattern=$1 program code
+  shift
+  for program in $checkers; do
+    "$program" "$@" >"$work/out" 2>"$work/err"
+    code=$?
+    if [ $code = 2 ] && [ "$(wc -l <"$work/err")" = 1 ] && ! [ -s "$work/out" ] && grep -qE -- "$pattern" "$work/err"; then
+      pass
+    else
+      fail "$(basename "$program") $*: exit code $code, expected 2 and one line with '$pattern', got: $(head -n 5 "$work/err")"
+    fi
+  done
+}
+
+for value in 0 -1 1001 x 5x '' ' ' 99999999999999999999 1e3; do
+  refuses "--k is '$value'; it must be a whole number from 1 to 1000" --data none --k "$value"
+done
+refuses "--k needs a value" --data none --k
+refuses "--k is ''" --data none --k=
+refuses "--metric is 'l3'; it must be l2sq, l2, ip or cosine" --data none --metric l3
+refuses "--metric is 'L2'" --data none --metric=L2
+refuses "--threads is '-1'; it must be a whole number from 0 to 1024" --data none --threads -1
+refuses "--threads is '1025'" --data none --threads 1025
+refuses "--isa is 'mmx'; it must be best, scalar, neon, avx2 or avx512" --data none --isa mmx
+refuses "--queries is '0'; it must be a whole number from 1 to 10000000" --data none --queries 0
+refuses "'--fast' is not an option" --fast
+refuses "'--kk' is not an option" --kk 3
+refuses "'-k' is not an option" -k 3
+refuses "'digits' is not an option" digits
+refuses "--json: .*/nowhere/x cannot be written: No such file" --data none --json "$work/nowhere/x"
+refuses "has no file train-images-idx3-ubyte and no train-images-idx3-ubyte.gz" --data "$work/nowhere"
+refuses "has no file train-images-idx3-ubyte" --data ''
+refuses "--data is 5000 bytes long; the limit is [0-9]+" --data "$(printf '%05000d' 0)"
+for isa in neon avx2; do
+  "$demo" --isa $isa --data none --quiet >/dev/null 2>&1 ||
+    refuses "--isa is '$isa', which this build or machine does not run; it runs best, scalar" --data none --isa $isa
+done
+
+# --- wrong files ------------------------------------------------------------------------------------------------------
+set_of_2x2() { # folder: three pictures and two queries
+  rm -rf "$1" && mkdir -p "$1"
+  printf '\0\0\10\3\0\0\0\3\0\0\0\2\0\0\0\2\1\2\3\4\5\6\7\10\377\376\375\374' >"$1/train-images-idx3-ubyte"
+  printf '\0\0\10\1\0\0\0\3\0\1\2' >"$1/train-labels-idx1-ubyte"
+  printf '\0\0\10\3\0\0\0\2\0\0\0\2\0\0\0\2\1\2\3\5\377\377\377\377' >"$1/t10k-images-idx3-ubyte"
+  printf '\0\0\10\1\0\0\0\2\0\2' >"$1/t10k-labels-idx1-ubyte"
+}
+
+small=$work/small
+set_of_2x2 "$small"
+says '^accuracy +100.00 %   2 of 2 right' --data "$small" --k 1
+says 'k = 9' --data "$small" --k 9 # more than there are: the missing neighbours do not vote
+gzip -9 "$small"/*
+says '^accuracy +100.00 %   2 of 2 right' --data "$small" --k 1
+odd="$work/it's \$(odd); \"name\" \`x\` \\ "
+set_of_2x2 "$odd" && gzip "$odd"/*
+for program in $checkers; do
+  "$program" --quiet --data "$odd" --k 1 2>&1 | grep -q '^pictures l2 k=1 queries=2 correct=2 ' && pass || fail "folder $odd"
+done
+
+for name in train-images-idx3-ubyte train-labels-idx1-ubyte t10k-images-idx3-ubyte t10k-labels-idx1-ubyte; do
+  header=8
+  case $name in *images*) header=16 ;; esac
+  file=$small/$name
+  fresh() { set_of_2x2 "$small" && bytes=$(wc -c <"$file") && bytes=$((bytes)); }
+  patch() { printf "$2" | dd of="$file" bs=1 seek="$1" conv=notrunc 2>/dev/null; } # offset, bytes
+
+  fresh && rm "$file"
+  refuses "$small has no file $name and no $name.gz" --data "$small"
+  fresh && rm "$file" && mkdir "$file"
+  refuses "$name" --data "$small"
+  for length in 0 3 $((header - 1)); do
+    fresh && head -c $length "$file" >"$work/cut" && mv "$work/cut" "$file"
+    refuses "$name ends after $length bytes, or is damaged there; its header alone has $header" --data "$small"
+  done
+  for length in $header $((bytes - 1)); do
+    fresh && head -c $length "$file" >"$work/cut" && mv "$work/cut" "$file"
+    refuses "$name ends after $length bytes, or is damaged there; its header promises $bytes" --data "$small"
+  done
+  fresh && printf x >>"$file"
+  refuses "$name goes on after the $bytes bytes that its header promises" --data "$small"
+  fresh && patch 2 '\015'
+  refuses "$name begins with 0x00000d0[13]; [a-z]+ begin with 0x0000080[13]" --data "$small"
+  fresh && patch 3 '\002'
+  refuses "$name begins with 0x00000802" --data "$small"
+  fresh && patch 4 '\0\0\0\0'
+  refuses "$name says 0 entries; it must be 1 to 10000000" --data "$small"
+  fresh && patch 4 '\377\377\377\377'
+  refuses "$name says 4294967295 entries; it must be 1 to 10000000" --data "$small"
+  fresh && patch 4 '\0\0\0\1'
+  refuses "$name goes on after" --data "$small"
+
+  fresh && mv "$file" "$file.gz"
+  refuses "$name.gz begins with the bytes 00 00; a gzip file begins with 1f 8b" --data "$small"
+  fresh && gzip "$file" && head -c 25 "$file.gz" >"$work/cut" && mv "$work/cut" "$file.gz"
+  refuses "$name.gz ends after [0-9]+ bytes, or is damaged there" --data "$small"
+  fresh && gzip "$file" && bytes=$(wc -c <"$file.gz") && file=$file.gz && patch $((bytes - 8)) '\252\125\252\125' && file=$small/$name
+  refuses "$name.gz (cannot be read to its end: gzip finds it damaged|ends after [0-9]+ bytes, or is damaged)" --data "$small"
+done
+
+file=$small/train-images-idx3-ubyte
+fresh && patch 8 '\0\0\1\1'
+refuses 'images-idx3-ubyte says 257 rows; it must be 1 to 256' --data "$small"
+fresh && patch 12 '\0\0\0\0'
+refuses 'images-idx3-ubyte says 0 columns; it must be 1 to 256' --data "$small"
+fresh && patch 4 '\0\230\226\200\0\0\1\0\0\0\1\0'
+refuses 'says 655360000000 bytes of pixels; the limit is 1073741824' --data "$small"
+fresh && patch 8 '\0\0\0\4\0\0\0\1'
+refuses 'pictures of 4 x 1 to search, but queries of 2 x 2' --data "$small"
+# A header that promises a gigabyte must not take one.
+fresh && patch 4 '\0\0\100\0\0\0\1\0\0\0\1\0'
+(ulimit -v 500000 && "$demo" --data "$small" >"$work/out" 2>"$work/err")
+[ $? = 2 ] && grep -q 'ends after 28 bytes, .* promises 1073741840' "$work/err" && pass || fail "a promised gigabyte: $(cat "$work/err")"
+refuses 'ends after 28 bytes, .* promises 1073741840' --data "$small"
+
+file=$small/train-labels-idx1-ubyte
+fresh && patch 9 '\012'
+refuses 'train-labels-idx1-ubyte: label 1 is 10; the limit is 9' --data "$small"
+fresh && printf '\0\0\10\1\0\0\0\2\0\1' >"$file"
+refuses 'train-labels-idx1-ubyte has 2 labels for 3 pictures' --data "$small"
+file=$small/t10k-labels-idx1-ubyte
+fresh && patch 9 '\377'
+refuses 't10k-labels-idx1-ubyte: label 1 is 255; the limit is 9' --data "$small"
+fresh && printf '\0\0\10\1\0\0\0\3\0\1\1' >"$file"
+refuses 't10k-labels-idx1-ubyte has 3 labels for 2 pictures' --data "$small"
+if [ "$(id -u)" != 0 ]; then
+  fresh && chmod 000 "$file"
+  refuses 't10k-labels-idx1-ubyte cannot be opened: Permission denied' --data "$small"
+else
+  skip 'an unreadable file: root reads everything'
+fi
+
+# The program finds its digits from its own place, and says what it misses.
+elsewhere=$work/elsewhere
+mkdir -p "$elsewhere/build/deep" && cp "$demo" "$elsewhere/build/deep/demo"
+(cd / && "$elsewhere/build/deep/demo" --data none >"$work/out" 2>"$work/err")
+[ $? = 2 ] && grep -q 'examples/data/digits is not found from here' "$work/err" && pass || fail 'digits that are missing'
+mkdir -p "$elsewhere/examples/data" && cp -R examples/data/digits "$elsewhere/examples/data"
+cp "$demo" "$elsewhere/build/demo"
+(cd / && "$elsewhere/build/demo" --data none --quiet 2>&1) | grep -qxFf $expected && pass || fail 'digits beside the program'
+
+# --- the progress line ------------------------------------------------------------------------------------------------
+if [ "$fashion" ] && command -v script >/dev/null && script -qec true /dev/null >/dev/null 2>&1; then
+  script -qec "'$demo' --data $fashion --isa scalar --threads 1 --queries 600" /dev/null >"$work/out" </dev/null
+  tr '\r' '\n' <"$work/out" >"$work/lines"
+  grep -qE '^  [0-9]+ of 600 queries   [0-9]+ queries/s   [0-9.]+ s left' "$work/lines" && pass || fail 'no progress line on a terminal'
+  grep -qE "^$(printf '\033')\[K" "$work/lines" && pass || fail 'the progress line is not erased'
+else
+  skip 'the progress line: no terminal to pretend with, or no Fashion-MNIST'
+fi
+
+# --- the other examples -----------------------------------------------------------------------------------------------
+for example in examples/0[1-9]_*.c; do
+  name=$(basename "$example" .c)
+  if $CC $WARN -Werror $CFLAGS $OPENMP -I. "$example" -o "$work/$name" -lm 2>"$work/log"; then pass; else fail "$example: $(head -n 5 "$work/log")"; fi
+  if (cd "$work" && "./$name" >out 2>&1); then pass; else fail "$example says: $(tail -n 3 "$work/out")"; fi
+done
+
+# --- fetch_data.sh never fails and says one line ----------------------------------------------------------------------
+mkdir -p "$work/fetch" && cp examples/fetch_data.sh "$work/fetch"
+for setting in MLK_OFFLINE=1 PATH=/nonexistent; do
+  lines=$(env $setting /bin/sh "$work/fetch/fetch_data.sh" 2>&1)
+  [ $? = 0 ] && [ "$(printf '%s\n' "$lines" | grep -c '^Fashion-MNIST: ')" = 1 ] && pass || fail "fetch_data.sh with $setting: $lines"
+done
+
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed = 0 ]
