@@ -1318,6 +1318,13 @@ typedef struct small_call {
   int64_t k;
 } small_call;
 
+/* Outputs full of rogue values. */
+static void small_call_clear(small_call *c) {
+  mlkt_rogue_i64(c->ids, (size_t)(c->p.queries * c->k));
+  mlkt_rogue_f32(c->near, (size_t)(c->p.queries * c->k));
+  mlkt_rogue_f32(c->out, (size_t)(c->p.queries * c->p.rows));
+}
+
 static small_call small_call_new(mlkt_rng *rng, mlk_metric metric, int64_t queries, int64_t rows, int64_t dim,
                                  int64_t k) {
   small_call c;
@@ -1326,9 +1333,7 @@ static small_call small_call_new(mlkt_rng *rng, mlk_metric metric, int64_t queri
   c.ids = need_i64(queries * k);
   c.near = need_f32(queries * k);
   c.out = need_f32(queries * rows);
-  mlkt_rogue_i64(c.ids, (size_t)(queries * k));
-  mlkt_rogue_f32(c.near, (size_t)(queries * k));
-  mlkt_rogue_f32(c.out, (size_t)(queries * rows));
+  small_call_clear(&c);
   c.knn = dense_knn(metric, c.p.q, queries, c.p.x, rows, dim, k, c.ids, c.near);
   c.distances = dense_distances(metric, c.p.q, queries, c.p.x, rows, dim, c.out);
   return c;
@@ -1351,110 +1356,146 @@ static const struct {
   int64_t queries, rows, dim, k;
 } workspace_shapes[] = {{1, 100, 16, 3}, {300, 700, 96, 10}, {5, 3000, 40, 64}, {33, 50, 513, 50}, {64, 300, 8, 1500}};
 
+/* Knn and distances by one descriptor each, chosen by a flag. */
+static mlk_status small_call_run(mlk_context *ctx, const small_call *c, int is_knn) {
+  return is_knn ? mlk_knn(ctx, &c->knn) : mlk_distances(ctx, &c->distances);
+}
+
+static mlk_status small_call_plan(mlk_context *ctx, const small_call *c, int is_knn, mlk_plan *plan) {
+  return is_knn ? mlk_knn_plan(ctx, &c->knn, plan) : mlk_distances_plan(ctx, &c->distances, plan);
+}
+
+static void small_call_check(const small_call *c, int is_knn) {
+  if (is_knn)
+    answers_right(&c->p, c->k, 0, c->ids, c->near);
+  else
+    CHECK_BITS_F32_N(c->out, c->p.distances, c->p.queries * c->p.rows);
+}
+
 /* A fresh context grows by exactly what the plan says; a fixed one of that size suffices; one byte less is refused. */
+static void check_workspace(small_call *c, int is_knn, mlk_isa isa, int threads) {
+  mlkt_memory memory;
+  mlk_context_desc desc = mlkt_context_desc(isa, threads);
+  mlk_context *ctx = NULL;
+  mlk_plan plan;
+  mlk_info info;
+  uint64_t before;
+  char size[32];
+  memset(&memory, 0, sizeof memory);
+  desc.allocator = mlkt_memory_hook(&memory);
+  if (!CHECK_OK(NULL, mlk_open(&ctx, &desc))) return;
+  before = memory.live_bytes;
+  memset(&plan, 0, sizeof plan);
+  CHECK_OK(ctx, small_call_plan(ctx, c, is_knn, &plan));
+  CHECK_EQ_I64(memory.peak_bytes, before);
+  small_call_clear(c);
+  CHECK_OK(ctx, small_call_run(ctx, c, is_knn));
+  small_call_check(c, is_knn);
+  CHECK_OK(ctx, mlk_get_info(ctx, &info));
+  CHECK_EQ_I64(info.workspace_bytes, plan.workspace_bytes);
+  CHECK_EQ_I64(memory.live_bytes - before, plan.workspace_bytes);
+  CHECK_EQ_I64(memory.peak_bytes - before, plan.workspace_bytes);
+  mlk_close(ctx);
+  CHECK_MEMORY_EMPTY(&memory);
+
+  desc.growth = MLK_FIXED;
+  desc.workspace_bytes = plan.workspace_bytes;
+  if (!CHECK_OK(NULL, mlk_open(&ctx, &desc))) return;
+  small_call_clear(c);
+  CHECK_OK(ctx, small_call_run(ctx, c, is_knn));
+  small_call_check(c, is_knn);
+  mlk_close(ctx);
+  CHECK_MEMORY_EMPTY(&memory);
+  if (plan.workspace_bytes == 0) return;
+
+  desc.workspace_bytes = plan.workspace_bytes - 1;
+  if (!CHECK_OK(NULL, mlk_open(&ctx, &desc))) return;
+  small_call_clear(c);
+  CHECK_STATUS(ctx, small_call_run(ctx, c, is_knn), MLK_ERR_WORKSPACE);
+  CHECK_MSG(small_call_untouched(c), "outputs were written before the workspace was there");
+  snprintf(size, sizeof size, "%" PRIu64, plan.workspace_bytes);
+  CHECK_MSG(strstr(mlk_last_error(ctx), size) != NULL, "\"%s\" does not name %s", mlk_last_error(ctx), size);
+  mlk_close(ctx);
+  CHECK_MEMORY_EMPTY(&memory);
+}
+
 static void test_workspace_exact(void) {
   mlk_isa isas[MLK_ISA_COUNT];
   const int count = mlkt_isas(isas);
   mlkt_rng rng = mlkt_rng_case();
-  int i, s, m, threads;
-  for (i = 0; i < count; i++)
-    for (s = 0; s < COUNT_OF(workspace_shapes); s++)
-      for (m = 0; m < 2 * MLK_METRIC_COUNT; m++) {
-        const int is_knn = m < MLK_METRIC_COUNT;
-        small_call c = small_call_new(&rng, (mlk_metric)(m % MLK_METRIC_COUNT), workspace_shapes[s].queries,
-                                      workspace_shapes[s].rows, workspace_shapes[s].dim, workspace_shapes[s].k);
-        for (threads = 1; threads <= 3 && threads <= mlkt_opt.threads_max; threads += 2) {
-          mlkt_memory memory;
-          mlk_context_desc desc = mlkt_context_desc(isas[i], threads);
-          mlk_context *ctx = NULL;
-          mlk_plan plan;
-          mlk_info info;
-          uint64_t before;
-          memset(&memory, 0, sizeof memory);
-          desc.allocator = mlkt_memory_hook(&memory);
-          mlkt_note("%s, isa %s, shape %d, metric %d, threads %d", is_knn ? "knn" : "distances", mlk_isa_name(isas[i]),
-                    s, m % MLK_METRIC_COUNT, threads);
-          if (!CHECK_OK(NULL, mlk_open(&ctx, &desc))) continue;
-          before = memory.live_bytes;
-          CHECK_OK(ctx, is_knn ? mlk_knn_plan(ctx, &c.knn, &plan) : mlk_distances_plan(ctx, &c.distances, &plan));
-          CHECK_EQ_I64(memory.peak_bytes, before);
-          CHECK_OK(ctx, is_knn ? mlk_knn(ctx, &c.knn) : mlk_distances(ctx, &c.distances));
-          CHECK_OK(ctx, mlk_get_info(ctx, &info));
-          CHECK_EQ_I64(info.workspace_bytes, plan.workspace_bytes);
-          CHECK_EQ_I64(memory.live_bytes - before, plan.workspace_bytes);
-          CHECK_EQ_I64(memory.peak_bytes - before, plan.workspace_bytes);
-          mlk_close(ctx);
-          CHECK_MEMORY_EMPTY(&memory);
-
-          desc.growth = MLK_FIXED;
-          desc.workspace_bytes = plan.workspace_bytes;
-          if (!CHECK_OK(NULL, mlk_open(&ctx, &desc))) continue;
-          CHECK_OK(ctx, is_knn ? mlk_knn(ctx, &c.knn) : mlk_distances(ctx, &c.distances));
-          mlk_close(ctx);
-          if (plan.workspace_bytes > 0) {
-            char size[32];
-            desc.workspace_bytes = plan.workspace_bytes - 1;
-            mlkt_rogue_i64(c.ids, (size_t)(c.p.queries * c.k));
-            mlkt_rogue_f32(c.near, (size_t)(c.p.queries * c.k));
-            mlkt_rogue_f32(c.out, (size_t)(c.p.queries * c.p.rows));
-            if (!CHECK_OK(NULL, mlk_open(&ctx, &desc))) continue;
-            CHECK_STATUS(ctx, is_knn ? mlk_knn(ctx, &c.knn) : mlk_distances(ctx, &c.distances), MLK_ERR_WORKSPACE);
-            CHECK_MSG(small_call_untouched(&c), "outputs were written before the workspace was there");
-            snprintf(size, sizeof size, "%" PRIu64, plan.workspace_bytes);
-            CHECK_MSG(strstr(mlk_last_error(ctx), size) != NULL, "\"%s\" does not name %s", mlk_last_error(ctx), size);
-            mlk_close(ctx);
+  int i, s, m, threads, is_knn;
+  for (s = 0; s < COUNT_OF(workspace_shapes); s++)
+    for (m = 0; m < MLK_METRIC_COUNT; m++) {
+      small_call c = small_call_new(&rng, (mlk_metric)m, workspace_shapes[s].queries, workspace_shapes[s].rows,
+                                    workspace_shapes[s].dim, workspace_shapes[s].k);
+      for (i = 0; i < count; i++)
+        for (is_knn = 0; is_knn < 2; is_knn++)
+          for (threads = 1; threads <= 3 && threads <= mlkt_opt.threads_max; threads += 2) {
+            mlkt_note("%s, isa %s, shape %d, %s, threads %d", is_knn ? "knn" : "distances", mlk_isa_name(isas[i]), s,
+                      metric_name((mlk_metric)m), threads);
+            check_workspace(&c, is_knn, isas[i], threads);
           }
-          CHECK_MEMORY_EMPTY(&memory);
-        }
-        small_call_free(&c);
-      }
+      small_call_free(&c);
+    }
 }
 
-/* The n-th allocation of open, knn, distances, close fails, once or for ever, for every n that there is. */
+/* The n-th allocation of open, knn, distances, close fails, once or for ever. Gives whether there were that many. */
+static int check_failing_memory(small_call *c, mlk_isa isa, uint64_t fail_at, int for_ever) {
+  mlkt_memory memory;
+  mlk_context_desc desc = mlkt_context_desc(isa, mlkt_opt.threads_max < 2 ? 1 : 2);
+  mlk_context *ctx = NULL;
+  mlk_status status;
+  memset(&memory, 0, sizeof memory);
+  memory.fail_at = fail_at;
+  memory.fail_for_ever = for_ever;
+  desc.allocator = mlkt_memory_hook(&memory);
+  small_call_clear(c);
+  status = mlk_open(&ctx, &desc);
+  if (status == MLK_OK) {
+    status = mlk_knn(ctx, &c->knn);
+    CHECK_MSG(status == MLK_OK || small_call_untouched(c), "outputs were written before the memory was there");
+  }
+  small_call_clear(c);
+  if (status == MLK_OK) {
+    status = mlk_distances(ctx, &c->distances);
+    CHECK_MSG(status == MLK_OK || small_call_untouched(c), "out was written before the memory was there");
+  }
+  CHECK_MSG((memory.failed > 0) == (status != MLK_OK), "%d allocations failed and the status is %s", (int)memory.failed,
+            mlk_status_name(status));
+  if (status != MLK_OK) {
+    CHECK_EQ_I64(status, MLK_ERR_MEMORY);
+    if (ctx) {
+      CHECK(mlk_last_error(ctx)[0] != 0);
+      memory.fail_at = 0; /* the context stays usable */
+      CHECK_OK(ctx, mlk_knn(ctx, &c->knn));
+      small_call_check(c, 1);
+    }
+  }
+  mlk_close(ctx);
+  CHECK_MEMORY_EMPTY(&memory);
+  return memory.failed > 0;
+}
+
 static void test_failing_memory(void) {
   mlk_isa isas[MLK_ISA_COUNT];
   const int count = mlkt_isas(isas);
   mlkt_rng rng = mlkt_rng_case();
   int i, s, for_ever;
-  for (i = 0; i < count; i++)
-    for (s = 0; s < COUNT_OF(workspace_shapes); s++)
+  for (s = 0; s < COUNT_OF(workspace_shapes); s++) {
+    small_call c = small_call_new(&rng, (mlk_metric)(s % MLK_METRIC_COUNT), workspace_shapes[s].queries,
+                                  workspace_shapes[s].rows, workspace_shapes[s].dim, workspace_shapes[s].k);
+    for (i = 0; i < count; i++)
       for (for_ever = 0; for_ever < 2; for_ever++) {
-        uint64_t fail_at;
-        int failed = 1;
-        for (fail_at = 1; failed && fail_at < 100; fail_at++) {
-          small_call c = small_call_new(&rng, (mlk_metric)(fail_at % MLK_METRIC_COUNT), workspace_shapes[s].queries,
-                                        workspace_shapes[s].rows, workspace_shapes[s].dim, workspace_shapes[s].k);
-          mlkt_memory memory;
-          mlk_context_desc desc = mlkt_context_desc(isas[i], 2 <= mlkt_opt.threads_max ? 2 : 1);
-          mlk_context *ctx = NULL;
-          mlk_status status;
-          memset(&memory, 0, sizeof memory);
-          memory.fail_at = fail_at;
-          memory.fail_for_ever = for_ever;
-          desc.allocator = mlkt_memory_hook(&memory);
+        uint64_t fail_at = 0;
+        do {
+          fail_at++;
           mlkt_note("isa %s, shape %d, allocation %d fails%s", mlk_isa_name(isas[i]), s, (int)fail_at,
                     for_ever ? " for ever" : "");
-          status = mlk_open(&ctx, &desc);
-          if (status == MLK_OK) status = mlk_knn(ctx, &c.knn);
-          if (status == MLK_OK) status = mlk_distances(ctx, &c.distances);
-          failed = status != MLK_OK;
-          CHECK_MSG((memory.failed > 0) == failed, "%d allocations failed and the status is %s", (int)memory.failed,
-                    mlk_status_name(status));
-          if (failed) {
-            CHECK_EQ_I64(status, MLK_ERR_MEMORY);
-            if (ctx) {
-              CHECK(mlk_last_error(ctx)[0] != 0);
-              memory.fail_at = 0; /* the context stays usable */
-              CHECK_OK(ctx, mlk_knn(ctx, &c.knn));
-              answers_right(&c.p, c.k, 0, c.ids, c.near);
-            }
-          }
-          mlk_close(ctx);
-          CHECK_MEMORY_EMPTY(&memory);
-          small_call_free(&c);
-        }
-        CHECK_MSG(!failed, "allocations never end");
+        } while (check_failing_memory(&c, isas[i], fail_at, for_ever) && fail_at < 100);
+        CHECK_MSG(fail_at > 1 && fail_at < 100, "%d allocations", (int)fail_at - 1);
       }
+    small_call_free(&c);
+  }
 }
 
 /* ---- bad arguments ---------------------------------------------------------------------------------------------------- */
