@@ -35,12 +35,12 @@
      >>threads         the one parallel loop
      >>cpu             which instruction sets this machine runs
      >>tensor          views: strides, broadcasting, extents, overlap
-     >>ref             naive form of every operator: its definition, fallback and oracle
      >>vec             the vector vocabulary, once per instruction set
      >>isa             how one kernel source becomes one row of functions per instruction set
      >>math            exp, tanh, erf and the activations, in the vocabulary
      >>kernels         packing, matmul strip, epilogue, distances: compiled once per instruction set
      >>dispatch        the rows, and which one a context uses
+     >>ref             naive form of every operator: its definition, and the oracle of the tests
      >>plan            ceilings and predicted times
      >>matmul          validation, blocking, threads
      >>knn             the filter, its error bound, the exact re-rank
@@ -81,8 +81,8 @@
                  Epilogue, in this order, absent terms skipped:
                      t = fma(alpha, acc, bias)     t = fma(beta, C, t)     preact = t     D = act(t) + residual
                - distances: each sum over an axis of length D runs in 16 lanes: lane l is a chain of fused
-                 multiply-adds over elements l, l + 16, ... ascending, and the lanes are added as a tree
-                 (l with l + 8, then + 4, + 2, + 1).   (see mlk_metric)
+                 multiply-adds from +0 over elements l, l + 16, ... ascending, elements past the end counting as
+                 zeros up to a multiple of 16, and the lanes are added as a tree (l with l + 8, then + 4, + 2, + 1).
                      |sum - exact| <= (ceil(D / 16) + 5) u (1 + 2^-10) sum |terms|       (L2: +2 for the subtraction)
                - k-NN results are *defined* by these distances: ascending by (distance, id). Fast paths only skip
                  rows that a proven error bound shows to lie outside; see >>knn.
@@ -177,7 +177,8 @@ typedef struct mlk_tensor {
   int64_t stride[MLK_MAX_RANK];
 } mlk_tensor;
 
-typedef enum mlk_isa { MLK_ISA_BEST = 0, MLK_ISA_SCALAR, MLK_ISA_NEON, MLK_ISA_AVX2, MLK_ISA_AVX512, MLK_ISA_COUNT } mlk_isa;
+/* MLK_ISA_REFERENCE runs every operator as its naive definition: slow, one thread, the same bits. */
+typedef enum mlk_isa { MLK_ISA_BEST = 0, MLK_ISA_SCALAR, MLK_ISA_NEON, MLK_ISA_AVX2, MLK_ISA_AVX512, MLK_ISA_REFERENCE, MLK_ISA_COUNT } mlk_isa;
 typedef enum mlk_numerics { MLK_STRICT = 0, MLK_FAST } mlk_numerics;
 typedef enum mlk_growth { MLK_GROWS = 0, MLK_FIXED } mlk_growth;
 
@@ -219,7 +220,7 @@ typedef struct mlk_ceilings {
 
 typedef struct mlk_info {
   const char *backend; /* "cpu" */
-  const char *isa;     /* "scalar", "neon", "avx2", "avx512" */
+  const char *isa;     /* as mlk_isa_name */
   int threads;         /* most tasks per call */
   int openmp;          /* 1 when OpenMP runs the tasks */
   uint64_t workspace_bytes;
@@ -260,7 +261,8 @@ typedef struct mlk_packed {
 
 /* D = act(alpha A B + beta C + bias) + residual, for each matrix of a batch.
    The last two axes are the matrix, axes before them the batch: D's batch shape rules, the other tensors' batch axes
-   equal it, are 1, or are missing. D may be transposed or strided in any way that does not map two elements to one place. */
+   equal it, are 1, or are missing. D may be transposed
+   or strided as long as each stride, taken in ascending order, steps over all that the smaller ones span. */
 typedef struct mlk_matmul_desc {
   mlk_tensor a;              /* [..., M, K] f32 */
   mlk_tensor b;              /* [..., K, N] f32; absent when packed_b is given */
@@ -315,7 +317,7 @@ MLK_API int mlk_version(void);
 /* "ok", "argument", ...; never NULL. */
 MLK_API const char *mlk_status_name(mlk_status status);
 
-/* "best", "scalar", "neon", "avx2", "avx512"; never NULL. */
+/* "best", "scalar", "neon", "avx2", "avx512", "reference"; never NULL. */
 MLK_API const char *mlk_isa_name(mlk_isa isa);
 
 /* 1 when this build has kernels for isa and this machine and operating system run them. */
@@ -450,3 +452,2903 @@ static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_
 }
 #endif
 #endif /* MLK_H */
+
+/* >>implementation ----------------------------------------------------------------------------------------------- */
+#if defined(MLK_IMPLEMENTATION) && (!defined(MLKI_IMPLEMENTED) || defined(MLKI_PASS))
+#if !defined(MLKI_PASS) /* first time through; the passes of >>isa come back to >>math and >>kernels only */
+#define MLKI_IMPLEMENTED
+
+/* >>platform -----------------------------------------------------------------------------------------------------
+   The only place, with >>cpu, >>vec and >>isa, for compiler and processor macros. */
+
+#if defined(__FAST_MATH__) && !defined(MLK_ALLOW_FAST_MATH)
+#  error "mlk.h: -ffast-math (or -Ofast) voids the numeric contract; compile this file without it, or define MLK_ALLOW_FAST_MATH"
+#endif
+#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ == 2
+#  error "mlk.h: x87 arithmetic rounds twice; compile with -msse2 -mfpmath=sse"
+#endif
+
+#include <float.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#if defined(_OPENMP) && !defined(MLK_NO_OPENMP)
+#  define MLKI_OPENMP 1
+#  include <omp.h>
+#else
+#  define MLKI_OPENMP 0
+#endif
+
+/* MLKI_X86, MLKI_ARM64: may the instruction sets beyond the scalar row be compiled here? nvcc's host pass is left with the scalar row:
+   several pairs of gcc and CUDA cannot parse immintrin.h. */
+#if (defined(__x86_64__) || defined(_M_X64)) && !defined(__CUDACC__)
+#  define MLKI_X86 1
+#else
+#  define MLKI_X86 0
+#endif
+#if (defined(__aarch64__) || defined(_M_ARM64)) && !defined(__CUDACC__) && !defined(MLK_NO_NEON)
+#  define MLKI_NEON 1
+#else
+#  define MLKI_NEON 0
+#endif
+#if MLKI_X86 && !defined(MLK_NO_AVX2)
+#  define MLKI_AVX2 1
+#else
+#  define MLKI_AVX2 0
+#endif
+#if MLKI_X86 && !defined(MLK_NO_AVX512) && !(defined(_MSC_VER) && !defined(__clang__))
+#  define MLKI_AVX512 1
+#else
+#  define MLKI_AVX512 0
+#endif
+
+#if defined(__GNUC__)
+#  define MLKI_INLINE       static inline __attribute__((always_inline))
+#  define MLKI_TARGET(isas) __attribute__((target(isas)))
+#  define MLKI_PRINTF(f, a) __attribute__((format(printf, f, a)))
+#  define MLKI_LIKELY(x)    __builtin_expect(!!(x), 1)
+#  define MLKI_PREFETCH(p)  __builtin_prefetch((p), 0, 3)
+#  define MLKI_PREFETCHW(p) __builtin_prefetch((p), 1, 3)
+#else
+#  define MLKI_INLINE static inline
+#  define MLKI_TARGET(isas)
+#  define MLKI_PRINTF(f, a)
+#  define MLKI_LIKELY(x)    (x)
+#  define MLKI_PREFETCH(p)  ((void)(p))
+#  define MLKI_PREFETCHW(p) ((void)(p))
+#endif
+
+/* Unroll the following loop completely (its count is a constant after inlining): keeps accumulator arrays in registers at -O2. */
+#if defined(__clang__)
+#  define MLKI_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#  define MLKI_UNROLL _Pragma("GCC unroll 32")
+#else
+#  define MLKI_UNROLL
+#endif
+
+/* Hides how v was made from the optimiser, so that GCC cannot contract a product into a later addition, as it does by default and
+   whatever the pragmas say, intrinsics included. Costs no instruction. */
+#if defined(__GNUC__) && !defined(__clang__) && MLKI_X86
+#  define MLKI_OPAQUE(v) __asm__("" : "+v"(v))
+#elif defined(__GNUC__) && !defined(__clang__) && defined(__aarch64__)
+#  define MLKI_OPAQUE(v) __asm__("" : "+w"(v))
+#elif defined(__GNUC__)
+#  define MLKI_OPAQUE(v) __asm__("" : "+m"(v))
+#else
+#  define MLKI_OPAQUE(v) ((void)(v))
+#endif
+
+/* Takes the next value of a counter that several threads share. */
+#if defined(_MSC_VER) && !defined(__clang__)
+#  include <intrin.h>
+MLKI_INLINE int64_t mlki_take(int64_t *counter) { return _InterlockedExchangeAdd64((volatile __int64 *)counter, 1); }
+#else
+MLKI_INLINE int64_t mlki_take(int64_t *counter) { return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); }
+#endif
+
+MLKI_INLINE int64_t mlki_min(int64_t a, int64_t b) { return a < b ? a : b; }
+MLKI_INLINE int64_t mlki_max(int64_t a, int64_t b) { return a > b ? a : b; }
+MLKI_INLINE int64_t mlki_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+MLKI_INLINE int64_t mlki_round_up(int64_t a, int64_t step) { return mlki_ceil_div(a, step) * step; }
+
+/* Seconds of a monotonic clock where there is one. */
+static double mlki_seconds(void) {
+#if defined(CLOCK_MONOTONIC)
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+#else
+  return (double)clock() / (double)CLOCKS_PER_SEC;
+#endif
+}
+
+/* >>status ------------------------------------------------------------------------------------------------------- */
+
+typedef struct mlki_kernels mlki_kernels; /* one row of functions: >>isa */
+
+struct mlk_context {
+  const mlki_kernels *row;
+  int reference; /* MLK_ISA_REFERENCE */
+  int threads;
+  int64_t l2_bytes; /* of one core's level-2 cache */
+  mlk_numerics numerics;
+  mlk_allocator allocator;
+  mlk_parallel parallel; /* run == NULL: OpenMP or serial */
+  void (*log)(void *user, const char *line);
+  void *log_user;
+  void *workspace; /* 64-byte aligned */
+  uint64_t workspace_bytes;
+  mlk_growth growth;
+  mlk_ceilings ceilings;
+  char error[256];
+};
+
+static const char *const mlki_status_names[MLK_STATUS_COUNT] = {"ok",   "argument", "shape",     "dtype",      "alias",
+                                                                "size", "memory",   "workspace", "unsupported"};
+
+/* Writes the sentence, tells the log, returns status. */
+MLKI_PRINTF(3, 4) static mlk_status mlki_fail(mlk_context *ctx, mlk_status status, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  vsnprintf(ctx->error, sizeof ctx->error, format, args);
+  va_end(args);
+  if (ctx->log) ctx->log(ctx->log_user, ctx->error);
+  return status;
+}
+
+/* >>memory ------------------------------------------------------------------------------------------------------- */
+
+#define MLKI_ALIGN 64
+
+/* a * b and a + b in 63 bits: 0 when they fit, for a, b >= 0. */
+MLKI_INLINE int mlki_mul_overflows(int64_t a, int64_t b, int64_t *product) {
+#if defined(__GNUC__)
+  return __builtin_mul_overflow(a, b, product);
+#else
+  if (a != 0 && b > INT64_MAX / a) return 1;
+  *product = a * b;
+  return 0;
+#endif
+}
+
+MLKI_INLINE int mlki_add_overflows(int64_t a, int64_t b, int64_t *sum) {
+  if (b > INT64_MAX - a) return 1;
+  *sum = a + b;
+  return 0;
+}
+
+/* The default allocator: malloc, with room to align and to remember what malloc said. */
+static void *mlki_default_alloc(void *user, size_t bytes, size_t alignment) {
+  char *raw;
+  uintptr_t at;
+  (void)user;
+  if (bytes > SIZE_MAX - alignment - sizeof(void *)) return NULL;
+  raw = (char *)malloc(bytes + alignment + sizeof(void *));
+  if (!raw) return NULL;
+  at = ((uintptr_t)raw + sizeof(void *) + alignment - 1) & ~(uintptr_t)(alignment - 1);
+  memcpy((void *)(at - sizeof(void *)), &raw, sizeof raw);
+  return (void *)at;
+}
+
+static void mlki_default_free(void *user, void *memory, size_t bytes) {
+  char *raw;
+  (void)user, (void)bytes;
+  memcpy(&raw, (char *)memory - sizeof(void *), sizeof raw);
+  free(raw);
+}
+
+static void *mlki_alloc(mlk_context *ctx, uint64_t bytes) {
+  if (bytes > SIZE_MAX) return NULL;
+  return ctx->allocator.alloc(ctx->allocator.user, (size_t)bytes, MLKI_ALIGN);
+}
+
+static void mlki_free(mlk_context *ctx, void *memory, uint64_t bytes) {
+  if (memory) ctx->allocator.free(ctx->allocator.user, memory, (size_t)bytes);
+}
+
+/* Makes the workspace at least bytes long. The old one is freed first: nothing in it outlives a call. */
+static mlk_status mlki_workspace(mlk_context *ctx, uint64_t bytes) {
+  if (MLKI_LIKELY(bytes <= ctx->workspace_bytes)) return MLK_OK;
+  if (ctx->growth == MLK_FIXED)
+    return mlki_fail(ctx, MLK_ERR_WORKSPACE, "workspace: this call needs %llu bytes, but it is fixed at %llu; see mlk_reserve",
+                     (unsigned long long)bytes, (unsigned long long)ctx->workspace_bytes);
+  mlki_free(ctx, ctx->workspace, ctx->workspace_bytes);
+  ctx->workspace_bytes = 0;
+  ctx->workspace = mlki_alloc(ctx, bytes);
+  if (!ctx->workspace)
+    return mlki_fail(ctx, MLK_ERR_MEMORY, "workspace: the allocator could not give %llu bytes", (unsigned long long)bytes);
+  ctx->workspace_bytes = bytes;
+  return MLK_OK;
+}
+
+/* Hands out consecutive parts of the workspace. With base NULL it only adds up: plans and runs share the code that asks. */
+typedef struct mlki_carver {
+  char *base;
+  uint64_t used;
+} mlki_carver;
+
+static void *mlki_carve(mlki_carver *carver, int64_t count, int64_t element_bytes) {
+  const uint64_t at = carver->used;
+  carver->used += ((uint64_t)count * (uint64_t)element_bytes + MLKI_ALIGN - 1) / MLKI_ALIGN * MLKI_ALIGN;
+  return carver->base ? carver->base + at : NULL;
+}
+
+/* >>threads ------------------------------------------------------------------------------------------------------ */
+
+/* Tasks a call may make here and now: one inside somebody else's parallel region. */
+static int mlki_task_limit(const mlk_context *ctx) {
+#if MLKI_OPENMP
+  if (!ctx->parallel.run && omp_in_parallel()) return 1;
+#endif
+  return ctx->threads;
+}
+
+/* body(arg, 0 .. count - 1), each index once, on up to count threads; returns when all are done. */
+static void mlki_parallel_for(const mlk_context *ctx, int count, void (*body)(void *arg, int index), void *arg) {
+  int i;
+  if (count > 1 && ctx->parallel.run) {
+    ctx->parallel.run(ctx->parallel.user, count, body, arg);
+    return;
+  }
+#if MLKI_OPENMP
+  if (count > 1 && !omp_in_parallel()) {
+#  pragma omp parallel for schedule(static, 1) num_threads(count)
+    for (i = 0; i < count; i++) body(arg, i);
+    return;
+  }
+#endif
+  for (i = 0; i < count; i++) body(arg, i);
+}
+
+/* >>cpu ---------------------------------------------------------------------------------------------------------- */
+
+#if MLKI_X86
+#  if !(defined(_MSC_VER) && !defined(__clang__))
+#    include <cpuid.h>
+#  endif
+
+static void mlki_cpuid(unsigned leaf, unsigned sub, unsigned out[4]) {
+#  if defined(_MSC_VER) && !defined(__clang__)
+  int r[4];
+  __cpuidex(r, (int)leaf, (int)sub);
+  memcpy(out, r, sizeof r);
+#  else
+  out[0] = out[1] = out[2] = out[3] = 0;
+  __cpuid_count(leaf, sub, out[0], out[1], out[2], out[3]);
+#  endif
+}
+
+/* Register states that the operating system saves: bit 1 SSE, 2 AVX, 5-7 AVX-512. */
+static uint64_t mlki_xgetbv(void) {
+#  if defined(_MSC_VER) && !defined(__clang__)
+  return _xgetbv(0);
+#  else
+  unsigned low, high;
+  __asm__ volatile(".byte 0x0f, 0x01, 0xd0" : "=a"(low), "=d"(high) : "c"(0)); /* xgetbv, spelled for assemblers without it */
+  return ((uint64_t)high << 32) | low;
+#  endif
+}
+
+/* Bit i set: mlk_isa i runs here (Intel SDM vol. 1, 14.3 and 15.2: both the processor and the operating system must agree). */
+static unsigned mlki_isa_mask(void) {
+  unsigned r[4], leaves, mask = 1u << MLK_ISA_SCALAR;
+  mlki_cpuid(0, 0, r);
+  leaves = r[0];
+  mlki_cpuid(1, 0, r);
+  if (leaves >= 7 && (r[2] >> 27 & 1) && (r[2] >> 28 & 1) && (r[2] >> 12 & 1) && (r[2] >> 29 & 1)) { /* OSXSAVE AVX FMA F16C */
+    const uint64_t saved = mlki_xgetbv();
+    mlki_cpuid(7, 0, r);
+    if ((saved & 0x6) == 0x6 && (r[1] >> 5 & 1)) {
+      mask |= 1u << MLK_ISA_AVX2;
+      if ((saved & 0xe6) == 0xe6 && (r[1] >> 16 & 1) && (r[1] >> 17 & 1) && (r[1] >> 30 & 1) && (r[1] >> 31 & 1)) /* F DQ BW VL */
+        mask |= 1u << MLK_ISA_AVX512;
+    }
+  }
+  return mask;
+}
+
+/* Bytes of the level-2 cache of this core: leaf 4 (Intel) or 0x8000001D (AMD), which share their format. */
+static int64_t mlki_l2_bytes(void) {
+  unsigned r[4], leaf, i, last;
+  mlki_cpuid(0x80000000u, 0, r);
+  last = r[0];
+  mlki_cpuid(0, 0, r);
+  leaf = r[2] == 0x444d4163u /* "cAMD" of AuthenticAMD */ && last >= 0x8000001du ? 0x8000001du : 4;
+  if (leaf == 4 && r[0] < 4) return 0;
+  for (i = 0; i < 8; i++) {
+    mlki_cpuid(leaf, i, r);
+    if ((r[0] & 31) == 0) break;
+    if ((r[0] >> 5 & 7) == 2)
+      return (int64_t)((r[1] >> 22) + 1) * ((r[1] >> 12 & 1023) + 1) * ((r[1] & 4095) + 1) * ((int64_t)r[2] + 1);
+  }
+  return 0;
+}
+#else
+static unsigned mlki_isa_mask(void) { return 1u << MLK_ISA_SCALAR | (unsigned)MLKI_NEON << MLK_ISA_NEON; }
+static int64_t mlki_l2_bytes(void) { return 0; }
+#endif
+
+/* >>tensor ------------------------------------------------------------------------------------------------------- */
+
+/* The elements a view reaches, relative to data: offsets low .. high, both included; count 0: none. */
+typedef struct mlki_extent {
+  int64_t low, high, count;
+} mlki_extent;
+
+/* Checks a tensor argument and makes its strides explicit. An empty tensor may have data NULL. */
+static mlk_status mlki_check_tensor(mlk_context *ctx, const char *name, mlk_tensor *t, mlk_dtype dtype, int min_rank, int max_rank,
+                                    mlki_extent *extent) {
+  static const char *const dtype_names[MLK_DTYPE_COUNT] = {"f32", "i64"};
+  int64_t count = 1, low = 0, high = 0, bytes;
+  int i, dense = 1;
+  if (t->rank < min_rank || t->rank > max_rank)
+    return mlki_fail(ctx, t->data ? MLK_ERR_SHAPE : MLK_ERR_ARGUMENT, "%s: rank is %d, but must be %d to %d%s", name, (int)t->rank,
+                     min_rank, max_rank, t->data ? "" : " (data is NULL: is the argument missing?)");
+  if (t->dtype != (int32_t)dtype)
+    return mlki_fail(ctx, MLK_ERR_DTYPE, "%s: dtype is %s (%d), but must be %s", name,
+                     t->dtype >= 0 && t->dtype < MLK_DTYPE_COUNT ? dtype_names[t->dtype] : "unknown", (int)t->dtype,
+                     dtype_names[dtype]);
+  for (i = t->rank - 1; i >= 0; i--) {
+    if (t->shape[i] < 0)
+      return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: size of axis %d is %lld, but must be at least 0", name, i, (long long)t->shape[i]);
+    if (t->shape[i] != 0 && mlki_mul_overflows(count, t->shape[i], &count))
+      return mlki_fail(ctx, MLK_ERR_SIZE, "%s: the number of elements from axis %d on does not fit in 63 bits", name, i);
+    dense &= t->stride[i] == 0;
+  }
+  for (i = 0; i < t->rank; i++)
+    if (t->shape[i] == 0) count = 0;
+  if (dense) *t = mlki_explicit_strides(*t);
+  for (i = 0; i < t->rank && count; i++) {
+    int64_t reach;
+    const int64_t steps = t->shape[i] - 1, stride = t->stride[i];
+    if (stride == INT64_MIN || mlki_mul_overflows(steps, stride < 0 ? -stride : stride, &reach) ||
+        (stride < 0 ? mlki_add_overflows(-low, reach, &low) : mlki_add_overflows(high, reach, &high)))
+      return mlki_fail(ctx, MLK_ERR_SIZE, "%s: stride %lld of axis %d reaches beyond 63 bits", name, (long long)stride, i);
+    if (stride < 0) low = -low;
+  }
+  if (mlki_mul_overflows(high, 8, &bytes) || mlki_mul_overflows(-low, 8, &bytes) || mlki_add_overflows(high, -low, &bytes) ||
+      mlki_mul_overflows(bytes, 8, &bytes) || mlki_mul_overflows(count, 8, &bytes))
+    return mlki_fail(ctx, MLK_ERR_SIZE, "%s: the bytes it spans do not fit in 63 bits", name);
+  if (!t->data && count)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: data is NULL, but the argument is required", name);
+  extent->low = low, extent->high = high, extent->count = count;
+  return MLK_OK;
+}
+
+/* An output must not map two elements to one place. Sorted by size, each stride must step over what the smaller ones span. */
+static mlk_status mlki_check_output(mlk_context *ctx, const char *name, const mlk_tensor *t, const mlki_extent *extent) {
+  int64_t span = 0, last = 0; /* axes with |stride| <= last are done; they span span elements beyond the first */
+  int left = 0, i;
+  if (!extent->count) return MLK_OK;
+  for (i = 0; i < t->rank; i++) left += t->shape[i] > 1;
+  while (left) {
+    int64_t next = INT64_MAX, size = 0;
+    for (i = 0; i < t->rank; i++) {
+      const int64_t s = t->stride[i] < 0 ? -t->stride[i] : t->stride[i];
+      if (t->shape[i] > 1 && s <= last)
+        if (s == 0) return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: an output, but the stride of axis %d is 0", name, i);
+      if (t->shape[i] > 1 && s > last && s < next) next = s, size = t->shape[i];
+    }
+    if (next == INT64_MAX || next <= span)
+      return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: an output, but its strides map several elements to one place (stride %lld)", name,
+                       (long long)(next == INT64_MAX ? last : next));
+    span += (size - 1) * next;
+    last = next;
+    left--;
+  }
+  return MLK_OK;
+}
+
+static int mlki_same_view(const mlk_tensor *a, const mlk_tensor *b) {
+  int i;
+  if (a->data != b->data || a->rank != b->rank) return 0;
+  for (i = 0; i < a->rank; i++)
+    if (a->shape[i] != b->shape[i] || (a->shape[i] > 1 && a->stride[i] != b->stride[i])) return 0;
+  return 1;
+}
+
+/* Do two f32 or i64 views share an element? May say yes for exotic views that do not. Column slices of one matrix are told apart:
+   for a step R that divides or is larger than nothing else, each view occupies an interval of residues modulo R. */
+static int mlki_overlap(const mlk_tensor *a, const mlki_extent *ea, const mlk_tensor *b, const mlki_extent *eb) {
+  const int64_t size = a->dtype == MLK_I64 ? 8 : 4, size_b = b->dtype == MLK_I64 ? 8 : 4;
+  const intptr_t a0 = (intptr_t)a->data + (intptr_t)(ea->low * size), a1 = (intptr_t)a->data + (intptr_t)((ea->high + 1) * size);
+  const intptr_t b0 = (intptr_t)b->data + (intptr_t)(eb->low * size_b), b1 = (intptr_t)b->data + (intptr_t)((eb->high + 1) * size_b);
+  int r, i;
+  if (!ea->count || !eb->count || a1 <= b0 || b1 <= a0) return 0;
+  if (size != size_b || (b0 - a0) % size != 0) return 1;
+  for (r = 0; r < a->rank; r++) {
+    const int64_t step = a->stride[r] < 0 ? -a->stride[r] : a->stride[r];
+    int64_t span_a = 1, span_b = 1, apart;
+    if (step < 2) continue;
+    for (i = 0; i < a->rank; i++)
+      if (a->stride[i] % step) span_a += (a->shape[i] - 1) * (a->stride[i] < 0 ? -a->stride[i] : a->stride[i]);
+    for (i = 0; i < b->rank; i++)
+      if (b->stride[i] % step) span_b += (b->shape[i] - 1) * (b->stride[i] < 0 ? -b->stride[i] : b->stride[i]);
+    apart = (int64_t)(b0 - a0) / size % step;
+    if (apart < 0) apart += step;
+    if (span_a <= apart && apart + span_b <= step) return 0;
+  }
+  return 1;
+}
+
+/* A matrix as the loops see it: element (i, j) at p[i * rs + j * cs]; batch strides in D's batch axes; a stride of 0 broadcasts. */
+typedef struct mlki_mat {
+  float *p;
+  int64_t rs, cs;
+  int64_t batch[MLK_MAX_RANK - 2];
+} mlki_mat;
+
+/* Fits t to shape[0 .. rank) by the broadcasting rule: axes align at the right, sizes are equal, or 1, or missing. */
+static mlk_status mlki_broadcast(mlk_context *ctx, const char *name, const mlk_tensor *t, const int64_t *shape, int rank,
+                                 mlki_mat *out) {
+  int64_t stride[MLK_MAX_RANK] = {0, 0, 0, 0, 0, 0};
+  int i;
+  if (t->rank > rank) return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: rank is %d, but d has %d axes", name, (int)t->rank, rank);
+  for (i = 0; i < t->rank; i++) {
+    const int at = rank - t->rank + i;
+    if (t->shape[i] != shape[at] && t->shape[i] != 1)
+      return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: size of axis %d is %lld, but must be %lld or 1", name, i, (long long)t->shape[i],
+                       (long long)shape[at]);
+    stride[at] = shape[at] == 1 ? 1 : t->shape[i] == 1 ? 0 : t->stride[i]; /* an axis of one element: any stride; 1 suits the loops */
+  }
+  out->p = (float *)t->data;
+  out->rs = stride[rank - 2], out->cs = stride[rank - 1];
+  for (i = 0; i < rank - 2; i++) out->batch[i] = stride[i];
+  return MLK_OK;
+}
+
+/* >>vec ----------------------------------------------------------------------------------------------------------
+   The vocabulary: every kernel is written in these functions and nothing else, once. One block per instruction set, in one order.
+
+     mlki_vec, mlki_mask    LANES floats; LANES truth values
+     zero set1(x)           all lanes 0; all lanes x
+     load(p) store(p, v)    LANES floats, any alignment
+     load_n store_n         the first n lanes, 0 <= n <= LANES; memory beyond is not touched, other lanes load as 0
+     add sub mul div sqrt   IEEE, rounded to nearest even; mul is never contracted into a later addition
+     fma(a, b, c)           a * b + c rounded once        fnma(a, b, c)   c - a * b rounded once
+     min(a, b) max(a, b)    a < b ? a : b; a > b ? a : b   (so b where unordered)
+     abs copysign(m, s)     bit operations
+     lt(a, b) gt(a, b)      false where unordered
+     select(m, a, b)        m ? a : b                      bits(m)         bit l = lane l
+     round(a)               nearest even integer, |a| < 2^22
+     scale2(a, n)           a * 2^n in two exact factors, n integral, -252 <= n <= 252: only the last product rounds
+     transpose(r)           r[0 .. LANES): the square block r[i] lane j becomes r[j] lane i
+     sum16(r)               16 lanes in 16 / LANES vectors added as the tree of NUMERICS
+*/
+
+/* fma for the scalar row. Without a hardware fma, libm's is a slow emulation or, on some systems, wrong: this one computes the
+   exact product in double, adds with the rounding error known (Knuth's TwoSum), and rounds to odd, after which the rounding to float
+   is the only one (Boldo & Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008). */
+static inline float mlki_fma1(float a, float b, float c) {
+#if defined(FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)
+  return fmaf(a, b, c);
+#else
+  const double p = (double)a * (double)b, s = p + (double)c; /* p is exact: 48 bits */
+  const double t = s - p, e = (p - (s - t)) + ((double)c - t);
+  uint64_t bits;
+  double odd = s;
+  if (e > 0 || e < 0) { /* inexact, and finite */
+    memcpy(&bits, &s, 8);
+    if (!(bits & 1)) bits += (e > 0) == (s > 0) ? 1u : ~(uint64_t)0;
+    memcpy(&odd, &bits, 8);
+  }
+  return (float)odd;
+#endif
+}
+
+/* scalar: four lanes in a struct, so that tails and lane trees run here as elsewhere */
+typedef struct { float f[4]; } mlki_vec_scalar;
+typedef struct { int b[4]; } mlki_mask_scalar;
+#define MLKI_LANES_scalar 4
+#define MLKI_EACH4(i)     for (i = 0; i < 4; i++)
+
+MLKI_INLINE mlki_vec_scalar mlki_v_set1_scalar(float x) { mlki_vec_scalar r = {{x, x, x, x}}; return r; }
+MLKI_INLINE mlki_vec_scalar mlki_v_zero_scalar(void) { return mlki_v_set1_scalar(0.0f); }
+MLKI_INLINE mlki_vec_scalar mlki_v_load_scalar(const float *p) { mlki_vec_scalar r = {{p[0], p[1], p[2], p[3]}}; return r; }
+MLKI_INLINE void mlki_v_store_scalar(float *p, mlki_vec_scalar v) { int i; MLKI_EACH4(i) p[i] = v.f[i]; }
+MLKI_INLINE mlki_vec_scalar mlki_v_load_n_scalar(const float *p, int64_t n) {
+  mlki_vec_scalar r; int i; MLKI_EACH4(i) r.f[i] = i < n ? p[i] : 0.0f; return r;
+}
+MLKI_INLINE void mlki_v_store_n_scalar(float *p, mlki_vec_scalar v, int64_t n) { int i; MLKI_EACH4(i) if (i < n) p[i] = v.f[i]; }
+MLKI_INLINE mlki_vec_scalar mlki_v_add_scalar(mlki_vec_scalar a, mlki_vec_scalar b) { int i; MLKI_EACH4(i) a.f[i] += b.f[i]; return a; }
+MLKI_INLINE mlki_vec_scalar mlki_v_sub_scalar(mlki_vec_scalar a, mlki_vec_scalar b) { int i; MLKI_EACH4(i) a.f[i] -= b.f[i]; return a; }
+MLKI_INLINE mlki_vec_scalar mlki_v_mul_scalar(mlki_vec_scalar a, mlki_vec_scalar b) {
+  int i; MLKI_EACH4(i) { float p = a.f[i] * b.f[i]; MLKI_OPAQUE(p); a.f[i] = p; } return a;
+}
+MLKI_INLINE mlki_vec_scalar mlki_v_div_scalar(mlki_vec_scalar a, mlki_vec_scalar b) { int i; MLKI_EACH4(i) a.f[i] /= b.f[i]; return a; }
+MLKI_INLINE mlki_vec_scalar mlki_v_sqrt_scalar(mlki_vec_scalar a) { int i; MLKI_EACH4(i) a.f[i] = sqrtf(a.f[i]); return a; }
+MLKI_INLINE mlki_vec_scalar mlki_v_fma_scalar(mlki_vec_scalar a, mlki_vec_scalar b, mlki_vec_scalar c) {
+  int i; MLKI_EACH4(i) c.f[i] = mlki_fma1(a.f[i], b.f[i], c.f[i]); return c;
+}
+MLKI_INLINE mlki_vec_scalar mlki_v_fnma_scalar(mlki_vec_scalar a, mlki_vec_scalar b, mlki_vec_scalar c) {
+  int i; MLKI_EACH4(i) c.f[i] = mlki_fma1(-a.f[i], b.f[i], c.f[i]); return c;
+}
+MLKI_INLINE mlki_vec_scalar mlki_v_min_scalar(mlki_vec_scalar a, mlki_vec_scalar b) {
+  int i; MLKI_EACH4(i) a.f[i] = a.f[i] < b.f[i] ? a.f[i] : b.f[i]; return a;
+}
+MLKI_INLINE mlki_vec_scalar mlki_v_max_scalar(mlki_vec_scalar a, mlki_vec_scalar b) {
+  int i; MLKI_EACH4(i) a.f[i] = a.f[i] > b.f[i] ? a.f[i] : b.f[i]; return a;
+}
+MLKI_INLINE mlki_vec_scalar mlki_v_abs_scalar(mlki_vec_scalar a) { int i; MLKI_EACH4(i) a.f[i] = fabsf(a.f[i]); return a; }
+MLKI_INLINE mlki_vec_scalar mlki_v_copysign_scalar(mlki_vec_scalar m, mlki_vec_scalar s) {
+  int i; MLKI_EACH4(i) m.f[i] = copysignf(m.f[i], s.f[i]); return m;
+}
+MLKI_INLINE mlki_mask_scalar mlki_v_lt_scalar(mlki_vec_scalar a, mlki_vec_scalar b) {
+  mlki_mask_scalar m; int i; MLKI_EACH4(i) m.b[i] = a.f[i] < b.f[i]; return m;
+}
+MLKI_INLINE mlki_mask_scalar mlki_v_gt_scalar(mlki_vec_scalar a, mlki_vec_scalar b) { return mlki_v_lt_scalar(b, a); }
+MLKI_INLINE mlki_vec_scalar mlki_v_select_scalar(mlki_mask_scalar m, mlki_vec_scalar a, mlki_vec_scalar b) {
+  int i; MLKI_EACH4(i) b.f[i] = m.b[i] ? a.f[i] : b.f[i]; return b;
+}
+MLKI_INLINE unsigned mlki_v_bits_scalar(mlki_mask_scalar m) { return (unsigned)(m.b[0] | m.b[1] << 1 | m.b[2] << 2 | m.b[3] << 3); }
+MLKI_INLINE mlki_vec_scalar mlki_v_round_scalar(mlki_vec_scalar a) {
+  const float big = 12582912.0f; /* 1.5 * 2^23: the sum drops the fraction, to nearest even */
+  int i; MLKI_EACH4(i) { float t = a.f[i] + big; MLKI_OPAQUE(t); a.f[i] = t - big; } return a;
+}
+MLKI_INLINE float mlki_pow2(int32_t n) { uint32_t u = (uint32_t)(n + 127) << 23; float f; memcpy(&f, &u, 4); return f; } /* |n| <= 126 */
+MLKI_INLINE mlki_vec_scalar mlki_v_scale2_scalar(mlki_vec_scalar a, mlki_vec_scalar n) {
+  int i; MLKI_EACH4(i) {
+    const int32_t e = (int32_t)n.f[i], half = e / 2;
+    float p = a.f[i] * mlki_pow2(half);
+    MLKI_OPAQUE(p);
+    a.f[i] = p * mlki_pow2(e - half);
+    MLKI_OPAQUE(a.f[i]);
+  }
+  return a;
+}
+MLKI_INLINE void mlki_v_transpose_scalar(mlki_vec_scalar *r) {
+  int i, j; MLKI_EACH4(i) for (j = 0; j < i; j++) { const float t = r[i].f[j]; r[i].f[j] = r[j].f[i]; r[j].f[i] = t; }
+}
+MLKI_INLINE float mlki_v_sum16_scalar(const mlki_vec_scalar *r) {
+  const mlki_vec_scalar s = mlki_v_add_scalar(mlki_v_add_scalar(r[0], r[2]), mlki_v_add_scalar(r[1], r[3]));
+  const float s0 = s.f[0] + s.f[2], s1 = s.f[1] + s.f[3];
+  return s0 + s1;
+}
+
+#if MLKI_X86
+#  include <immintrin.h>
+#endif
+
+#if MLKI_AVX2
+#  define MLKI_TARGET_avx2 MLKI_TARGET("avx2,fma,f16c")
+#  define MLKI_V_avx2      MLKI_TARGET_avx2 MLKI_INLINE
+#  define MLKI_LANES_avx2  8
+typedef __m256 mlki_vec_avx2;
+typedef __m256 mlki_mask_avx2;
+
+static const int32_t mlki_first_lanes_avx2[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+MLKI_V_avx2 __m256i mlki_v_first_avx2(int64_t n) { return _mm256_loadu_si256((const __m256i *)(const void *)(mlki_first_lanes_avx2 + 8 - n)); }
+MLKI_V_avx2 __m256 mlki_v_set1_avx2(float x) { return _mm256_set1_ps(x); }
+MLKI_V_avx2 __m256 mlki_v_zero_avx2(void) { return _mm256_setzero_ps(); }
+MLKI_V_avx2 __m256 mlki_v_load_avx2(const float *p) { return _mm256_loadu_ps(p); }
+MLKI_V_avx2 void mlki_v_store_avx2(float *p, __m256 v) { _mm256_storeu_ps(p, v); }
+MLKI_V_avx2 __m256 mlki_v_load_n_avx2(const float *p, int64_t n) { return _mm256_maskload_ps(p, mlki_v_first_avx2(n)); }
+MLKI_V_avx2 void mlki_v_store_n_avx2(float *p, __m256 v, int64_t n) { _mm256_maskstore_ps(p, mlki_v_first_avx2(n), v); }
+MLKI_V_avx2 __m256 mlki_v_add_avx2(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
+MLKI_V_avx2 __m256 mlki_v_sub_avx2(__m256 a, __m256 b) { return _mm256_sub_ps(a, b); }
+MLKI_V_avx2 __m256 mlki_v_mul_avx2(__m256 a, __m256 b) { __m256 r = _mm256_mul_ps(a, b); MLKI_OPAQUE(r); return r; }
+MLKI_V_avx2 __m256 mlki_v_div_avx2(__m256 a, __m256 b) { return _mm256_div_ps(a, b); }
+MLKI_V_avx2 __m256 mlki_v_sqrt_avx2(__m256 a) { return _mm256_sqrt_ps(a); }
+MLKI_V_avx2 __m256 mlki_v_fma_avx2(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
+MLKI_V_avx2 __m256 mlki_v_fnma_avx2(__m256 a, __m256 b, __m256 c) { return _mm256_fnmadd_ps(a, b, c); }
+MLKI_V_avx2 __m256 mlki_v_min_avx2(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }
+MLKI_V_avx2 __m256 mlki_v_max_avx2(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
+MLKI_V_avx2 __m256 mlki_v_abs_avx2(__m256 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+MLKI_V_avx2 __m256 mlki_v_copysign_avx2(__m256 m, __m256 s) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return _mm256_or_ps(_mm256_andnot_ps(sign, m), _mm256_and_ps(sign, s));
+}
+MLKI_V_avx2 __m256 mlki_v_lt_avx2(__m256 a, __m256 b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+MLKI_V_avx2 __m256 mlki_v_gt_avx2(__m256 a, __m256 b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
+MLKI_V_avx2 __m256 mlki_v_select_avx2(__m256 m, __m256 a, __m256 b) { return _mm256_blendv_ps(b, a, m); }
+MLKI_V_avx2 unsigned mlki_v_bits_avx2(__m256 m) { return (unsigned)_mm256_movemask_ps(m); }
+MLKI_V_avx2 __m256 mlki_v_round_avx2(__m256 a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+MLKI_V_avx2 __m256 mlki_v_pow2_avx2(__m256i n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
+MLKI_V_avx2 __m256 mlki_v_scale2_avx2(__m256 a, __m256 n) {
+  const __m256i e = _mm256_cvttps_epi32(n), half = _mm256_srai_epi32(e, 1);
+  return mlki_v_mul_avx2(mlki_v_mul_avx2(a, mlki_v_pow2_avx2(half)), mlki_v_pow2_avx2(_mm256_sub_epi32(e, half)));
+}
+MLKI_V_avx2 void mlki_v_transpose_avx2(__m256 *r) {
+  __m256 t[8], u[8];
+  int i;
+  MLKI_UNROLL for (i = 0; i < 4; i++) t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]), t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+  MLKI_UNROLL for (i = 0; i < 8; i += 4) {
+    u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44), u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+    u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44), u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  }
+  MLKI_UNROLL for (i = 0; i < 4; i++) {
+    r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+    r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+  }
+}
+MLKI_V_avx2 float mlki_v_sum4_avx2(__m128 s) { /* lanes l and l + 2, then the two left */
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+MLKI_V_avx2 float mlki_v_sum16_avx2(const __m256 *r) {
+  const __m256 s = _mm256_add_ps(r[0], r[1]);
+  return mlki_v_sum4_avx2(_mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
+}
+#endif
+
+#if MLKI_AVX512
+#  define MLKI_TARGET_avx512 MLKI_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#  define MLKI_V_avx512      MLKI_TARGET_avx512 MLKI_INLINE
+#  define MLKI_LANES_avx512  16
+typedef __m512 mlki_vec_avx512;
+typedef __mmask16 mlki_mask_avx512;
+
+MLKI_V_avx512 __mmask16 mlki_v_first_avx512(int64_t n) { return (__mmask16)((1u << n) - 1u); }
+MLKI_V_avx512 __m512 mlki_v_set1_avx512(float x) { return _mm512_set1_ps(x); }
+MLKI_V_avx512 __m512 mlki_v_zero_avx512(void) { return _mm512_setzero_ps(); }
+MLKI_V_avx512 __m512 mlki_v_load_avx512(const float *p) { return _mm512_loadu_ps(p); }
+MLKI_V_avx512 void mlki_v_store_avx512(float *p, __m512 v) { _mm512_storeu_ps(p, v); }
+MLKI_V_avx512 __m512 mlki_v_load_n_avx512(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(mlki_v_first_avx512(n), p); }
+MLKI_V_avx512 void mlki_v_store_n_avx512(float *p, __m512 v, int64_t n) { _mm512_mask_storeu_ps(p, mlki_v_first_avx512(n), v); }
+MLKI_V_avx512 __m512 mlki_v_add_avx512(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
+MLKI_V_avx512 __m512 mlki_v_sub_avx512(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
+MLKI_V_avx512 __m512 mlki_v_mul_avx512(__m512 a, __m512 b) { __m512 r = _mm512_mul_ps(a, b); MLKI_OPAQUE(r); return r; }
+MLKI_V_avx512 __m512 mlki_v_div_avx512(__m512 a, __m512 b) { return _mm512_div_ps(a, b); }
+MLKI_V_avx512 __m512 mlki_v_sqrt_avx512(__m512 a) { return _mm512_sqrt_ps(a); }
+MLKI_V_avx512 __m512 mlki_v_fma_avx512(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
+MLKI_V_avx512 __m512 mlki_v_fnma_avx512(__m512 a, __m512 b, __m512 c) { return _mm512_fnmadd_ps(a, b, c); }
+MLKI_V_avx512 __m512 mlki_v_min_avx512(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
+MLKI_V_avx512 __m512 mlki_v_max_avx512(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
+MLKI_V_avx512 __m512 mlki_v_abs_avx512(__m512 a) { return _mm512_abs_ps(a); }
+MLKI_V_avx512 __m512 mlki_v_copysign_avx512(__m512 m, __m512 s) {
+  const __m512 sign = _mm512_set1_ps(-0.0f);
+  return _mm512_or_ps(_mm512_andnot_ps(sign, m), _mm512_and_ps(sign, s));
+}
+MLKI_V_avx512 __mmask16 mlki_v_lt_avx512(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+MLKI_V_avx512 __mmask16 mlki_v_gt_avx512(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+MLKI_V_avx512 __m512 mlki_v_select_avx512(__mmask16 m, __m512 a, __m512 b) { return _mm512_mask_blend_ps(m, b, a); }
+MLKI_V_avx512 unsigned mlki_v_bits_avx512(__mmask16 m) { return (unsigned)m; }
+MLKI_V_avx512 __m512 mlki_v_round_avx512(__m512 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+MLKI_V_avx512 __m512 mlki_v_pow2_avx512(__m512i n) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
+}
+MLKI_V_avx512 __m512 mlki_v_scale2_avx512(__m512 a, __m512 n) {
+  const __m512i e = _mm512_cvttps_epi32(n), half = _mm512_srai_epi32(e, 1);
+  return mlki_v_mul_avx512(mlki_v_mul_avx512(a, mlki_v_pow2_avx512(half)), mlki_v_pow2_avx512(_mm512_sub_epi32(e, half)));
+}
+MLKI_V_avx512 void mlki_v_transpose_avx512(__m512 *r) {
+  __m512 t[16], u[16];
+  int i;
+  MLKI_UNROLL for (i = 0; i < 16; i += 2) t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+  MLKI_UNROLL for (i = 0; i < 16; i += 4) { /* u[i + c]: column c of each quarter, rows i .. i + 3 */
+    u[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44), u[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
+    u[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44), u[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  }
+  MLKI_UNROLL for (i = 0; i < 4; i++) { /* quarters of rows 0-3 with 4-7, and 8-11 with 12-15 */
+    t[i] = _mm512_shuffle_f32x4(u[i], u[i + 4], 0x88), t[i + 4] = _mm512_shuffle_f32x4(u[i], u[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0x88), t[i + 12] = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0xdd);
+  }
+  MLKI_UNROLL for (i = 0; i < 4; i++) {
+    r[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88), r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88), r[i + 12] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+MLKI_V_avx512 float mlki_v_sum16_avx512(const __m512 *r) {
+  const __m256 s8 = _mm256_add_ps(_mm512_castps512_ps256(r[0]), _mm512_extractf32x8_ps(r[0], 1));
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+#endif
+
+#if MLKI_NEON
+#  include <arm_neon.h>
+#  define MLKI_TARGET_neon
+#  define MLKI_V_neon     MLKI_INLINE
+#  define MLKI_LANES_neon 4
+typedef float32x4_t mlki_vec_neon;
+typedef uint32x4_t mlki_mask_neon;
+
+MLKI_V_neon float32x4_t mlki_v_set1_neon(float x) { return vdupq_n_f32(x); }
+MLKI_V_neon float32x4_t mlki_v_zero_neon(void) { return vdupq_n_f32(0.0f); }
+MLKI_V_neon float32x4_t mlki_v_load_neon(const float *p) { return vld1q_f32(p); }
+MLKI_V_neon void mlki_v_store_neon(float *p, float32x4_t v) { vst1q_f32(p, v); }
+MLKI_V_neon float32x4_t mlki_v_load_n_neon(const float *p, int64_t n) {
+  float32x4_t r = vdupq_n_f32(0.0f);
+  if (n > 0) r = vld1q_lane_f32(p, r, 0);
+  if (n > 1) r = vld1q_lane_f32(p + 1, r, 1);
+  if (n > 2) r = vld1q_lane_f32(p + 2, r, 2);
+  if (n > 3) r = vld1q_lane_f32(p + 3, r, 3);
+  return r;
+}
+MLKI_V_neon void mlki_v_store_n_neon(float *p, float32x4_t v, int64_t n) {
+  if (n > 0) vst1q_lane_f32(p, v, 0);
+  if (n > 1) vst1q_lane_f32(p + 1, v, 1);
+  if (n > 2) vst1q_lane_f32(p + 2, v, 2);
+  if (n > 3) vst1q_lane_f32(p + 3, v, 3);
+}
+MLKI_V_neon float32x4_t mlki_v_add_neon(float32x4_t a, float32x4_t b) { return vaddq_f32(a, b); }
+MLKI_V_neon float32x4_t mlki_v_sub_neon(float32x4_t a, float32x4_t b) { return vsubq_f32(a, b); }
+MLKI_V_neon float32x4_t mlki_v_mul_neon(float32x4_t a, float32x4_t b) { float32x4_t r = vmulq_f32(a, b); MLKI_OPAQUE(r); return r; }
+MLKI_V_neon float32x4_t mlki_v_div_neon(float32x4_t a, float32x4_t b) { return vdivq_f32(a, b); }
+MLKI_V_neon float32x4_t mlki_v_sqrt_neon(float32x4_t a) { return vsqrtq_f32(a); }
+MLKI_V_neon float32x4_t mlki_v_fma_neon(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
+MLKI_V_neon float32x4_t mlki_v_fnma_neon(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmsq_f32(c, a, b); }
+MLKI_V_neon uint32x4_t mlki_v_lt_neon(float32x4_t a, float32x4_t b) { return vcltq_f32(a, b); }
+MLKI_V_neon uint32x4_t mlki_v_gt_neon(float32x4_t a, float32x4_t b) { return vcgtq_f32(a, b); }
+MLKI_V_neon float32x4_t mlki_v_select_neon(uint32x4_t m, float32x4_t a, float32x4_t b) { return vbslq_f32(m, a, b); }
+MLKI_V_neon float32x4_t mlki_v_min_neon(float32x4_t a, float32x4_t b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+MLKI_V_neon float32x4_t mlki_v_max_neon(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+MLKI_V_neon float32x4_t mlki_v_abs_neon(float32x4_t a) { return vabsq_f32(a); }
+MLKI_V_neon float32x4_t mlki_v_copysign_neon(float32x4_t m, float32x4_t s) { return vbslq_f32(vdupq_n_u32(0x80000000u), s, m); }
+MLKI_V_neon unsigned mlki_v_bits_neon(uint32x4_t m) {
+  static const uint32_t weight[4] = {1, 2, 4, 8};
+  return vaddvq_u32(vandq_u32(m, vld1q_u32(weight)));
+}
+MLKI_V_neon float32x4_t mlki_v_round_neon(float32x4_t a) { return vrndnq_f32(a); }
+MLKI_V_neon float32x4_t mlki_v_pow2_neon(int32x4_t n) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23)); }
+MLKI_V_neon float32x4_t mlki_v_scale2_neon(float32x4_t a, float32x4_t n) {
+  const int32x4_t e = vcvtq_s32_f32(n), half = vshrq_n_s32(e, 1);
+  return mlki_v_mul_neon(mlki_v_mul_neon(a, mlki_v_pow2_neon(half)), mlki_v_pow2_neon(vsubq_s32(e, half)));
+}
+MLKI_V_neon void mlki_v_transpose_neon(float32x4_t *r) {
+  const float32x4x2_t a = vtrnq_f32(r[0], r[1]), b = vtrnq_f32(r[2], r[3]);
+  r[0] = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
+  r[1] = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
+  r[2] = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
+  r[3] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
+}
+MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
+  const float32x4_t s = vaddq_f32(vaddq_f32(r[0], r[2]), vaddq_f32(r[1], r[3]));
+  const float32x2_t t = vadd_f32(vget_low_f32(s), vget_high_f32(s));
+  return vget_lane_f32(t, 0) + vget_lane_f32(t, 1);
+}
+#endif
+
+/* >>isa ----------------------------------------------------------------------------------------------------------
+   One kernel source, one row of functions per instruction set. The sections >>math and >>kernels are written in the vocabulary's
+   bare names (mlki_v_fma, mlki_vec) and define functions as MLKI_FN(name). Both append MLKI_SUFFIX when they are used, so that
+   a pass over those sections is a change of this one macro: below, the header includes itself once for each instruction set beyond
+   the scalar one, and the scalar pass follows by falling through, so that an editor shows live code.
+   A header cannot include itself by __FILE__: that is relative to the working directory, quoted includes to the including file. */
+
+#ifndef MLK_FILENAME
+#  define MLK_FILENAME "mlk.h"
+#endif
+#if defined(__has_include)
+#  if !__has_include(MLK_FILENAME)
+#    error "mlk.h was renamed: define MLK_FILENAME to its present name, with quotes, before the implementation"
+#  endif
+#endif
+
+#define MLKI_PASTE(a, b)  a##b
+#define MLKI_APPEND(a, b) MLKI_PASTE(a, b)
+#define MLKI_FN(name)     MLKI_APPEND(name, MLKI_SUFFIX)
+
+#define MLKI_V_scalar      MLKI_INLINE
+#define MLKI_TARGET_scalar /* the baseline of the compilation */
+
+/* The register tile of the matmul strip, MR rows x NV vectors. The accumulators, NV vectors of B and one broadcast of A must fit the
+   16 (avx2) or 32 registers; at least 8 chains hide the latency of two multiply-add units. The tile of distances, PQ queries x PX rows,
+   takes 16 / LANES accumulators a pair. */
+#define MLKI_ISA_scalar MLK_ISA_SCALAR
+#define MLKI_ISA_neon   MLK_ISA_NEON
+#define MLKI_ISA_avx2   MLK_ISA_AVX2
+#define MLKI_ISA_avx512 MLK_ISA_AVX512
+#define MLKI_MR_scalar 4
+#define MLKI_NV_scalar 2
+#define MLKI_PQ_scalar 1
+#define MLKI_PX_scalar 1
+#define MLKI_MR_neon   8
+#define MLKI_NV_neon   3
+#define MLKI_PQ_neon   2
+#define MLKI_PX_neon   2
+#define MLKI_MR_avx2   6
+#define MLKI_NV_avx2   2
+#define MLKI_PQ_avx2   2
+#define MLKI_PX_avx2   2
+#define MLKI_MR_avx512 14
+#define MLKI_NV_avx512 2
+#define MLKI_PQ_avx512 4
+#define MLKI_PX_avx512 4
+
+#define MLKI_MR_MAX    14
+#define MLKI_NR_MAX    32
+#define MLKI_LANES_MAX 16
+
+#define MLKI_KERNEL     static MLKI_FN(MLKI_TARGET)
+#define MLKI_INLINE_ISA MLKI_FN(MLKI_V)
+#define MLKI_LANES      MLKI_FN(MLKI_LANES)
+#define MLKI_MR         MLKI_FN(MLKI_MR)
+#define MLKI_NV         MLKI_FN(MLKI_NV)
+#define MLKI_NR         (MLKI_NV * MLKI_LANES)
+#define MLKI_PQ         MLKI_FN(MLKI_PQ)
+#define MLKI_PX         MLKI_FN(MLKI_PX)
+#define MLKI_V16        (16 / MLKI_LANES) /* vectors that hold the 16 lanes of a sum */
+
+#define mlki_vec        MLKI_FN(mlki_vec)
+#define mlki_mask       MLKI_FN(mlki_mask)
+#define mlki_v_zero     MLKI_FN(mlki_v_zero)
+#define mlki_v_set1     MLKI_FN(mlki_v_set1)
+#define mlki_v_load     MLKI_FN(mlki_v_load)
+#define mlki_v_store    MLKI_FN(mlki_v_store)
+#define mlki_v_load_n   MLKI_FN(mlki_v_load_n)
+#define mlki_v_store_n  MLKI_FN(mlki_v_store_n)
+#define mlki_v_add      MLKI_FN(mlki_v_add)
+#define mlki_v_sub      MLKI_FN(mlki_v_sub)
+#define mlki_v_mul      MLKI_FN(mlki_v_mul)
+#define mlki_v_div      MLKI_FN(mlki_v_div)
+#define mlki_v_sqrt     MLKI_FN(mlki_v_sqrt)
+#define mlki_v_fma      MLKI_FN(mlki_v_fma)
+#define mlki_v_fnma     MLKI_FN(mlki_v_fnma)
+#define mlki_v_min      MLKI_FN(mlki_v_min)
+#define mlki_v_max      MLKI_FN(mlki_v_max)
+#define mlki_v_abs      MLKI_FN(mlki_v_abs)
+#define mlki_v_copysign MLKI_FN(mlki_v_copysign)
+#define mlki_v_lt       MLKI_FN(mlki_v_lt)
+#define mlki_v_gt       MLKI_FN(mlki_v_gt)
+#define mlki_v_select   MLKI_FN(mlki_v_select)
+#define mlki_v_bits     MLKI_FN(mlki_v_bits)
+#define mlki_v_round    MLKI_FN(mlki_v_round)
+#define mlki_v_scale2   MLKI_FN(mlki_v_scale2)
+#define mlki_v_transpose MLKI_FN(mlki_v_transpose)
+#define mlki_v_sum16    MLKI_FN(mlki_v_sum16)
+
+/* How a strip's sums meet what is in C: a chain from zero that replaces C; the chain that C holds, continued; a chain from zero that
+   is added to C (the next segment). */
+typedef enum mlki_chain { MLKI_START, MLKI_CONTINUE, MLKI_ADD } mlki_chain;
+
+/* rows (<= MR) rows of C against any number of columns.
+   A: element (i, p) at a[i * a_rs + p * a_cs]; packed panels have a_rs = 1.
+   B: element (p, j) at b[(j / NR) * b_panel + p * b_rs + j % NR]; unpacked b_panel = NR, packed b_rs = NR, b_panel = k NR.
+   C: row i at c + i * c_rs, columns dense. */
+typedef struct mlki_strip {
+  const float *a, *b;
+  float *c;
+  int64_t a_rs, a_cs, b_rs, b_panel, c_rs;
+  int64_t rows, cols, k;
+  mlki_chain chain;
+} mlki_strip;
+
+/* See mlk_matmul_desc; p == NULL: absent. Pointers are those of the current matrix of the batch. */
+typedef struct mlki_epilogue {
+  float alpha, beta;
+  mlk_activation activation;
+  mlki_mat c, bias, residual, preact, d;
+} mlki_epilogue;
+
+typedef enum mlki_pair { MLKI_PAIR_L2, MLKI_PAIR_IP } mlki_pair; /* what a 16-lane sum runs over */
+
+/* One panel of rows (<= MR) queries, packed [d][rows], against panels of NR base rows, packed [panel][d][NR].
+   acc = init[column] + sum over d of q x. A pair with acc > limit[row] is out; all others are appended to hits as
+   column << 4 | row. */
+typedef struct mlki_filter {
+  const float *q, *x, *init, *limit;
+  int64_t rows, panels, d;
+  uint32_t *hits;
+} mlki_filter;
+
+struct mlki_kernels {
+  mlk_isa isa;
+  int lanes, mr, nr;
+  /* to[p * pitch + i] = from[i * ws + p * ks] for i < width, 0 for width <= i < pitch. Writes up to 15 floats past the end. */
+  void (*pack)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws, int64_t ks);
+  void (*strip)(const mlki_strip *s);
+  /* rows x cols sums at acc, placed at (i0, j0) of the matrices of e */
+  void (*epilogue)(const mlki_epilogue *e, const float *acc, int64_t acc_rs, int64_t i0, int64_t j0, int64_t rows, int64_t cols);
+  /* c += t, n floats */
+  void (*add)(float *c, const float *t, int64_t n);
+  /* out[i * out_rs + j] = 16-lane sum of kind over q[i * q_rs ..] and x[j * x_rs ..] */
+  void (*pairs)(mlki_pair kind, int64_t nq, int64_t nx, int64_t d, const float *q, int64_t q_rs, const float *x, int64_t x_rs,
+                float *out, int64_t out_rs);
+  /* see mlki_knn_prepare */
+  void (*prepare)(mlk_metric metric, float *panel, int64_t d, const float *center, float coefficient, float *init);
+  int64_t (*filter)(const mlki_filter *f); /* how many hits */
+  int64_t (*below)(const float *key, int64_t n, float limit, uint32_t *index); /* indices with !(key > limit); how many */
+  void (*spin)(int64_t rounds, float *out);                    /* 10 fused multiply-adds of LANES a round */
+  void (*read)(const float *from, int64_t n, float *out);      /* reads n floats, n a multiple of 128 */
+};
+
+#if MLKI_AVX512
+#  define MLKI_PASS
+#  define MLKI_SUFFIX _avx512
+#  include MLK_FILENAME
+#  undef MLKI_SUFFIX
+#  undef MLKI_PASS
+#endif
+#if MLKI_AVX2
+#  define MLKI_PASS
+#  define MLKI_SUFFIX _avx2
+#  include MLK_FILENAME
+#  undef MLKI_SUFFIX
+#  undef MLKI_PASS
+#endif
+#if MLKI_NEON
+#  define MLKI_PASS
+#  define MLKI_SUFFIX _neon
+#  include MLK_FILENAME
+#  undef MLKI_SUFFIX
+#  undef MLKI_PASS
+#endif
+#define MLKI_SUFFIX _scalar
+#endif /* !MLKI_PASS */
+
+/* >>math ---------------------------------------------------------------------------------------------------------
+   Elementary functions in the vocabulary alone: each lane sees the same rounded operations at every vector width.
+   Nothing branches on data; lanes that take the other side of a select compute values that are dropped.
+   Methods: argument reduction after Cody & Waite, "Software Manual for the Elementary Functions", 1980; error-free products and sums by
+   fma after Muller, "Elementary Functions", 3rd ed., 2016; coefficients by Remez exchange with stepwise rounding to f32
+   (tests/fit_math.py). The bounds are the greatest |result - exact| in ulp of the exact result over all floats. */
+
+/* Splits x = n ln 2 + r, n integral, |r| <= ln(2)/2 + small, for |x| < 200.
+   n ln2hi has 24 + 8 bits but x - n ln2hi is a multiple of 2^-25 below 2^-1, so the first fma is
+   exact; only the second rounds.  n is NaN where x is. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_exp_reduce)(mlki_vec x, mlki_vec *n) {
+  *n = mlki_v_round(mlki_v_mul(x, mlki_v_set1(1.44269502e+00f)));
+  x = mlki_v_fnma(*n, mlki_v_set1(6.93147182e-01f), x);
+  return mlki_v_fnma(*n, mlki_v_set1(-1.90465421e-09f), x);
+}
+
+/* e^r = 1 + r + r^2 q(r) for |r| <= 0.3467; q: minimax, relative error 2^-28.2. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_exp_poly)(mlki_vec r) {
+  mlki_vec q = mlki_v_set1(1.38385862e-03f);
+  q = mlki_v_fma(q, r, mlki_v_set1(8.36918317e-03f));
+  q = mlki_v_fma(q, r, mlki_v_set1(4.16681021e-02f));
+  q = mlki_v_fma(q, r, mlki_v_set1(1.66665167e-01f));
+  q = mlki_v_fma(q, r, mlki_v_set1(4.99999940e-01f));
+  q = mlki_v_fma(q, r, mlki_v_set1(1.0f));
+  return mlki_v_fma(q, r, mlki_v_set1(1.0f));
+}
+
+/* e^x for -200 < x < 128 or NaN; no clamp. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_exp_bounded)(mlki_vec x) {
+  mlki_vec n;
+  mlki_vec r = MLKI_FN(mlki_exp_reduce)(x, &n);
+  return mlki_v_scale2(MLKI_FN(mlki_exp_poly)(r), n);
+}
+
+/* e^x, @EXP@ ulp.  inf above 88.7228394, denormal below -87.3365479, 0 below -103.972084;
+   the two bounds lie outside that range and let a NaN through. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_exp)(mlki_vec x) {
+  x = mlki_v_min(mlki_v_set1(89.0f), x);
+  x = mlki_v_max(mlki_v_set1(-104.0f), x);
+  return MLKI_FN(mlki_exp_bounded)(x);
+}
+
+/* tanh a = a + a s p(s), s = a^2, for 0 <= a < 0.625; p: minimax, relative error 2^-27.7. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_tanh_small)(mlki_vec a) {
+  mlki_vec s = mlki_v_mul(a, a);
+  mlki_vec p = mlki_v_set1(-5.69229620e-03f);
+  p = mlki_v_fma(p, s, mlki_v_set1(2.06281673e-02f));
+  p = mlki_v_fma(p, s, mlki_v_set1(-5.37365153e-02f));
+  p = mlki_v_fma(p, s, mlki_v_set1(1.33314058e-01f));
+  p = mlki_v_fma(p, s, mlki_v_set1(-3.33332807e-01f));
+  return mlki_v_fma(mlki_v_mul(p, s), a, a);
+}
+
+/* tanh x, @TANH@ ulp.  Polynomial below 0.625, 1 - 2 / (e^(2|x|) + 1) above, +-1 from 9.01 on.
+   Odd exactly: works on |x| and copies the sign, so -0 stays -0. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_tanh)(mlki_vec x) {
+  mlki_vec one = mlki_v_set1(1.0f);
+  mlki_vec a = mlki_v_min(mlki_v_set1(10.0f), mlki_v_abs(x));
+  mlki_vec e = MLKI_FN(mlki_exp_bounded)(mlki_v_add(a, a));
+  mlki_vec t = mlki_v_sub(one, mlki_v_div(mlki_v_set1(2.0f), mlki_v_add(e, one)));
+  mlki_mask small = mlki_v_lt(a, mlki_v_set1(0.625f));
+  return mlki_v_copysign(mlki_v_select(small, MLKI_FN(mlki_tanh_small)(a), t), x);
+}
+
+/* 1 / (1 + e^-x), @SIGMOID@ ulp.  With z = e^-|x|: 1 / (1 + z) for x > 0, else z / (1 + z), which
+   goes through the denormals to 0 with e^x. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_sigmoid)(mlki_vec x) {
+  mlki_vec one = mlki_v_set1(1.0f);
+  mlki_vec m = mlki_v_max(mlki_v_set1(-104.0f), mlki_v_copysign(x, mlki_v_set1(-1.0f)));
+  mlki_vec z = MLKI_FN(mlki_exp_bounded)(m);
+  mlki_mask pos = mlki_v_gt(x, mlki_v_set1(0.0f));
+  return mlki_v_div(mlki_v_select(pos, one, z), mlki_v_add(one, z));
+}
+
+/* x sigmoid(t), where t has the sign of x and |t| = hi + lo, 0 <= hi < 200, |lo| << 1; a = |x|
+   bounded so that the product underflows at the bound.  For x <= 0 the factor 2^n of e^-|t| is
+   applied last: the one rounding into the denormals is the final one, and -inf gives -0. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_x_sigmoid)(mlki_vec x, mlki_vec a, mlki_vec hi,
+                                                 mlki_vec lo) {
+  mlki_vec zero = mlki_v_set1(0.0f), one = mlki_v_set1(1.0f), n;
+  mlki_vec r = MLKI_FN(mlki_exp_reduce)(mlki_v_sub(zero, hi), &n);
+  mlki_vec p = MLKI_FN(mlki_exp_poly)(mlki_v_sub(r, lo));
+  mlki_vec d = mlki_v_add(one, mlki_v_scale2(p, n));
+  mlki_mask pos = mlki_v_gt(x, zero);
+  mlki_vec top = mlki_v_select(pos, x, mlki_v_mul(mlki_v_copysign(a, x), p));
+  return mlki_v_scale2(mlki_v_div(top, d), mlki_v_select(pos, zero, n));
+}
+
+/* x sigmoid(x), @SILU@ ulp. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_silu)(mlki_vec x) {
+  mlki_vec a = mlki_v_min(mlki_v_set1(110.0f), mlki_v_abs(x));
+  return MLKI_FN(mlki_x_sigmoid)(x, a, a, mlki_v_set1(0.0f));
+}
+
+/* x/2 (1 + tanh u) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3), @GELU_TANH@ ulp.
+   e^-2|u| multiplies an error of 2u by as much as 110, so 2u is formed as a (k1 + k3 a^2) in two
+   parts hi + lo: s, w and hi are rounded and lo collects what each rounding dropped.  k1hi is a
+   multiple of 2^-20, which makes k1hi - w exact. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_gelu_tanh)(mlki_vec x) {
+  mlki_vec k1 = mlki_v_set1(1.59576893e+00f), k3 = mlki_v_set1(7.13548139e-02f);
+  mlki_vec a = mlki_v_min(mlki_v_set1(11.0f), mlki_v_abs(x));
+  mlki_vec s = mlki_v_mul(a, a), w = mlki_v_fma(k3, s, k1), hi = mlki_v_mul(a, w), dw, dhi;
+  dw = mlki_v_fma(k3, s, mlki_v_sub(k1, w));
+  dw = mlki_v_fnma(k3, mlki_v_fnma(a, a, s), dw);
+  dw = mlki_v_add(dw, mlki_v_fma(mlki_v_set1(2.39883247e-09f), s, mlki_v_set1(1.93077895e-07f)));
+  dhi = mlki_v_fnma(a, w, hi);
+  return MLKI_FN(mlki_x_sigmoid)(x, a, hi, mlki_v_sub(mlki_v_mul(a, dw), dhi));
+}
+
+/* Mills' ratio of the normal distribution without its constant: y e^(a^2/2) Phi(-a) for
+   0 <= a <= 14.5, by a rational minimax P4/R5, relative error 2^-25.8 (after W. J. Cody, Rational
+   Chebyshev Approximations for the Error Function, 1969).  All coefficients are positive, so
+   neither sum cancels. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_mills)(mlki_vec y, mlki_vec a) {
+  mlki_vec p = mlki_v_set1(4.05924628e-03f), q = mlki_v_set1(1.01749152e-02f);
+  p = mlki_v_fma(p, a, mlki_v_set1(4.03459705e-02f));
+  p = mlki_v_fma(p, a, mlki_v_set1(1.82530344e-01f));
+  p = mlki_v_fma(p, a, mlki_v_set1(4.37573522e-01f));
+  p = mlki_v_fma(p, a, mlki_v_set1(5.00000000e-01f));
+  q = mlki_v_fma(q, a, mlki_v_set1(1.01138353e-01f));
+  q = mlki_v_fma(q, a, mlki_v_set1(4.67566401e-01f));
+  q = mlki_v_fma(q, a, mlki_v_set1(1.19994545e+00f));
+  q = mlki_v_fma(q, a, mlki_v_set1(1.67303157e+00f));
+  q = mlki_v_fma(q, a, mlki_v_set1(1.0f));
+  return mlki_v_div(mlki_v_mul(y, p), q);
+}
+
+/* x/2 (1 + erf(x / sqrt 2)) = x Phi(x), @GELU_ERF@ ulp down to and through the denormals.
+   v = x Phi(-|x|) = x M(|x|) e^(-x^2/2) without cancellation; the result is v for x <= 0 and x - v
+   for x > 0, where v <= x/2.  The rounding error of x^2 goes into the reduced argument, and the
+   factor 2^n is applied last. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_gelu_erf)(mlki_vec x) {
+  mlki_vec a = mlki_v_min(mlki_v_set1(14.5f), mlki_v_abs(x)), half = mlki_v_set1(0.5f), n;
+  mlki_vec s = mlki_v_mul(a, a), ds = mlki_v_fnma(a, a, s);
+  mlki_vec r = MLKI_FN(mlki_exp_reduce)(mlki_v_mul(mlki_v_set1(-0.5f), s), &n);
+  mlki_vec p = MLKI_FN(mlki_exp_poly)(mlki_v_fma(half, ds, r));
+  mlki_vec v = mlki_v_mul(mlki_v_copysign(a, x), MLKI_FN(mlki_mills)(p, a));
+  v = mlki_v_scale2(v, n);
+  return mlki_v_select(mlki_v_gt(x, mlki_v_set1(0.0f)), mlki_v_sub(x, v), v);
+}
+
+/* act(x) of mlk_activation. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_activate)(mlk_activation activation, mlki_vec x) {
+  switch (activation) {
+  case MLK_RELU: return mlki_v_select(mlki_v_lt(x, mlki_v_zero()), mlki_v_zero(), x);
+  case MLK_GELU: return MLKI_FN(mlki_gelu_erf)(x);
+  case MLK_GELU_TANH: return MLKI_FN(mlki_gelu_tanh)(x);
+  case MLK_SILU: return MLKI_FN(mlki_silu)(x);
+  case MLK_TANH: return MLKI_FN(mlki_tanh)(x);
+  case MLK_SIGMOID: return MLKI_FN(mlki_sigmoid)(x);
+  default: return x;
+  }
+}
+
+/* >>kernels ------------------------------------------------------------------------------------------------------
+   Compiled once per instruction set; everything below speaks the vocabulary. Ends with the row. */
+
+/* Any view as L lanes: element j of n at p[j * stride]; missing lanes are 0. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_load_any)(const float *p, int64_t stride, int64_t n) {
+  float lane[MLKI_LANES_MAX] = {0};
+  int64_t j;
+  if (stride == 1) return n == MLKI_LANES ? mlki_v_load(p) : mlki_v_load_n(p, n);
+  if (stride == 0) return mlki_v_set1(*p);
+  for (j = 0; j < n; j++) lane[j] = p[j * stride];
+  return mlki_v_load(lane);
+}
+
+MLKI_INLINE_ISA void MLKI_FN(mlki_store_any)(float *p, int64_t stride, int64_t n, mlki_vec v) {
+  float lane[MLKI_LANES_MAX];
+  int64_t j;
+  if (stride == 1 && n == MLKI_LANES) {
+    mlki_v_store(p, v);
+  } else if (stride == 1) {
+    mlki_v_store_n(p, v, n);
+  } else {
+    mlki_v_store(lane, v);
+    for (j = 0; j < n; j++) p[j * stride] = lane[j];
+  }
+}
+
+/* Packs where the width is dense in memory: row p of the panel is a run of from. A store may run up to LANES - 1 floats into the next row,
+   which is written after it. */
+MLKI_KERNEL void MLKI_FN(mlki_pack_runs)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ks) {
+  int64_t p, i;
+  for (p = 0; p < k; p++, from += ks, to += pitch) {
+    for (i = 0; i + MLKI_LANES <= width; i += MLKI_LANES) mlki_v_store(to + i, mlki_v_load(from + i));
+    if (i < pitch) mlki_v_store(to + i, i < width ? mlki_v_load_n(from + i, width - i) : mlki_v_zero());
+    for (i += MLKI_LANES; i < pitch; i += MLKI_LANES) mlki_v_store(to + i, mlki_v_zero());
+  }
+}
+
+/* Packs where k is dense in memory: square blocks of LANES rows are transposed in registers. */
+MLKI_KERNEL void MLKI_FN(mlki_pack_transposed)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws) {
+  int64_t p, i;
+  int v;
+  for (p = 0; p < k; p += MLKI_LANES) {
+    const int64_t terms = mlki_min(k - p, MLKI_LANES);
+    for (i = 0; i < pitch; i += MLKI_LANES) {
+      const int64_t rows = mlki_min(width - i, MLKI_LANES), room = pitch - i;
+      const float *at = from + i * ws + p;
+      float *row = to + p * pitch + i;
+      mlki_vec r[MLKI_LANES];
+      if (rows == MLKI_LANES && terms == MLKI_LANES) {
+        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) r[v] = mlki_v_load(at + v * ws);
+      } else {
+        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) r[v] = v < rows ? mlki_v_load_n(at + v * ws, terms) : mlki_v_zero();
+      }
+      mlki_v_transpose(r);
+      if (terms == MLKI_LANES && (room >= MLKI_LANES || i == 0)) { /* i == 0: the spill is overwritten by the next row */
+        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) mlki_v_store(row + v * pitch, r[v]);
+      } else {
+        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) if (v < terms) mlki_v_store_n(row + v * pitch, r[v], mlki_min(room, MLKI_LANES));
+      }
+    }
+  }
+}
+
+MLKI_KERNEL void MLKI_FN(mlki_pack)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws, int64_t ks) {
+  int64_t p, i;
+  if (ws == 1) {
+    MLKI_FN(mlki_pack_runs)(to, width, pitch, k, from, ks);
+  } else if (ks == 1) {
+    MLKI_FN(mlki_pack_transposed)(to, width, pitch, k, from, ws);
+  } else {
+    for (p = 0; p < k; p++)
+      for (i = 0; i < pitch; i++) to[p * pitch + i] = i < width ? from[i * ws + p * ks] : 0.0f;
+  }
+}
+
+/* The register tile: rows x vecs vectors of C, the last of last lanes. rows, vecs and whole are constants where it is inlined. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_tile)(const int rows, const int vecs, const int whole, int64_t last, const float *a, int64_t a_rs,
+                                        int64_t a_cs, const float *b, int64_t b_rs, float *c, int64_t c_rs, int64_t k, mlki_chain chain) {
+  mlki_vec acc[MLKI_MR][MLKI_NV], bv[MLKI_NV];
+  int64_t p;
+  int i, v;
+  if (k >= 64) { /* C comes from far away: ask for it before the sum */
+    MLKI_UNROLL for (i = 0; i < rows; i++) {
+      MLKI_PREFETCHW(c + i * c_rs);
+      MLKI_PREFETCHW(c + i * c_rs + MLKI_NR - 1);
+    }
+  }
+  MLKI_UNROLL for (i = 0; i < rows; i++) {
+    MLKI_UNROLL for (v = 0; v < vecs; v++) acc[i][v] = mlki_v_zero();
+  }
+  if (chain == MLKI_CONTINUE) {
+    MLKI_UNROLL for (i = 0; i < rows; i++) {
+      MLKI_UNROLL for (v = 0; v < vecs; v++) {
+        const float *at = c + i * c_rs + v * MLKI_LANES;
+        acc[i][v] = whole || v + 1 < vecs ? mlki_v_load(at) : mlki_v_load_n(at, last);
+      }
+    }
+  }
+  for (p = 0; p < k; p++) {
+    MLKI_UNROLL for (v = 0; v < vecs; v++)
+      bv[v] = whole || v + 1 < vecs ? mlki_v_load(b + v * MLKI_LANES) : mlki_v_load_n(b + v * MLKI_LANES, last);
+    MLKI_UNROLL for (i = 0; i < rows; i++) {
+      const mlki_vec av = mlki_v_set1(a[i * a_rs]);
+      MLKI_UNROLL for (v = 0; v < vecs; v++) acc[i][v] = mlki_v_fma(av, bv[v], acc[i][v]);
+    }
+    a += a_cs;
+    b += b_rs;
+  }
+  MLKI_UNROLL for (i = 0; i < rows; i++) {
+    MLKI_UNROLL for (v = 0; v < vecs; v++) {
+      float *at = c + i * c_rs + v * MLKI_LANES;
+      if (whole || v + 1 < vecs)
+        mlki_v_store(at, chain == MLKI_ADD ? mlki_v_add(mlki_v_load(at), acc[i][v]) : acc[i][v]);
+      else
+        mlki_v_store_n(at, chain == MLKI_ADD ? mlki_v_add(mlki_v_load_n(at, last), acc[i][v]) : acc[i][v], last);
+    }
+  }
+}
+
+/* One strip of a constant number of rows; packed: the strides of A are the constants 1 and rows. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_strip_rows)(const int rows, const int packed, const mlki_strip *s) {
+  const int64_t a_rs = packed ? 1 : s->a_rs, a_cs = packed ? rows : s->a_cs;
+  const float *b = s->b;
+  float *c = s->c;
+  int64_t left = s->cols;
+  for (; left >= MLKI_NR; left -= MLKI_NR, b += s->b_panel, c += MLKI_NR)
+    MLKI_FN(mlki_tile)(rows, MLKI_NV, 1, 0, s->a, a_rs, a_cs, b, s->b_rs, c, s->c_rs, s->k, s->chain);
+  if (left > 2 * MLKI_LANES) /* only where NV > 2 */
+    MLKI_FN(mlki_tile)(rows, MLKI_NV, 0, left - 2 * MLKI_LANES, s->a, a_rs, a_cs, b, s->b_rs, c, s->c_rs, s->k, s->chain);
+  else if (left > MLKI_LANES)
+    MLKI_FN(mlki_tile)(rows, 2, 0, left - MLKI_LANES, s->a, a_rs, a_cs, b, s->b_rs, c, s->c_rs, s->k, s->chain);
+  else if (left > 0)
+    MLKI_FN(mlki_tile)(rows, 1, 0, left, s->a, a_rs, a_cs, b, s->b_rs, c, s->c_rs, s->k, s->chain);
+}
+
+#define MLKI_STRIP_CASE(r)                                                                                             \
+  case r:                                                                                                              \
+    if (r > MLKI_MR) break;                                                                                            \
+    if (s->a_rs == 1 && s->a_cs == r)                                                                                  \
+      MLKI_FN(mlki_strip_rows)(r > MLKI_MR ? 1 : r, 1, s);                                                             \
+    else                                                                                                               \
+      MLKI_FN(mlki_strip_rows)(r > MLKI_MR ? 1 : r, 0, s);                                                             \
+    break;
+
+MLKI_KERNEL void MLKI_FN(mlki_strip_any)(const mlki_strip *s) {
+  switch (s->rows) {
+    MLKI_STRIP_CASE(1) MLKI_STRIP_CASE(2) MLKI_STRIP_CASE(3) MLKI_STRIP_CASE(4) MLKI_STRIP_CASE(5)
+    MLKI_STRIP_CASE(6) MLKI_STRIP_CASE(7) MLKI_STRIP_CASE(8) MLKI_STRIP_CASE(9) MLKI_STRIP_CASE(10)
+    MLKI_STRIP_CASE(11) MLKI_STRIP_CASE(12) MLKI_STRIP_CASE(13) MLKI_STRIP_CASE(14)
+  default: break;
+  }
+}
+
+/* The end of a matrix product, in the order of NUMERICS. */
+MLKI_KERNEL void MLKI_FN(mlki_epilogue_tile)(const mlki_epilogue *e, const float *acc, int64_t acc_rs, int64_t i0, int64_t j0,
+                                             int64_t rows, int64_t cols) {
+  const mlki_vec alpha = mlki_v_set1(e->alpha), beta = mlki_v_set1(e->beta);
+  int64_t i, j;
+  for (i = i0; i < i0 + rows; i++, acc += acc_rs) {
+    for (j = j0; j < j0 + cols; j += MLKI_LANES) {
+      const int64_t n = mlki_min(j0 + cols - j, MLKI_LANES);
+      mlki_vec t = MLKI_FN(mlki_load_any)(acc + (j - j0), 1, n);
+      if (e->bias.p)
+        t = mlki_v_fma(alpha, t, MLKI_FN(mlki_load_any)(e->bias.p + i * e->bias.rs + j * e->bias.cs, e->bias.cs, n));
+      else
+        t = mlki_v_mul(alpha, t);
+      if (e->c.p) t = mlki_v_fma(beta, MLKI_FN(mlki_load_any)(e->c.p + i * e->c.rs + j * e->c.cs, e->c.cs, n), t);
+      if (e->preact.p) MLKI_FN(mlki_store_any)(e->preact.p + i * e->preact.rs + j * e->preact.cs, e->preact.cs, n, t);
+      t = MLKI_FN(mlki_activate)(e->activation, t);
+      if (e->residual.p)
+        t = mlki_v_add(t, MLKI_FN(mlki_load_any)(e->residual.p + i * e->residual.rs + j * e->residual.cs, e->residual.cs, n));
+      MLKI_FN(mlki_store_any)(e->d.p + i * e->d.rs + j * e->d.cs, e->d.cs, n, t);
+    }
+  }
+}
+
+MLKI_KERNEL void MLKI_FN(mlki_add)(float *c, const float *t, int64_t n) {
+  int64_t j;
+  for (j = 0; j + MLKI_LANES <= n; j += MLKI_LANES) mlki_v_store(c + j, mlki_v_add(mlki_v_load(c + j), mlki_v_load(t + j)));
+  if (j < n) mlki_v_store_n(c + j, mlki_v_add(mlki_v_load_n(c + j, n - j), mlki_v_load_n(t + j, n - j)), n - j);
+}
+
+/* 16-lane sums of PQ' x PX' pairs at once; nq, nx and kind are constants where it is inlined. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_pair_tile)(const int nq, const int nx, const mlki_pair kind, int64_t d, const float *q, int64_t q_rs,
+                                             const float *x, int64_t x_rs, float *out, int64_t out_rs) {
+  mlki_vec acc[MLKI_PQ][MLKI_PX][MLKI_V16];
+  int64_t k;
+  int i, j, v;
+  MLKI_UNROLL for (i = 0; i < nq; i++) {
+    MLKI_UNROLL for (j = 0; j < nx; j++) {
+      MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) acc[i][j][v] = mlki_v_zero();
+    }
+  }
+  for (k = 0; k < d; k += 16) {
+    const int whole = d - k >= 16;
+    MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) {
+      const int64_t at = k + v * MLKI_LANES, n = mlki_max(mlki_min(d - at, MLKI_LANES), 0);
+      mlki_vec qv[MLKI_PQ], xv;
+      MLKI_UNROLL for (i = 0; i < nq; i++) qv[i] = whole ? mlki_v_load(q + i * q_rs + at) : mlki_v_load_n(q + i * q_rs + at, n);
+      MLKI_UNROLL for (j = 0; j < nx; j++) {
+        xv = whole ? mlki_v_load(x + j * x_rs + at) : mlki_v_load_n(x + j * x_rs + at, n);
+        MLKI_UNROLL for (i = 0; i < nq; i++) {
+          if (kind == MLKI_PAIR_L2) {
+            const mlki_vec t = mlki_v_sub(qv[i], xv);
+            acc[i][j][v] = mlki_v_fma(t, t, acc[i][j][v]);
+          } else {
+            acc[i][j][v] = mlki_v_fma(qv[i], xv, acc[i][j][v]);
+          }
+        }
+      }
+    }
+  }
+  MLKI_UNROLL for (i = 0; i < nq; i++) {
+    MLKI_UNROLL for (j = 0; j < nx; j++) out[i * out_rs + j] = mlki_v_sum16(acc[i][j]);
+  }
+}
+
+/* All queries against PX (or one) base rows, so that a base row is read from memory once. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_pair_columns)(const int nx, const mlki_pair kind, int64_t nq, int64_t d, const float *q, int64_t q_rs,
+                                                const float *x, int64_t x_rs, float *out, int64_t out_rs) {
+  int64_t i = 0;
+  for (; i + MLKI_PQ <= nq; i += MLKI_PQ)
+    MLKI_FN(mlki_pair_tile)(MLKI_PQ, nx, kind, d, q + i * q_rs, q_rs, x, x_rs, out + i * out_rs, out_rs);
+  for (; i < nq; i++) MLKI_FN(mlki_pair_tile)(1, nx, kind, d, q + i * q_rs, q_rs, x, x_rs, out + i * out_rs, out_rs);
+}
+
+MLKI_KERNEL void MLKI_FN(mlki_pairs)(mlki_pair kind, int64_t nq, int64_t nx, int64_t d, const float *q, int64_t q_rs, const float *x,
+                                     int64_t x_rs, float *out, int64_t out_rs) {
+  int64_t j = 0;
+  if (kind == MLKI_PAIR_L2) {
+    for (; j + MLKI_PX <= nx; j += MLKI_PX)
+      MLKI_FN(mlki_pair_columns)(MLKI_PX, MLKI_PAIR_L2, nq, d, q, q_rs, x + j * x_rs, x_rs, out + j, out_rs);
+    for (; j < nx; j++) MLKI_FN(mlki_pair_columns)(1, MLKI_PAIR_L2, nq, d, q, q_rs, x + j * x_rs, x_rs, out + j, out_rs);
+  } else {
+    for (; j + MLKI_PX <= nx; j += MLKI_PX)
+      MLKI_FN(mlki_pair_columns)(MLKI_PX, MLKI_PAIR_IP, nq, d, q, q_rs, x + j * x_rs, x_rs, out + j, out_rs);
+    for (; j < nx; j++) MLKI_FN(mlki_pair_columns)(1, MLKI_PAIR_IP, nq, d, q, q_rs, x + j * x_rs, x_rs, out + j, out_rs);
+  }
+}
+
+/* Norms beyond these bounds could overflow or underflow in the filter: such rows are never filtered out. */
+#define MLKI_NORM2_MAX 1e37f
+#define MLKI_NORM2_MIN 1e-30f
+
+/* Turns one packed panel of NR base rows, [d][NR], into what the filter multiplies, and makes the NR values its sums start from; see
+   >>knn for the bounds behind coefficient.
+   L2: x - center;  init = coefficient |x - center|^2.    IP: x;  init = -coefficient |x|.    COSINE: x / |x|;  init = 0.
+   init = -infinity where the norm is out of bounds or NaN: no sum that starts there exceeds a limit. */
+MLKI_KERNEL void MLKI_FN(mlki_prepare)(mlk_metric metric, float *panel, int64_t d, const float *center, float coefficient, float *init) {
+  const mlki_vec never = mlki_v_set1(-INFINITY), largest = mlki_v_set1(MLKI_NORM2_MAX), factor = mlki_v_set1(coefficient);
+  mlki_vec norm2[MLKI_NV];
+  int64_t k;
+  int v;
+  for (v = 0; v < MLKI_NV; v++) norm2[v] = mlki_v_zero();
+  for (k = 0; k < d; k++) {
+    float *row = panel + k * MLKI_NR;
+    MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) {
+      mlki_vec x = mlki_v_load(row + v * MLKI_LANES);
+      if (center) {
+        x = mlki_v_sub(x, mlki_v_set1(center[k]));
+        mlki_v_store(row + v * MLKI_LANES, x);
+      }
+      norm2[v] = mlki_v_fma(x, x, norm2[v]);
+    }
+  }
+  for (v = 0; v < MLKI_NV; v++) {
+    mlki_vec start = mlki_v_zero();
+    if (metric == MLK_INNER_PRODUCT) start = mlki_v_sub(start, mlki_v_mul(factor, mlki_v_sqrt(norm2[v])));
+    else if (metric != MLK_COSINE) start = mlki_v_mul(factor, norm2[v]);
+    else start = mlki_v_select(mlki_v_gt(norm2[v], mlki_v_set1(MLKI_NORM2_MIN)), start, never);
+    mlki_v_store(init + v * MLKI_LANES, mlki_v_select(mlki_v_lt(norm2[v], largest), start, never));
+  }
+  if (metric == MLK_COSINE) {
+    for (v = 0; v < MLKI_NV; v++) norm2[v] = mlki_v_div(mlki_v_set1(1.0f), mlki_v_sqrt(norm2[v]));
+    for (k = 0; k < d * MLKI_NV; k++)
+      mlki_v_store(panel + k * MLKI_LANES, mlki_v_mul(mlki_v_load(panel + k * MLKI_LANES), norm2[k % MLKI_NV]));
+  }
+}
+
+/* One panel of a constant number of queries: a matmul tile that starts from init and is compared instead of stored. */
+MLKI_INLINE_ISA int64_t MLKI_FN(mlki_filter_rows)(const int rows, const mlki_filter *f) {
+  const unsigned all = (unsigned)((1ull << MLKI_LANES) - 1);
+  const float *x = f->x;
+  int64_t panel, k, hits = 0;
+  int i, v;
+  for (panel = 0; panel < f->panels; panel++, x += f->d * MLKI_NR) {
+    mlki_vec acc[MLKI_MR][MLKI_NV], xv[MLKI_NV];
+    const float *q = f->q, *at = x;
+    unsigned in[MLKI_MR][MLKI_NV], any = 0;
+    MLKI_UNROLL for (i = 0; i < rows; i++) {
+      MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) acc[i][v] = mlki_v_load(f->init + panel * MLKI_NR + v * MLKI_LANES);
+    }
+    for (k = 0; k < f->d; k++, q += rows, at += MLKI_NR) {
+      MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) xv[v] = mlki_v_load(at + v * MLKI_LANES);
+      MLKI_UNROLL for (i = 0; i < rows; i++) {
+        const mlki_vec qv = mlki_v_set1(q[i]);
+        MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) acc[i][v] = mlki_v_fma(qv, xv[v], acc[i][v]);
+      }
+    }
+    MLKI_UNROLL for (i = 0; i < rows; i++) {
+      const mlki_vec limit = mlki_v_set1(f->limit[i]);
+      MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) any |= in[i][v] = all & ~mlki_v_bits(mlki_v_gt(acc[i][v], limit));
+    }
+    if (!any) continue;
+    for (i = 0; i < rows; i++)
+      for (v = 0; v < MLKI_NV; v++) {
+        unsigned left = in[i][v], lane = 0;
+        for (; left; left >>= 1, lane++)
+          if (left & 1) f->hits[hits++] = (uint32_t)(panel * MLKI_NR + v * MLKI_LANES + lane) << 4 | (uint32_t)i;
+      }
+  }
+  return hits;
+}
+
+#define MLKI_FILTER_CASE(r)                                                                                            \
+  case r: return r > MLKI_MR ? 0 : MLKI_FN(mlki_filter_rows)(r > MLKI_MR ? 1 : r, f);
+
+MLKI_KERNEL int64_t MLKI_FN(mlki_filter_any)(const mlki_filter *f) {
+  switch (f->rows) {
+    MLKI_FILTER_CASE(1) MLKI_FILTER_CASE(2) MLKI_FILTER_CASE(3) MLKI_FILTER_CASE(4) MLKI_FILTER_CASE(5)
+    MLKI_FILTER_CASE(6) MLKI_FILTER_CASE(7) MLKI_FILTER_CASE(8) MLKI_FILTER_CASE(9) MLKI_FILTER_CASE(10)
+    MLKI_FILTER_CASE(11) MLKI_FILTER_CASE(12) MLKI_FILTER_CASE(13) MLKI_FILTER_CASE(14)
+  default: return 0;
+  }
+}
+
+MLKI_KERNEL int64_t MLKI_FN(mlki_below)(const float *key, int64_t n, float limit, uint32_t *index) {
+  const mlki_vec bound = mlki_v_set1(limit);
+  int64_t j, found = 0;
+  for (j = 0; j < n; j += MLKI_LANES) {
+    const int64_t lanes = mlki_min(n - j, MLKI_LANES);
+    const mlki_vec v = lanes == MLKI_LANES ? mlki_v_load(key + j) : mlki_v_load_n(key + j, lanes);
+    unsigned left = ~mlki_v_bits(mlki_v_gt(v, bound)) & (unsigned)((1ull << lanes) - 1), lane = 0;
+    for (; left; left >>= 1, lane++)
+      if (left & 1) index[found++] = (uint32_t)(j + lane);
+  }
+  return found;
+}
+
+MLKI_KERNEL void MLKI_FN(mlki_spin)(int64_t rounds, float *out) {
+  mlki_vec acc[10], x = mlki_v_set1(0.75f), y = mlki_v_set1(out[0]);
+  int64_t r;
+  int i;
+  for (i = 0; i < 10; i++) acc[i] = mlki_v_set1(out[i % 4]);
+  for (r = 0; r < rounds; r++) {
+    MLKI_UNROLL for (i = 0; i < 10; i++) acc[i] = mlki_v_fma(acc[i], x, y);
+  }
+  for (i = 1; i < 10; i++) acc[0] = mlki_v_add(acc[0], acc[i]);
+  mlki_v_store(out, acc[0]);
+}
+
+MLKI_KERNEL void MLKI_FN(mlki_read)(const float *from, int64_t n, float *out) {
+  mlki_vec acc[8];
+  int64_t j;
+  int i;
+  for (i = 0; i < 8; i++) acc[i] = mlki_v_zero();
+  for (j = 0; j < n; j += 8 * MLKI_LANES) {
+    MLKI_UNROLL for (i = 0; i < 8; i++) acc[i] = mlki_v_add(acc[i], mlki_v_load(from + j + i * MLKI_LANES));
+  }
+  for (i = 1; i < 8; i++) acc[0] = mlki_v_add(acc[0], acc[i]);
+  mlki_v_store(out, acc[0]);
+}
+
+static const mlki_kernels MLKI_FN(mlki_row) = {
+    MLKI_FN(MLKI_ISA),
+    MLKI_LANES,
+    MLKI_MR,
+    MLKI_NR,
+    MLKI_FN(mlki_pack),
+    MLKI_FN(mlki_strip_any),
+    MLKI_FN(mlki_epilogue_tile),
+    MLKI_FN(mlki_add),
+    MLKI_FN(mlki_pairs),
+    MLKI_FN(mlki_prepare),
+    MLKI_FN(mlki_filter_any),
+    MLKI_FN(mlki_below),
+    MLKI_FN(mlki_spin),
+    MLKI_FN(mlki_read),
+};
+
+#if !defined(MLKI_PASS) /* the rest once, after the scalar pass */
+
+/* >>dispatch ----------------------------------------------------------------------------------------------------- */
+
+static const char *const mlki_isa_names[MLK_ISA_COUNT] = {"best", "scalar", "neon", "avx2", "avx512", "reference"};
+
+/* The row of isa if it was compiled and this machine runs it, else NULL. mask: mlki_isa_mask(). */
+static const mlki_kernels *mlki_find_row(mlk_isa isa, unsigned mask) {
+  static const mlki_kernels *const rows[] = {
+#if MLKI_AVX512
+      &mlki_row_avx512,
+#endif
+#if MLKI_AVX2
+      &mlki_row_avx2,
+#endif
+#if MLKI_NEON
+      &mlki_row_neon,
+#endif
+      &mlki_row_scalar, /* best first */
+  };
+  size_t i;
+  for (i = 0; i < sizeof rows / sizeof rows[0]; i++)
+    if ((mask >> rows[i]->isa & 1) && (isa == MLK_ISA_BEST || isa == rows[i]->isa)) return rows[i];
+  return isa == MLK_ISA_REFERENCE ? &mlki_row_scalar : NULL;
+}
+
+/* >>ref ----------------------------------------------------------------------------------------------------------
+   What the operators mean, one element at a time: MLK_ISA_REFERENCE runs these, and the tests compare everything with them. */
+
+/* One element of A B: chains of MLK_SEGMENT fused multiply-adds, their sums added in order. */
+static float mlki_ref_dot_chain(int64_t k, const float *a, int64_t a_stride, const float *b, int64_t b_stride) {
+  float total = 0.0f;
+  int64_t s, p;
+  for (s = 0; s < k; s += MLK_SEGMENT) {
+    float chain = 0.0f;
+    for (p = s; p < mlki_min(k, s + MLK_SEGMENT); p++) chain = mlki_fma1(a[p * a_stride], b[p * b_stride], chain);
+    total = s == 0 ? chain : total + chain;
+  }
+  return total;
+}
+
+static float mlki_ref_activate(mlk_activation activation, float x) {
+  float lane[MLKI_LANES_scalar];
+  mlki_v_store_scalar(lane, mlki_activate_scalar(activation, mlki_v_set1_scalar(x)));
+  return lane[0];
+}
+
+/* The sum of 16 lanes: lane l takes elements l, l + 16, ... */
+static float mlki_ref_sum16(mlki_pair kind, int64_t d, const float *q, int64_t q_stride, const float *x, int64_t x_stride) {
+  float lane[16] = {0};
+  int64_t j;
+  int l, half;
+  for (j = 0; j < mlki_round_up(d, 16); j++) {
+    const float a = j < d ? q[j * q_stride] : 0.0f, b = j < d ? x[j * x_stride] : 0.0f, t = a - b;
+    lane[j % 16] = kind == MLKI_PAIR_L2 ? mlki_fma1(t, t, lane[j % 16]) : mlki_fma1(a, b, lane[j % 16]);
+  }
+  for (half = 8; half >= 1; half /= 2)
+    for (l = 0; l < half; l++) lane[l] += lane[l + half];
+  return lane[0];
+}
+
+/* From the 16-lane sum (squared distance or inner product) and the two norms to the distance of the metric. */
+static float mlki_metric_distance(mlk_metric metric, float sum, float norm_q, float norm_x) {
+  if (metric == MLK_L2) return sqrtf(sum);
+  if (metric != MLK_COSINE) return sum;
+  return norm_q == 0.0f || norm_x == 0.0f ? 0.0f : (sum / norm_q) / norm_x;
+}
+
+static mlki_pair mlki_metric_pair(mlk_metric metric) { return metric == MLK_L2SQ || metric == MLK_L2 ? MLKI_PAIR_L2 : MLKI_PAIR_IP; }
+
+static float mlki_ref_distance(mlk_metric metric, int64_t d, const float *q, int64_t q_stride, const float *x, int64_t x_stride) {
+  float norm_q = 1.0f, norm_x = 1.0f;
+  if (metric == MLK_COSINE) {
+    norm_q = sqrtf(mlki_ref_sum16(MLKI_PAIR_IP, d, q, q_stride, q, q_stride));
+    norm_x = sqrtf(mlki_ref_sum16(MLKI_PAIR_IP, d, x, x_stride, x, x_stride));
+  }
+  return mlki_metric_distance(metric, mlki_ref_sum16(mlki_metric_pair(metric), d, q, q_stride, x, x_stride), norm_q, norm_x);
+}
+
+/* >>plan --------------------------------------------------------------------------------------------------------- */
+
+#define MLKI_PROBE_BYTES (64ll << 20) /* read by each thread: beyond the share of any last-level cache that one thread has */
+
+typedef struct mlki_probe {
+  const mlki_kernels *row;
+  const char *memory;
+  int64_t rounds; /* > 0: multiply-adds; 0: read memory */
+} mlki_probe;
+
+static void mlki_probe_body(void *arg, int index) {
+  const mlki_probe *probe = (const mlki_probe *)arg;
+  float out[MLKI_LANES_MAX] = {0.25f, 0.5f, 0.75f, 1.0f};
+  volatile float sink;
+  if (probe->rounds)
+    probe->row->spin(probe->rounds, out);
+  else
+    probe->row->read((const float *)(const void *)(probe->memory + index * MLKI_PROBE_BYTES), MLKI_PROBE_BYTES / 4, out);
+  sink = out[0];
+  (void)sink;
+}
+
+/* The best of a few runs of one probe on threads threads, in seconds. */
+static double mlki_probe_best(const mlk_context *ctx, mlki_probe *probe, int threads, int runs) {
+  double best = 1e30;
+  int r;
+  for (r = 0; r < runs; r++) {
+    const double start = mlki_seconds();
+    double t;
+    mlki_parallel_for(ctx, threads, mlki_probe_body, probe);
+    t = mlki_seconds() - start;
+    if (t < best && t > 0) best = t;
+  }
+  return best;
+}
+
+static mlk_status mlki_measure(mlk_context *ctx) {
+  const int threads = mlki_task_limit(ctx);
+  const uint64_t bytes = (uint64_t)MLKI_PROBE_BYTES * (uint64_t)threads;
+  const double flops = 2.0 * 10.0 * ctx->row->lanes;
+  char *memory = (char *)mlki_alloc(ctx, bytes);
+  mlki_probe spin, read;
+  if (!memory)
+    return mlki_fail(ctx, MLK_ERR_MEMORY, "measure: the allocator could not give %llu bytes", (unsigned long long)bytes);
+  memset(memory, 0, (size_t)bytes);
+  spin.row = read.row = ctx->row;
+  spin.memory = read.memory = memory;
+  spin.rounds = 1000, read.rounds = 0;
+  while (mlki_probe_best(ctx, &spin, 1, 1) < 4e-3) spin.rounds *= 2;
+  ctx->ceilings.flops_1 = flops * (double)spin.rounds / mlki_probe_best(ctx, &spin, 1, 5);
+  ctx->ceilings.flops_all = flops * (double)spin.rounds * threads / mlki_probe_best(ctx, &spin, threads, 5);
+  ctx->ceilings.read_1 = (double)MLKI_PROBE_BYTES / mlki_probe_best(ctx, &read, 1, 5);
+  ctx->ceilings.read_all = (double)bytes / mlki_probe_best(ctx, &read, threads, 5);
+  mlki_free(ctx, memory, bytes);
+  return MLK_OK;
+}
+
+/* Fills what all plans share. Ceilings between one and all threads are taken to grow in proportion. */
+static void mlki_fill_plan(const mlk_context *ctx, mlk_plan *plan, uint64_t flops, uint64_t bytes, uint64_t workspace, int threads,
+                           const char *variant) {
+  const mlk_ceilings *c = &ctx->ceilings;
+  const double share = ctx->threads > 1 ? (double)(threads - 1) / (double)(ctx->threads - 1) : 0.0;
+  plan->flops = flops, plan->bytes = bytes, plan->workspace_bytes = workspace;
+  plan->backend = "cpu";
+  plan->isa = mlki_isa_names[ctx->reference ? MLK_ISA_REFERENCE : ctx->row->isa];
+  plan->variant = variant;
+  plan->threads = threads;
+  plan->seconds = 0.0;
+  if (c->flops_1 > 0) {
+    const double compute = (double)flops / (c->flops_1 + share * (c->flops_all - c->flops_1));
+    const double memory = (double)bytes / (c->read_1 + share * (c->read_all - c->read_1));
+    plan->seconds = compute > memory ? compute : memory;
+  }
+}
+
+/* >>matmul -------------------------------------------------------------------------------------------------------
+   One call is prepared (checked, transposed if that lengthens the vectors, blocked) and then either described or run.
+
+   direct    neither operand is packed: small products
+   blocked   B is packed in blocks of one segment x NC columns that stay in the level-2 cache; panels of MR rows of A, packed for MC rows
+             at a time, pass through the level-1 cache. Loops as in Goto & van de Geijn, "Anatomy of high-performance matrix
+             multiplication", 2008, with the roles of A and B exchanged: here the panel that stays in level 1 is A's.
+   skinny    few rows: B is read once, at the speed of memory; it is not packed, or packed by panels that stay in level 1
+   Each task computes rectangles of D on its own, packing for itself: no barrier, and no bit depends on who computes what. */
+
+#define MLKI_MC            1344 /* rows of A packed at a time: at most 2.6 MiB, a share of level 3; a multiple of every MR */
+#define MLKI_SCRATCH_M     336  /* sums that cannot stay in D, because D is also read, live in a scratch of this many rows */
+#define MLKI_SCRATCH_N     1024 /* and columns */
+#define MLKI_SKINNY_K      8    /* rows of B that a skinny product passes over at once */
+#define MLKI_SKINNY_PANEL  128  /* terms of a panel of B that is packed just in time */
+#define MLKI_SKINNY_FLOATS 32768  /* sums in flight */
+#define MLKI_TASK_WORK     (1 << 18) /* multiply-adds that pay for one more thread */
+
+typedef enum mlki_matmul_variant { MLKI_EMPTY, MLKI_REFERENCE, MLKI_DIRECT, MLKI_BLOCKED, MLKI_SKINNY } mlki_matmul_variant;
+static const char *const mlki_matmul_variant_names[] = {"empty", "reference", "direct", "blocked", "skinny"};
+
+typedef struct mlki_matmul {
+  const mlki_kernels *row;
+  int64_t m, n, k;
+  int64_t batches;
+  int batch_rank;
+  int64_t batch_shape[MLK_MAX_RANK - 2];
+  mlki_mat a, b;
+  mlki_epilogue e;
+  int plain;           /* the sums are the result: no epilogue */
+  int in_place;        /* the sums may live in D until the epilogue */
+  const float *panels; /* B as mlk_matmul_pack left it, else NULL */
+  mlki_matmul_variant variant;
+  int pack_a, pack_b;
+  int64_t nc;             /* columns per block of B */
+  int64_t tile_m, tile_n; /* a task's rectangle */
+  int64_t tiles_m, tiles_n, items;
+  int64_t scratch_m, scratch_n;                /* sums outside D */
+  int64_t floats_a, floats_b, floats_c, floats; /* workspace of one task */
+  int tasks;
+  float *workspace;
+  int64_t next; /* the queue of items */
+  uint64_t flops, bytes;
+} mlki_matmul;
+
+static void mlki_swap_axes(mlki_mat *x) {
+  const int64_t t = x->rs;
+  x->rs = x->cs, x->cs = t;
+}
+
+/* Computes D^T = B^T A^T instead. Vectors run along rows of D, so this is done when D's columns are dense in memory, or D is one column. */
+static void mlki_matmul_transpose(mlki_matmul *mm) {
+  const mlki_mat a = mm->a;
+  const int64_t m = mm->m;
+  mm->a = mm->b, mm->b = a;
+  mm->m = mm->n, mm->n = m;
+  mlki_swap_axes(&mm->a), mlki_swap_axes(&mm->b);
+  mlki_swap_axes(&mm->e.c), mlki_swap_axes(&mm->e.bias), mlki_swap_axes(&mm->e.residual);
+  mlki_swap_axes(&mm->e.preact), mlki_swap_axes(&mm->e.d);
+}
+
+/* Rows whose distance is a multiple of 4 KiB fall into the same few cache sets. */
+static int mlki_conflicting_stride(int64_t stride, int64_t rows) { return rows > 4 && stride != 0 && stride % 1024 == 0; }
+
+/* Columns of B per block: one segment of them fills half of level 2. */
+static int64_t mlki_matmul_block_columns(const mlk_context *ctx) {
+  const int64_t half = ctx->l2_bytes / 2 / (MLK_SEGMENT * 4);
+  return mlki_max(half / ctx->row->nr, 2) * ctx->row->nr;
+}
+
+/* Chooses variant, blocks and tasks. Nothing here changes a bit of the result. */
+static void mlki_matmul_block(const mlk_context *ctx, mlki_matmul *mm) {
+  const int mr = mm->row->mr, nr = mm->row->nr;
+  const int64_t kc = mlki_min(mm->k, MLK_SEGMENT), segments = mlki_max(mlki_ceil_div(mm->k, MLK_SEGMENT), 1);
+  const double work = (double)mm->m * (double)mm->n * (double)mm->k;
+  const int small = work <= 192.0 * 192 * 192;
+  int64_t tasks = mlki_task_limit(ctx), split_m = 1, split_n = 1, t;
+
+  if (mm->m == 0 || mm->n == 0 || mm->batches == 0)
+    mm->variant = MLKI_EMPTY;
+  else if (ctx->reference)
+    mm->variant = MLKI_REFERENCE;
+  else if (mm->m <= 2 * mr && (mm->m == 1 || mm->k * mm->n > ctx->l2_bytes / 8 || (mm->b.cs != 1 && !mm->panels)))
+    mm->variant = MLKI_SKINNY;
+  else
+    mm->variant = small ? MLKI_DIRECT : MLKI_BLOCKED;
+
+  mm->pack_b = !mm->panels && (mm->b.cs != 1 || (mm->variant == MLKI_BLOCKED && mm->m > mr) || mlki_conflicting_stride(mm->b.rs, mm->k));
+  mm->pack_a = (mm->variant == MLKI_BLOCKED && mm->n > 2 * nr) || (mlki_conflicting_stride(mm->a.rs, mm->m) && mm->n > 2 * nr);
+  if (mm->variant == MLKI_SKINNY) mm->pack_b = mm->b.cs != 1 && !mm->panels, mm->pack_a = 0;
+  mm->nc = mlki_min(mlki_matmul_block_columns(ctx), mlki_round_up(mm->n, nr));
+
+  /* tasks: as many as the work pays for; rectangles that read least, tm * n + tn * m, cut at tile borders */
+  tasks = (int64_t)mlki_min(tasks, (int64_t)(work * (double)mm->batches / MLKI_TASK_WORK));
+  tasks = mm->variant <= MLKI_REFERENCE ? 1 : mlki_max(tasks, 1);
+  if (mm->batches < tasks && mm->variant == MLKI_SKINNY) {
+    split_n = mlki_min(tasks, mlki_ceil_div(mm->n, nr));
+  } else if (mm->batches < tasks) {
+    const int64_t want = mlki_ceil_div(tasks, mm->batches);
+    double best = 1e300;
+    for (t = 1; t <= want; t++) {
+      const int64_t u = want / t;
+      const double cost = (double)t * (double)mm->n + (double)u * (double)mm->m + (t * u < want ? 1e30 : 0.0);
+      if (t <= mlki_ceil_div(mm->m, mr) && u <= mlki_ceil_div(mm->n, nr) && cost < best) best = cost, split_m = t, split_n = u;
+    }
+  }
+  mm->tile_m = split_m == 1 ? mm->m : mlki_round_up(mlki_ceil_div(mm->m, split_m), mr);
+  mm->tile_n = split_n == 1 ? mm->n : mlki_round_up(mlki_ceil_div(mm->n, split_n), nr);
+  if (mm->variant == MLKI_EMPTY) mm->tile_m = mm->tile_n = 1;
+  mm->tiles_m = mlki_ceil_div(mm->m, mm->tile_m), mm->tiles_n = mlki_ceil_div(mm->n, mm->tile_n);
+  mm->items = mm->batches * mm->tiles_m * mm->tiles_n;
+  mm->tasks = (int)mlki_max(mlki_min(tasks, mm->items), 1);
+
+  /* workspace of a task */
+  mm->floats_a = mm->floats_b = mm->floats_c = 0;
+  mm->scratch_m = mm->tile_m, mm->scratch_n = mm->tile_n;
+  if (mm->variant == MLKI_SKINNY) {
+    mm->scratch_n = mlki_min(mm->pack_b || mm->panels ? nr : mlki_round_up(MLKI_SKINNY_FLOATS / mm->m, nr), mlki_round_up(mm->tile_n, nr));
+    mm->floats_b = mm->pack_b ? mlki_min(kc, MLKI_SKINNY_PANEL) * nr + MLKI_LANES_MAX : 0;
+    mm->floats_c = mm->m * mm->scratch_n * ((segments > 1) + !mm->in_place);
+  } else if (mm->variant != MLKI_EMPTY && mm->variant != MLKI_REFERENCE) {
+    if (!mm->in_place) {
+      mm->scratch_m = mlki_min(mm->tile_m, segments == 1 ? mr : MLKI_SCRATCH_M);
+      mm->scratch_n = mlki_min(mm->tile_n, segments == 1 ? mm->nc : MLKI_SCRATCH_N);
+    }
+    mm->floats_a = mm->pack_a ? mlki_min(mm->tile_m, segments == 1 || mm->in_place ? MLKI_MC : MLKI_SCRATCH_M) * kc + MLKI_LANES_MAX : 0;
+    mm->floats_b = mm->pack_b ? mlki_min(mm->nc, mlki_round_up(mm->tile_n, nr)) * kc + MLKI_LANES_MAX : 0;
+    mm->floats_c = mm->in_place ? 0 : mm->scratch_m * mm->scratch_n;
+  }
+  mm->floats_a = mlki_round_up(mm->floats_a, MLKI_LANES_MAX);
+  mm->floats_b = mlki_round_up(mm->floats_b, MLKI_LANES_MAX);
+  mm->floats_c = mlki_round_up(mm->floats_c, MLKI_LANES_MAX);
+  mm->floats = mm->floats_a + mm->floats_b + mm->floats_c;
+}
+
+/* Where one task is: the matrices of one item of the batch, and its part of the workspace. */
+typedef struct mlki_matmul_job {
+  const mlki_matmul *mm;
+  mlki_mat a, b;
+  mlki_epilogue e;
+  float *pack_a, *pack_b, *scratch;
+} mlki_matmul_job;
+
+static void mlki_matmul_move(mlki_mat *x, const mlki_matmul *mm, const int64_t *at) {
+  int i;
+  for (i = 0; i < mm->batch_rank && x->p; i++) x->p += at[i] * x->batch[i];
+}
+
+/* Points the job at one matrix of the batch. */
+static void mlki_matmul_select(mlki_matmul_job *job, int64_t index) {
+  const mlki_matmul *mm = job->mm;
+  int64_t at[MLK_MAX_RANK - 2];
+  int i;
+  job->a = mm->a, job->b = mm->b, job->e = mm->e;
+  if (mm->batches == 1) return;
+  for (i = mm->batch_rank - 1; i >= 0; i--) at[i] = index % mm->batch_shape[i], index /= mm->batch_shape[i];
+  mlki_matmul_move(&job->a, mm, at), mlki_matmul_move(&job->b, mm, at), mlki_matmul_move(&job->e.d, mm, at);
+  if (mm->plain) return;
+  mlki_matmul_move(&job->e.c, mm, at), mlki_matmul_move(&job->e.bias, mm, at);
+  mlki_matmul_move(&job->e.residual, mm, at), mlki_matmul_move(&job->e.preact, mm, at);
+}
+
+/* Packs terms [s, s + kc) of columns [j, j + cols) of B into panels of NR columns. */
+static void mlki_matmul_pack_columns(const mlki_kernels *row, float *to, const mlki_mat *b, int64_t s, int64_t kc, int64_t j, int64_t cols) {
+  int64_t at;
+  for (at = 0; at < cols; at += row->nr, to += kc * row->nr)
+    row->pack(to, mlki_min(cols - at, row->nr), row->nr, kc, b->p + s * b->rs + (j + at) * b->cs, b->cs, b->rs);
+}
+
+/* Panels of A have equal heights as far as that goes: 16 rows are 8 + 8 and not 14 + 2. */
+static int64_t mlki_panel_rows(int64_t rows, int64_t mr) { return mlki_ceil_div(rows, mlki_ceil_div(rows, mr)); }
+
+/* Rows [i0, i0 + rows) x columns [j0, j0 + cols) of one segment: C (+)= A B, and after the last segment the epilogue.
+   a points at packed panels when pack_a. c, c_rs: where the sums of row i0, column j0 live; with c_rolls, every strip reuses c. */
+static void mlki_matmul_strips(const mlki_matmul_job *job, const float *pack_a, int64_t i0, int64_t rows, int64_t j0, int64_t cols,
+                               int64_t s, int64_t kc, float *c, int64_t c_rs, int c_rolls, int last) {
+  const mlki_matmul *mm = job->mm;
+  const int64_t height = mlki_panel_rows(rows, mm->row->mr);
+  mlki_strip strip;
+  int64_t i;
+  if (mm->pack_b)
+    strip.b = job->pack_b, strip.b_rs = mm->row->nr, strip.b_panel = kc * mm->row->nr;
+  else if (mm->panels)
+    strip.b = mm->panels + j0 * mm->k + s * mm->row->nr, strip.b_rs = mm->row->nr, strip.b_panel = mm->k * mm->row->nr;
+  else
+    strip.b = job->b.p + s * job->b.rs + j0, strip.b_rs = job->b.rs, strip.b_panel = mm->row->nr;
+  strip.c_rs = c_rs, strip.cols = cols, strip.k = kc;
+  strip.chain = s == 0 ? MLKI_START : MLKI_ADD;
+  for (i = 0; i < rows; i += height) {
+    strip.rows = mlki_min(height, rows - i);
+    if (pack_a)
+      strip.a = pack_a + i * kc, strip.a_rs = 1, strip.a_cs = strip.rows;
+    else
+      strip.a = job->a.p + (i0 + i) * job->a.rs + s * job->a.cs, strip.a_rs = job->a.rs, strip.a_cs = job->a.cs;
+    strip.c = c_rolls ? c : c + i * c_rs;
+    mm->row->strip(&strip);
+    if (last && !(mm->plain && mm->in_place)) mm->row->epilogue(&job->e, strip.c, c_rs, i0 + i, j0, strip.rows, cols);
+  }
+}
+
+/* D[i0 .. i1, j0 .. j1) by blocks; also the direct variant, which packs neither operand. */
+static void mlki_matmul_blocked(const mlki_matmul_job *job, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+  const mlki_matmul *mm = job->mm;
+  const int rolls = !mm->in_place && mm->k <= MLK_SEGMENT;
+  const int64_t step_m = mm->in_place || rolls ? MLKI_MC : mm->scratch_m, step_n = mm->in_place || rolls ? j1 - j0 : mm->scratch_n;
+  int64_t i, jb, j, s, p;
+  for (i = i0; i < i1; i += step_m) {
+    const int64_t rows = mlki_min(step_m, i1 - i), height = mlki_panel_rows(rows, mm->row->mr);
+    for (jb = j0; jb < j1; jb += step_n) {
+      const int64_t end = mlki_min(jb + step_n, j1);
+      for (s = 0; s == 0 || s < mm->k; s += MLK_SEGMENT) {
+        const int64_t kc = mlki_min(mm->k - s, MLK_SEGMENT);
+        const int last = s + kc >= mm->k;
+        if (mm->pack_a)
+          for (p = 0; p < rows; p += height) {
+            const int64_t h = mlki_min(height, rows - p);
+            mm->row->pack(job->pack_a + p * kc, h, h, kc, job->a.p + (i + p) * job->a.rs + s * job->a.cs, job->a.rs, job->a.cs);
+          }
+        for (j = jb; j < end; j += mm->nc) {
+          const int64_t cols = mlki_min(mm->nc, end - j);
+          float *c = mm->in_place ? job->e.d.p + i * job->e.d.rs + j : rolls ? job->scratch : job->scratch + (j - jb);
+          const int64_t c_rs = mm->in_place ? job->e.d.rs : rolls ? mm->nc : mm->scratch_n;
+          if (mm->pack_b) mlki_matmul_pack_columns(mm->row, job->pack_b, &job->b, s, kc, j, cols);
+          mlki_matmul_strips(job, mm->pack_a ? job->pack_a : NULL, i, rows, j, cols, s, kc, c, c_rs, rolls, last);
+        }
+      }
+    }
+  }
+}
+
+/* All rows (at most 2 MR) x columns [j, j + cols): B is passed over once, a few rows or one narrow panel at a time, while the sums of
+   the current segment wait in level 1 or 2. total: sums of finished segments; chain: the running segment when it is not the first. */
+static void mlki_matmul_skinny_columns(const mlki_matmul_job *job, int64_t j, int64_t cols) {
+  const mlki_matmul *mm = job->mm;
+  const int64_t height = mlki_panel_rows(mm->m, mm->row->mr);
+  const int64_t step = mm->pack_b ? MLKI_SKINNY_PANEL : mm->panels ? MLK_SEGMENT : MLKI_SKINNY_K;
+  float *total = mm->in_place ? job->e.d.p + j : job->scratch;
+  const int64_t total_rs = mm->in_place ? job->e.d.rs : mm->scratch_n;
+  float *chain = mm->in_place ? job->scratch : job->scratch + mm->m * mm->scratch_n;
+  int64_t s, p, i;
+  for (s = 0; s == 0 || s < mm->k; s += MLK_SEGMENT) {
+    const int64_t end = mlki_min(mm->k, s + MLK_SEGMENT);
+    for (p = s; p == s || p < end; p += step) {
+      mlki_strip strip;
+      strip.k = mlki_min(step, end - p), strip.cols = cols;
+      strip.a_rs = job->a.rs, strip.a_cs = job->a.cs;
+      strip.c_rs = s ? mm->scratch_n : total_rs;
+      strip.chain = p == s ? MLKI_START : MLKI_CONTINUE;
+      if (mm->pack_b) {
+        mlki_matmul_pack_columns(mm->row, job->pack_b, &job->b, p, strip.k, j, cols);
+        strip.b = job->pack_b, strip.b_rs = mm->row->nr, strip.b_panel = 0;
+      } else if (mm->panels) {
+        strip.b = mm->panels + j * mm->k + p * mm->row->nr, strip.b_rs = mm->row->nr, strip.b_panel = 0;
+      } else {
+        strip.b = job->b.p + p * job->b.rs + j, strip.b_rs = job->b.rs, strip.b_panel = mm->row->nr;
+      }
+      for (i = 0; i < mm->m; i += height) {
+        strip.rows = mlki_min(height, mm->m - i);
+        strip.a = job->a.p + i * job->a.rs + p * job->a.cs;
+        strip.c = (s ? chain : total) + i * strip.c_rs;
+        mm->row->strip(&strip);
+      }
+    }
+    for (i = 0; i < mm->m && s; i++) mm->row->add(total + i * total_rs, chain + i * mm->scratch_n, cols);
+  }
+  if (!(mm->plain && mm->in_place)) mm->row->epilogue(&job->e, total, total_rs, 0, j, mm->m, cols);
+}
+
+static void mlki_matmul_reference(const mlki_matmul_job *job) {
+  const mlki_matmul *mm = job->mm;
+  const mlki_epilogue *e = &job->e;
+  int64_t i, j;
+  for (i = 0; i < mm->m; i++)
+    for (j = 0; j < mm->n; j++) {
+      float t = mlki_ref_dot_chain(mm->k, job->a.p + i * job->a.rs, job->a.cs, job->b.p + j * job->b.cs, job->b.rs);
+      if (!mm->plain) {
+        t = e->bias.p ? mlki_fma1(e->alpha, t, e->bias.p[i * e->bias.rs + j * e->bias.cs]) : e->alpha * t;
+        if (e->c.p) t = mlki_fma1(e->beta, e->c.p[i * e->c.rs + j * e->c.cs], t);
+        if (e->preact.p) e->preact.p[i * e->preact.rs + j * e->preact.cs] = t;
+        t = mlki_ref_activate(e->activation, t);
+        if (e->residual.p) t += e->residual.p[i * e->residual.rs + j * e->residual.cs];
+      }
+      e->d.p[i * e->d.rs + j * e->d.cs] = t;
+    }
+}
+
+static void mlki_matmul_rectangle(const mlki_matmul_job *job, int64_t tile_i, int64_t tile_j) {
+  const mlki_matmul *mm = job->mm;
+  const int64_t i0 = tile_i * mm->tile_m, j0 = tile_j * mm->tile_n, i1 = mlki_min(i0 + mm->tile_m, mm->m),
+                j1 = mlki_min(j0 + mm->tile_n, mm->n);
+  int64_t j;
+  switch (mm->variant) {
+  case MLKI_SKINNY:
+    for (j = j0; j < j1; j += mm->scratch_n) mlki_matmul_skinny_columns(job, j, mlki_min(mm->scratch_n, j1 - j));
+    break;
+  case MLKI_REFERENCE: mlki_matmul_reference(job); break;
+  case MLKI_DIRECT:
+  case MLKI_BLOCKED: mlki_matmul_blocked(job, i0, i1, j0, j1); break;
+  case MLKI_EMPTY: break;
+  }
+}
+
+/* One task: takes items from the queue until it is empty. Items of a batch are taken in runs, so that tiny ones do not queue. */
+static void mlki_matmul_task(void *arg, int index) {
+  mlki_matmul *mm = (mlki_matmul *)arg;
+  const int64_t tiles = mm->tiles_m * mm->tiles_n;
+  const int64_t run = mm->tasks == 1 ? mm->items : mlki_max(mm->batches / (mm->tasks * 8), 1);
+  float *workspace = mm->workspace + index * mm->floats;
+  mlki_matmul_job job;
+  int64_t at;
+  job.mm = mm;
+  job.pack_a = workspace, job.pack_b = workspace + mm->floats_a, job.scratch = workspace + mm->floats_a + mm->floats_b;
+  for (;;) {
+    const int64_t first = (mm->tasks == 1 ? mm->next++ : mlki_take(&mm->next)) * run, end = mlki_min(first + run, mm->items);
+    if (first >= mm->items) break;
+    for (at = first; at < end; at++) {
+      if (at == first || tiles == 1 || at % tiles == 0) mlki_matmul_select(&job, at / tiles);
+      mlki_matmul_rectangle(&job, at % tiles / mm->tiles_n, at % tiles % mm->tiles_n);
+    }
+  }
+}
+
+/* One operand of the product: checked, and its batch axes aligned with D's. */
+static mlk_status mlki_matmul_operand(mlk_context *ctx, const char *name, const mlk_tensor *t, const mlk_tensor *d, int64_t rows,
+                                      int64_t cols, mlki_mat *out) {
+  int64_t shape[MLK_MAX_RANK];
+  int i;
+  if (t->rank > d->rank)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: rank is %d, but d has %d axes", name, (int)t->rank, (int)d->rank);
+  if (t->shape[t->rank - 2] != rows || t->shape[t->rank - 1] != cols)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: matrix is %lld x %lld, but must be %lld x %lld", name, (long long)t->shape[t->rank - 2],
+                     (long long)t->shape[t->rank - 1], (long long)rows, (long long)cols);
+  for (i = 0; i < d->rank - 2; i++) shape[i] = d->shape[i];
+  shape[d->rank - 2] = rows, shape[d->rank - 1] = cols;
+  return mlki_broadcast(ctx, name, t, shape, d->rank, out);
+}
+
+typedef struct mlki_matmul_args {
+  mlk_tensor a, b, c, d, bias, residual, preact;
+  mlki_extent ea, eb, ec, ed, ebias, eresidual, epreact;
+} mlki_matmul_args;
+
+/* D and preact may overlap nothing, but that D may be C and residual. */
+static mlk_status mlki_matmul_check_alias(mlk_context *ctx, const mlki_matmul_args *t, const mlki_matmul *mm) {
+  const struct {
+    const char *name;
+    const mlk_tensor *tensor;
+    const mlki_extent *extent;
+    int same_allowed, present;
+  } in[] = {{"a", &t->a, &t->ea, 0, 1},
+            {"b", &t->b, &t->eb, 0, !mm->panels},
+            {"c", &t->c, &t->ec, 1, mm->e.c.p != NULL},
+            {"bias", &t->bias, &t->ebias, 0, mm->e.bias.p != NULL},
+            {"residual", &t->residual, &t->eresidual, 1, mm->e.residual.p != NULL}};
+  size_t i;
+  for (i = 0; i < sizeof in / sizeof in[0]; i++) {
+    if (!in[i].present) continue;
+    if (!(in[i].same_allowed && mlki_same_view(&t->d, in[i].tensor)) && mlki_overlap(&t->d, &t->ed, in[i].tensor, in[i].extent))
+      return mlki_fail(ctx, MLK_ERR_ALIAS, "d: overlaps %s%s", in[i].name,
+                       in[i].same_allowed ? ", which is allowed only as the same view" : "");
+    if (mm->e.preact.p && mlki_overlap(&t->preact, &t->epreact, in[i].tensor, in[i].extent))
+      return mlki_fail(ctx, MLK_ERR_ALIAS, "preact: overlaps %s", in[i].name);
+  }
+  if (mm->e.preact.p && mlki_overlap(&t->preact, &t->epreact, &t->d, &t->ed)) return mlki_fail(ctx, MLK_ERR_ALIAS, "preact: overlaps d");
+  return MLK_OK;
+}
+
+static mlk_status mlki_matmul_check_packed(mlk_context *ctx, const mlk_packed *p, int64_t k, int64_t n) {
+  const int64_t nr = ctx->row->nr;
+  int64_t bytes;
+  if (ctx->reference) return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "packed_b: the reference does not read packed panels; give b");
+  if (!p->data) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: data is NULL; fill it with mlk_matmul_pack");
+  if ((uintptr_t)p->data % MLKI_ALIGN)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: data is not aligned to %d bytes; was the buffer moved?", MLKI_ALIGN);
+  if (p->isa != (int32_t)ctx->row->isa || p->panel != (int32_t)nr || p->dtype != MLK_F32)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: packed by an %s context, but this one runs %s; pack it again",
+                     p->isa > 0 && p->isa < MLK_ISA_COUNT ? mlki_isa_names[p->isa] : "unknown", mlki_isa_names[ctx->row->isa]);
+  if (p->k != k || p->n != n)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "packed_b: matrix is %lld x %lld, but must be %lld x %lld", (long long)p->k, (long long)p->n,
+                     (long long)k, (long long)n);
+  if (mlki_mul_overflows(mlki_ceil_div(n, nr) * nr, k, &bytes) || mlki_mul_overflows(bytes, 4, &bytes) || (uint64_t)bytes > p->bytes)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: holds %llu bytes, too few for %lld x %lld", (unsigned long long)p->bytes,
+                     (long long)k, (long long)n);
+  return MLK_OK;
+}
+
+/* An optional operand of the epilogue: absent when data is NULL and it has no axes. */
+static mlk_status mlki_matmul_extra(mlk_context *ctx, const char *name, mlk_tensor *t, mlki_extent *extent, const mlk_tensor *d,
+                                    mlki_mat *out) {
+  mlk_status status;
+  out->p = NULL, out->rs = out->cs = 0;
+  if (!t->data && t->rank == 0) return MLK_OK;
+  status = mlki_check_tensor(ctx, name, t, MLK_F32, 1, MLK_MAX_RANK, extent);
+  return status ? status : mlki_broadcast(ctx, name, t, d->shape, d->rank, out);
+}
+
+static mlk_status mlki_matmul_prepare(mlk_context *ctx, const mlk_matmul_desc *desc, mlki_matmul *mm) {
+  mlki_matmul_args t;
+  mlk_status status;
+  int64_t count, flops;
+  int i;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  t.a = desc->a, t.b = desc->b, t.c = desc->c, t.d = desc->d, t.bias = desc->bias, t.residual = desc->residual, t.preact = desc->preact;
+  if ((int)desc->activation < 0 || desc->activation >= MLK_ACTIVATION_COUNT)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "activation: is %d, but must be 0 to %d", (int)desc->activation, MLK_ACTIVATION_COUNT - 1);
+  if ((status = mlki_check_tensor(ctx, "d", &t.d, MLK_F32, 2, MLK_MAX_RANK, &t.ed)) != MLK_OK) return status;
+  if ((status = mlki_check_output(ctx, "d", &t.d, &t.ed)) != MLK_OK) return status;
+  if ((status = mlki_check_tensor(ctx, "a", &t.a, MLK_F32, 2, MLK_MAX_RANK, &t.ea)) != MLK_OK) return status;
+  mm->row = ctx->row;
+  mm->m = t.d.shape[t.d.rank - 2], mm->n = t.d.shape[t.d.rank - 1], mm->k = t.a.shape[t.a.rank - 1];
+  mm->batch_rank = t.d.rank - 2;
+  mm->batches = 1;
+  for (i = 0; i < mm->batch_rank; i++) mm->batch_shape[i] = t.d.shape[i], mm->batches *= t.d.shape[i];
+  if ((status = mlki_matmul_operand(ctx, "a", &t.a, &t.d, mm->m, mm->k, &mm->a)) != MLK_OK) return status;
+  mm->panels = NULL;
+  if (desc->packed_b) {
+    if (t.b.data) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "b: given together with packed_b; give one of them");
+    if ((status = mlki_matmul_check_packed(ctx, desc->packed_b, mm->k, mm->n)) != MLK_OK) return status;
+    mm->panels = (const float *)desc->packed_b->data;
+    memset(&mm->b, 0, sizeof mm->b);
+    t.eb.count = mm->k * mm->n;
+  } else {
+    if ((status = mlki_check_tensor(ctx, "b", &t.b, MLK_F32, 2, MLK_MAX_RANK, &t.eb)) != MLK_OK) return status;
+    if ((status = mlki_matmul_operand(ctx, "b", &t.b, &t.d, mm->k, mm->n, &mm->b)) != MLK_OK) return status;
+  }
+  if ((status = mlki_broadcast(ctx, "d", &t.d, t.d.shape, t.d.rank, &mm->e.d)) != MLK_OK) return status;
+  if ((status = mlki_matmul_extra(ctx, "c", &t.c, &t.ec, &t.d, &mm->e.c)) != MLK_OK) return status;
+  if ((status = mlki_matmul_extra(ctx, "bias", &t.bias, &t.ebias, &t.d, &mm->e.bias)) != MLK_OK) return status;
+  if ((status = mlki_matmul_extra(ctx, "residual", &t.residual, &t.eresidual, &t.d, &mm->e.residual)) != MLK_OK) return status;
+  if ((status = mlki_matmul_extra(ctx, "preact", &t.preact, &t.epreact, &t.d, &mm->e.preact)) != MLK_OK) return status;
+  if (mm->e.preact.p) {
+    for (i = 0; i < t.d.rank; i++)
+      if (t.preact.rank != t.d.rank || t.preact.shape[i] != t.d.shape[i])
+        return mlki_fail(ctx, MLK_ERR_SHAPE, "preact: its shape must be d's, but differs at axis %d", i);
+    if ((status = mlki_check_output(ctx, "preact", &t.preact, &t.epreact)) != MLK_OK) return status;
+  }
+
+  mm->e.alpha = desc->alpha ? *desc->alpha : 1.0f;
+  mm->e.beta = desc->beta ? *desc->beta : mm->e.c.p ? 1.0f : 0.0f;
+  mm->e.activation = desc->activation;
+  if (mm->e.beta == 0.0f) mm->e.c.p = NULL;
+  else if (!mm->e.c.p) mm->e.c = mm->e.d, t.c = t.d, t.ec = t.ed;
+  if ((status = mlki_matmul_check_alias(ctx, &t, mm)) != MLK_OK) return status;
+
+  if (mlki_mul_overflows(t.ed.count, mm->k, &flops) || mlki_mul_overflows(flops, 2, &flops))
+    return mlki_fail(ctx, MLK_ERR_SIZE, "d: the number of operations, 2 x %lld elements x K = %lld, does not fit in 63 bits",
+                     (long long)t.ed.count, (long long)mm->k);
+  mm->flops = (uint64_t)flops;
+  count = t.ed.count + (mm->e.alpha == 0.0f ? 0 : t.ea.count + t.eb.count) + (mm->e.c.p ? t.ec.count : 0) +
+          (mm->e.bias.p ? t.ebias.count : 0) + (mm->e.residual.p ? t.eresidual.count : 0) + (mm->e.preact.p ? t.epreact.count : 0);
+  mm->bytes = 4u * (uint64_t)count;
+  if (mm->e.alpha == 0.0f) mm->k = 0, mm->panels = NULL; /* A and B are not read */
+
+  mm->plain = mm->e.alpha == 1.0f && !mm->e.c.p && !mm->e.bias.p && !mm->e.residual.p && !mm->e.preact.p && !desc->activation;
+  if (!mm->panels && ((mm->e.d.cs != 1 && mm->e.d.rs == 1) || (mm->n == 1 && mm->m > 1))) mlki_matmul_transpose(mm);
+  mm->in_place = mm->e.d.cs == 1 && (mm->plain || !((mm->e.c.p && mlki_overlap(&t.d, &t.ed, &t.c, &t.ec)) ||
+                                                    (mm->e.residual.p && mlki_overlap(&t.d, &t.ed, &t.residual, &t.eresidual))));
+  mlki_matmul_block(ctx, mm);
+  return MLK_OK;
+}
+
+/* >>knn ----------------------------------------------------------------------------------------------------------
+   The answer is defined by the 16-lane distances. Two ways lead to it.
+
+   scan     few queries: every distance is computed as defined while the base is read once
+   filter   many queries: a matrix product in registers gives every pair a lower bound on its distance; pairs above the query's
+            k-th best distance so far are dropped before anything is stored, the others get their defined distance and enter a heap.
+
+   The bounds. u = 2^-24, g_n = n u / (1 - n u), d <= MLKI_FILTER_D, so that g_d < 2^-8 and squares of it are covered by the factor
+   1.02 below. Sums are errors of the operations counted in order (Higham, "Accuracy and stability of numerical algorithms", 2002, 3.1).
+
+   L2. q' = fl(q - c), x' = fl(x - c) for a center c of the base: a common offset cancels before it can hurt. With N = |x'|^2, M = |q'|^2:
+     | |q' - x'|^2 - |q - x|^2 |                          <= 4 u (1 + u) (N + M)                   (each coordinate is off by u of itself)
+     | fl-chain(N) - N |                                  <= g_d N
+     | fl-chain(init - 2 q'x') - (init - 2 q'x') |        <= g_d (|init| + 2 sum |q'x'|) <= g_d (2 N + M)
+     so with 2g := 3 (d + 8) u 1.02, init = (1 - 2g) fl(N):   acc + (1 - 2g) M <= |q - x|^2.
+     The defined value s obeys s >= |q - x|^2 (1 - g_r), r = d / 16 + 8. A pair may be dropped when acc > limit with
+     limit = key (1 + 2 g_r) - (1 - 2g) M, key the k-th best s so far.
+   IP. q'' = -q 2^e with |q''| in [1, 2); |fl-chain(init + q''x) - (init + q''x)| <= g_d (|init| + |q''| |x|), the defined value is off by
+     g_r |q''| |x|; with init = -G fl|x|, G = 2 (d + d / 16 + 24) u 1.02: acc <= -2^e times the defined value. limit = key 2^e.
+   COSINE. q'' = -q / |q|, x'' = x / |x| rounded: every error is relative to 1 and their sum is below E = (3 d + 64) u 1.02: limit = key + E.
+   All: limits are rounded up, and grow by what underflow can take away, (4 d + 64) 2^-126 of the products and, for IP, G 2^-60 sqrt(d) of
+   norms that underflow. Norms near overflow or NaN switch the filter off for their row (init = -inf) or query (limit = inf). */
+
+#define MLKI_FILTER_D        65536 /* longer vectors are scanned: the bound would not filter */
+#define MLKI_FILTER_PANELS   8     /* base panels between two looks at the hits */
+#define MLKI_KNN_QUERIES     1024  /* queries in flight per task */
+#define MLKI_KNN_SCAN_ROWS   256   /* base rows per step of a scan */
+#define MLKI_KNN_SCAN_MAX    8     /* queries up to which reading the base dominates */
+#define MLKI_KNN_CENTER_ROWS 64    /* base rows whose mean is the center */
+#define MLKI_U               5.9604644775390625e-8
+
+typedef struct mlki_neighbour {
+  float key; /* distance, or minus the similarity: smaller is nearer */
+  int64_t id;
+} mlki_neighbour;
+
+typedef enum mlki_knn_variant { MLKI_KNN_EMPTY, MLKI_KNN_REFERENCE, MLKI_KNN_SCAN, MLKI_KNN_FILTER } mlki_knn_variant;
+static const char *const mlki_knn_variant_names[] = {"empty", "reference", "scan", "filter"};
+
+typedef struct mlki_knn {
+  const mlki_kernels *row;
+  mlk_metric metric;
+  int64_t nq, n, d, k, kept; /* kept = min(k, n): entries of a heap */
+  int64_t first_id;
+  mlki_mat q, x;
+  int64_t *ids;
+  float *distances; /* NULL: not wanted */
+  int64_t ids_rs, distances_rs;
+  mlki_knn_variant variant;
+  int split_base; /* tasks share the queries and split the base; else they split the queries */
+  int tasks;
+  int64_t task_queries, task_rows; /* what one task is given */
+  int64_t block_queries;           /* queries in flight */
+  int64_t block_rows;              /* base rows packed at a time */
+  float start_coefficient;         /* of mlki_prepare */
+  double bound, relative, underflow; /* the constants of the bounds: see mlki_knn_limit */
+  mlki_carver carver;
+  uint64_t task_bytes;
+  char *workspace;
+  uint64_t flops, bytes;
+} mlki_knn;
+
+/* One task's workspace; the order is that of mlki_knn_carve. */
+typedef struct mlki_knn_job {
+  const mlki_knn *knn;
+  mlki_neighbour *heap; /* block_queries x kept */
+  int64_t *heap_size;
+  float *norm_q;   /* |q| as defined, for COSINE */
+  double *filter_m; /* of the filter: |q'|^2, or 2^e; < 0: this query is not filtered */
+  float *query;    /* block_queries x d, dense; NULL where the queries are dense themselves */
+  float *gathered; /* dense copies of base rows; NULL where rows are dense */
+  float *keys;     /* scan: distances of one query block x rows */
+  uint32_t *hits;
+  float *packed_q, *packed_x, *init, *limit, *center;
+} mlki_knn_job;
+
+static void mlki_knn_carve(const mlki_knn *knn, mlki_carver *c, mlki_knn_job *job) {
+  const int64_t scan = knn->variant == MLKI_KNN_SCAN;
+  const int64_t dense_rows = scan ? MLKI_KNN_SCAN_ROWS : 1;
+  memset(job, 0, sizeof *job);
+  job->knn = knn;
+  job->heap = (mlki_neighbour *)mlki_carve(c, knn->block_queries * knn->kept, sizeof(mlki_neighbour));
+  job->heap_size = (int64_t *)mlki_carve(c, knn->block_queries, 8);
+  job->norm_q = (float *)mlki_carve(c, knn->block_queries, 4);
+  if (knn->q.cs != 1) job->query = (float *)mlki_carve(c, knn->block_queries * knn->d, 4);
+  if (knn->x.cs != 1) job->gathered = (float *)mlki_carve(c, dense_rows * knn->d, 4);
+  if (scan) {
+    job->keys = (float *)mlki_carve(c, knn->block_queries * MLKI_KNN_SCAN_ROWS, 4);
+    job->hits = (uint32_t *)mlki_carve(c, MLKI_KNN_SCAN_ROWS, 4);
+  } else {
+    job->filter_m = (double *)mlki_carve(c, knn->block_queries, 8);
+    job->packed_q = (float *)mlki_carve(c, knn->block_queries * knn->d + MLKI_LANES_MAX, 4);
+    job->packed_x = (float *)mlki_carve(c, knn->block_rows * knn->d, 4);
+    job->init = (float *)mlki_carve(c, knn->block_rows, 4);
+    job->limit = (float *)mlki_carve(c, knn->block_queries, 4);
+    job->center = (float *)mlki_carve(c, knn->d, 4);
+    job->hits = (uint32_t *)mlki_carve(c, (int64_t)knn->row->mr * knn->row->nr * MLKI_FILTER_PANELS, 4);
+  }
+}
+
+/* (key, id) order; keys are never NaN. */
+MLKI_INLINE int mlki_nearer(mlki_neighbour a, mlki_neighbour b) { return a.key < b.key || (a.key == b.key && a.id < b.id); }
+
+/* heap[0] is the farthest of size entries; restores that after heap[at] became nearer. */
+static void mlki_heap_sink(mlki_neighbour *heap, int64_t size, int64_t at) {
+  const mlki_neighbour moved = heap[at];
+  for (;;) {
+    int64_t child = 2 * at + 1;
+    if (child >= size) break;
+    if (child + 1 < size && mlki_nearer(heap[child], heap[child + 1])) child++;
+    if (!mlki_nearer(moved, heap[child])) break;
+    heap[at] = heap[child];
+    at = child;
+  }
+  heap[at] = moved;
+}
+
+/* Offers one row to a heap of at most kept entries; 1 when it entered. NaN never does. */
+static int mlki_heap_offer(mlki_neighbour *heap, int64_t *size, int64_t kept, float key, int64_t id) {
+  mlki_neighbour entry;
+  int64_t at;
+  entry.key = key, entry.id = id;
+  if (key != key || kept == 0) return 0;
+  if (*size == kept) {
+    if (!mlki_nearer(entry, heap[0])) return 0;
+    heap[0] = entry;
+    mlki_heap_sink(heap, kept, 0);
+    return 1;
+  }
+  for (at = (*size)++; at > 0 && mlki_nearer(heap[(at - 1) / 2], entry); at = (at - 1) / 2) heap[at] = heap[(at - 1) / 2];
+  heap[at] = entry;
+  return 1;
+}
+
+/* Sorts a heap and writes one row of the result. */
+static void mlki_knn_emit(const mlki_knn *knn, int64_t query, mlki_neighbour *heap, int64_t size) {
+  const int similarity = mlki_metric_pair(knn->metric) == MLKI_PAIR_IP;
+  int64_t *ids = knn->ids + query * knn->ids_rs;
+  float *distances = knn->distances ? knn->distances + query * knn->distances_rs : NULL;
+  int64_t i;
+  for (i = size - 1; i > 0; i--) {
+    const mlki_neighbour far_away = heap[0];
+    heap[0] = heap[i];
+    heap[i] = far_away;
+    mlki_heap_sink(heap, i, 0);
+  }
+  for (i = 0; i < knn->k; i++) {
+    ids[i] = i < size ? heap[i].id + knn->first_id : -1;
+    if (distances) distances[i] = i < size ? (similarity ? -heap[i].key : heap[i].key) : (similarity ? -INFINITY : INFINITY);
+  }
+}
+
+/* count rows of d elements as dense rows: the rows themselves, or copied to space. */
+static const float *mlki_dense_rows(const mlki_mat *x, int64_t first, int64_t count, int64_t d, float *space, int64_t *stride) {
+  int64_t i, j;
+  *stride = x->cs == 1 ? x->rs : d;
+  if (x->cs == 1) return x->p + first * x->rs;
+  for (i = 0; i < count; i++)
+    for (j = 0; j < d; j++) space[i * d + j] = x->p[(first + i) * x->rs + j * x->cs];
+  return space;
+}
+
+static float mlki_norm(const mlki_kernels *row, const float *x, int64_t d) {
+  float sum;
+  row->pairs(MLKI_PAIR_IP, 1, 1, d, x, 0, x, 0, &sum, 0);
+  return sqrtf(sum);
+}
+
+/* The queries of a block, dense, with their norms where the metric needs them. */
+static const float *mlki_knn_queries(mlki_knn_job *job, int64_t first, int64_t count, int64_t *stride) {
+  const mlki_knn *knn = job->knn;
+  const float *q = mlki_dense_rows(&knn->q, first, count, knn->d, job->query, stride);
+  int64_t i;
+  for (i = 0; i < count; i++) {
+    job->heap_size[i] = 0;
+    if (knn->metric == MLK_COSINE) job->norm_q[i] = mlki_norm(knn->row, q + i * *stride, knn->d);
+  }
+  return q;
+}
+
+/* Queries [q0, q0 + count) against base rows [x0, x1): every distance as defined. */
+static void mlki_knn_scan(mlki_knn_job *job, int64_t q0, int64_t count, int64_t x0, int64_t x1) {
+  const mlki_knn *knn = job->knn;
+  const mlki_pair pair = mlki_metric_pair(knn->metric);
+  const int similarity = pair == MLKI_PAIR_IP;
+  int64_t q_rs, x_rs, at, i, j;
+  const float *q = mlki_knn_queries(job, q0, count, &q_rs);
+  for (at = x0; at < x1; at += MLKI_KNN_SCAN_ROWS) {
+    const int64_t rows = mlki_min(x1 - at, MLKI_KNN_SCAN_ROWS);
+    const float *x = mlki_dense_rows(&knn->x, at, rows, knn->d, job->gathered, &x_rs);
+    float norm_x[MLKI_KNN_SCAN_ROWS];
+    knn->row->pairs(pair, count, rows, knn->d, q, q_rs, x, x_rs, job->keys, MLKI_KNN_SCAN_ROWS);
+    for (j = 0; j < rows && knn->metric == MLK_COSINE; j++) norm_x[j] = mlki_norm(knn->row, x + j * x_rs, knn->d);
+    for (i = 0; i < count; i++) {
+      float *keys = job->keys + i * MLKI_KNN_SCAN_ROWS;
+      mlki_neighbour *heap = job->heap + i * knn->kept;
+      const float limit = job->heap_size[i] == knn->kept && knn->kept ? heap[0].key : INFINITY;
+      int64_t found;
+      if (knn->metric == MLK_L2 || knn->metric == MLK_COSINE)
+        for (j = 0; j < rows; j++)
+          keys[j] = mlki_metric_distance(knn->metric, keys[j], job->norm_q[i], knn->metric == MLK_COSINE ? norm_x[j] : 1.0f);
+      if (similarity)
+        for (j = 0; j < rows; j++) keys[j] = -keys[j];
+      found = knn->row->below(keys, rows, limit, job->hits);
+      for (j = 0; j < found; j++) mlki_heap_offer(heap, &job->heap_size[i], knn->kept, keys[job->hits[j]], at + job->hits[j]);
+    }
+  }
+}
+
+/* The mean of some rows, rounded; 0 where that is not finite. Any center is right, a central one filters best. */
+static void mlki_knn_center(const mlki_knn *knn, float *center) {
+  const int64_t rows = mlki_min(knn->n, MLKI_KNN_CENTER_ROWS);
+  int64_t i, j;
+  for (j = 0; j < knn->d; j++) center[j] = 0.0f;
+  for (i = 0; i < rows; i++) {
+    const float *x = knn->x.p + (knn->n / rows * i) * knn->x.rs;
+    for (j = 0; j < knn->d; j++) center[j] += x[j * knn->x.cs] / (float)rows;
+  }
+  for (j = 0; j < knn->d; j++)
+    if (!(fabsf(center[j]) <= FLT_MAX)) center[j] = 0.0f;
+}
+
+/* Packs the queries of a block as the filter multiplies them, and notes what their limits need. */
+static void mlki_knn_pack_queries(mlki_knn_job *job, const float *q, int64_t q_rs, int64_t count) {
+  const mlki_knn *knn = job->knn;
+  const int64_t height = mlki_panel_rows(count, knn->row->mr);
+  const int centered = mlki_metric_pair(knn->metric) == MLKI_PAIR_L2;
+  int64_t i, j;
+  for (i = 0; i < count; i++) {
+    const int64_t panel = i / height * height;
+    float *to = job->packed_q + panel * knn->d + i % height;
+    const int64_t pitch = mlki_min(height, count - panel);
+    const float *from = q + i * q_rs;
+    double norm2 = 0.0, scale = -2.0;
+    int exponent = 0;
+    for (j = 0; j < knn->d; j++) {
+      const float t = centered ? from[j] - job->center[j] : from[j];
+      norm2 += (double)t * (double)t;
+    }
+    job->filter_m[i] = norm2 < (double)MLKI_NORM2_MAX ? norm2 : -1.0;
+    if (!centered) {
+      if (!(norm2 > (double)MLKI_NORM2_MIN)) job->filter_m[i] = -1.0;
+      if (job->filter_m[i] > 0) {
+        frexp(sqrt(norm2), &exponent);
+        scale = knn->metric == MLK_COSINE ? -1.0 / sqrt(norm2) : -ldexp(1.0, 1 - exponent);
+        job->filter_m[i] = -scale;
+      }
+    }
+    for (j = 0; j < knn->d; j++) {
+      const float t = centered ? from[j] - job->center[j] : from[j];
+      to[j * pitch] = (float)(scale * (double)t);
+    }
+  }
+}
+
+/* The limit of query i of the block: above it a pair cannot enter the heap. See the bounds at the head of the section. */
+static float mlki_knn_limit(const mlki_knn_job *job, int64_t i) {
+  const mlki_knn *knn = job->knn;
+  double key, limit;
+  float rounded;
+  if (job->heap_size[i] < knn->kept || job->filter_m[i] < 0) return INFINITY;
+  key = (double)job->heap[i * knn->kept].key;
+  if (knn->metric == MLK_COSINE)
+    limit = key + knn->bound;
+  else if (knn->metric == MLK_INNER_PRODUCT)
+    limit = key * job->filter_m[i];
+  else
+    limit = (knn->metric == MLK_L2 ? key * key * (1.0 + 4 * MLKI_U) : key) * (1.0 + knn->relative) - (1.0 - knn->bound) * job->filter_m[i];
+  limit += knn->underflow + fabs(limit) * 1e-12; /* and the rounding of this very expression */
+  if (!(limit < 1e38)) return INFINITY;
+  rounded = (float)limit;
+  return (double)rounded < limit ? nextafterf(rounded, INFINITY) : rounded;
+}
+
+/* The defined key of one pair. */
+static float mlki_knn_key(const mlki_knn_job *job, const float *q, int64_t i, int64_t id) {
+  const mlki_knn *knn = job->knn;
+  const mlki_pair pair = mlki_metric_pair(knn->metric);
+  int64_t stride;
+  const float *x = mlki_dense_rows(&knn->x, id, 1, knn->d, job->gathered, &stride);
+  float sum;
+  knn->row->pairs(pair, 1, 1, knn->d, q, 0, x, 0, &sum, 0);
+  sum = mlki_metric_distance(knn->metric, sum, job->norm_q[i], knn->metric == MLK_COSINE ? mlki_norm(knn->row, x, knn->d) : 1.0f);
+  return pair == MLKI_PAIR_IP ? -sum : sum;
+}
+
+/* One panel of queries against packed base rows [at, at + rows): filter, then re-rank what is left. */
+static void mlki_knn_filter_panel(mlki_knn_job *job, const float *q, int64_t q_rs, int64_t panel, int64_t count, int64_t at, int64_t rows) {
+  const mlki_knn *knn = job->knn;
+  const int64_t nr = knn->row->nr, step = nr * MLKI_FILTER_PANELS;
+  int64_t from, h;
+  for (from = 0; from < rows; from += step) {
+    mlki_filter f;
+    int64_t hits;
+    f.q = job->packed_q + panel * knn->d, f.x = job->packed_x + from * knn->d;
+    f.init = job->init + from, f.limit = job->limit + panel;
+    f.rows = count, f.d = knn->d;
+    f.panels = mlki_ceil_div(mlki_min(rows - from, step), nr);
+    f.hits = job->hits;
+    hits = knn->row->filter(&f);
+    for (h = 0; h < hits; h++) {
+      const int64_t i = panel + (job->hits[h] & 15), id = at + from + (job->hits[h] >> 4);
+      if (id >= at + rows) continue; /* padding of the last panel */
+      if (mlki_heap_offer(job->heap + i * knn->kept, &job->heap_size[i], knn->kept, mlki_knn_key(job, q + i * q_rs, i, id), id))
+        job->limit[i] = mlki_knn_limit(job, i);
+    }
+  }
+}
+
+/* Queries [q0, q0 + count) against base rows [x0, x1) through the filter. */
+static void mlki_knn_filter(mlki_knn_job *job, int64_t q0, int64_t count, int64_t x0, int64_t x1) {
+  const mlki_knn *knn = job->knn;
+  const int64_t nr = knn->row->nr, height = mlki_panel_rows(count, knn->row->mr);
+  const int centered = mlki_metric_pair(knn->metric) == MLKI_PAIR_L2;
+  int64_t q_rs, at, i;
+  const float *q = mlki_knn_queries(job, q0, count, &q_rs);
+  mlki_knn_pack_queries(job, q, q_rs, count);
+  for (i = 0; i < count; i++) job->limit[i] = INFINITY;
+  for (at = x0; at < x1; at += knn->block_rows) {
+    const int64_t rows = mlki_min(knn->block_rows, x1 - at);
+    for (i = 0; i < rows; i += nr) {
+      float *panel = job->packed_x + i * knn->d;
+      knn->row->pack(panel, mlki_min(rows - i, nr), nr, knn->d, knn->x.p + (at + i) * knn->x.rs, knn->x.rs, knn->x.cs);
+      knn->row->prepare(knn->metric, panel, knn->d, centered ? job->center : NULL, knn->start_coefficient, job->init + i);
+    }
+    for (i = 0; i < count; i += height) mlki_knn_filter_panel(job, q, q_rs, i, mlki_min(height, count - i), at, rows);
+  }
+}
+
+static void mlki_knn_reference(const mlki_knn *knn, mlki_neighbour *heap) {
+  const int similarity = mlki_metric_pair(knn->metric) == MLKI_PAIR_IP;
+  int64_t i, j;
+  for (i = 0; i < knn->nq; i++) {
+    int64_t size = 0;
+    for (j = 0; j < knn->n; j++) {
+      const float d = mlki_ref_distance(knn->metric, knn->d, knn->q.p + i * knn->q.rs, knn->q.cs, knn->x.p + j * knn->x.rs, knn->x.cs);
+      mlki_heap_offer(heap, &size, knn->kept, similarity ? -d : d, j);
+    }
+    mlki_knn_emit(knn, i, heap, size);
+  }
+}
+
+static void mlki_knn_task(void *arg, int index) {
+  const mlki_knn *knn = (const mlki_knn *)arg;
+  const int64_t q_begin = knn->split_base ? 0 : index * knn->task_queries, q_end = mlki_min(q_begin + knn->task_queries, knn->nq);
+  const int64_t x0 = knn->split_base ? index * knn->task_rows : 0, x1 = mlki_min(x0 + knn->task_rows, knn->n);
+  mlki_carver carver = {NULL, 0};
+  mlki_knn_job job;
+  int64_t q, i;
+  carver.base = knn->workspace + (uint64_t)index * knn->task_bytes;
+  mlki_knn_carve(knn, &carver, &job);
+  if (knn->variant == MLKI_KNN_REFERENCE) {
+    mlki_knn_reference(knn, job.heap);
+    return;
+  }
+  if (knn->variant == MLKI_KNN_FILTER && mlki_metric_pair(knn->metric) == MLKI_PAIR_L2) mlki_knn_center(knn, job.center);
+  for (q = q_begin; q < q_end; q += knn->block_queries) {
+    const int64_t count = mlki_min(knn->block_queries, q_end - q);
+    if (knn->variant == MLKI_KNN_SCAN)
+      mlki_knn_scan(&job, q, count, x0, x1);
+    else
+      mlki_knn_filter(&job, q, count, x0, x1);
+    for (i = 0; i < count && !knn->split_base; i++) mlki_knn_emit(knn, q + i, job.heap + i * knn->kept, job.heap_size[i]);
+  }
+}
+
+/* After tasks that split the base: all heaps of a query into the first, which is then the result. All queries are in flight. */
+static void mlki_knn_merge(const mlki_knn *knn) {
+  mlki_knn_job first, other;
+  int64_t i, e;
+  int task;
+  mlki_carver carver = {NULL, 0};
+  carver.base = knn->workspace;
+  mlki_knn_carve(knn, &carver, &first);
+  for (task = 1; task < knn->tasks; task++) {
+    carver.base = knn->workspace + (uint64_t)task * knn->task_bytes, carver.used = 0;
+    mlki_knn_carve(knn, &carver, &other);
+    for (i = 0; i < knn->nq; i++)
+      for (e = 0; e < other.heap_size[i]; e++) {
+        const mlki_neighbour *entry = &other.heap[i * knn->kept + e];
+        mlki_heap_offer(first.heap + i * knn->kept, &first.heap_size[i], knn->kept, entry->key, entry->id);
+      }
+  }
+  for (i = 0; i < knn->nq; i++) mlki_knn_emit(knn, i, first.heap + i * knn->kept, first.heap_size[i]);
+}
+
+/* Chooses variant, blocks, tasks and workspace. Nothing here changes the result. */
+static mlk_status mlki_knn_block(mlk_context *ctx, mlki_knn *knn) {
+  const int64_t nr = ctx->row->nr, mr = ctx->row->mr;
+  const double work = (double)knn->nq * (double)knn->n * (double)mlki_max(knn->d, 1);
+  int64_t limit = mlki_task_limit(ctx), entries, bytes;
+  mlki_knn_job job;
+  mlki_carver carver = {NULL, 0};
+
+  if (knn->nq == 0 || knn->k == 0)
+    knn->variant = MLKI_KNN_EMPTY;
+  else if (ctx->reference)
+    knn->variant = MLKI_KNN_REFERENCE;
+  else
+    knn->variant = knn->nq <= MLKI_KNN_SCAN_MAX || knn->d > MLKI_FILTER_D || knn->d == 0 || knn->n == 0 ? MLKI_KNN_SCAN : MLKI_KNN_FILTER;
+
+  /* queries in flight: heaps of at most 32 MiB where k allows, all queries where tasks split the base */
+  knn->block_queries = knn->variant == MLKI_KNN_SCAN ? 4 * MLKI_KNN_SCAN_MAX : MLKI_KNN_QUERIES;
+  knn->block_queries = mlki_min(knn->block_queries, mlki_max((int64_t)(2 << 20) / mlki_max(knn->kept, 1), mr));
+  if (limit > (int64_t)(work / MLKI_TASK_WORK)) limit = mlki_max((int64_t)(work / MLKI_TASK_WORK), 1);
+  knn->split_base = limit > 1 && knn->nq <= knn->block_queries && knn->nq < 16 * mr * limit && knn->n >= 4 * nr * limit;
+  if (!knn->split_base && limit > knn->nq) limit = mlki_max(knn->nq, 1);
+  if (knn->variant <= MLKI_KNN_REFERENCE) limit = 1, knn->split_base = 0;
+  knn->task_queries = knn->split_base ? knn->nq : mlki_ceil_div(knn->nq, limit);
+  knn->task_rows = knn->split_base ? mlki_round_up(mlki_ceil_div(knn->n, limit), nr) : knn->n;
+  knn->tasks = (int)(knn->split_base ? mlki_ceil_div(knn->n, knn->task_rows) : mlki_max(mlki_ceil_div(knn->nq, mlki_max(knn->task_queries, 1)), 1));
+  knn->block_queries = mlki_min(knn->block_queries, mlki_max(knn->task_queries, 1));
+  if (knn->variant == MLKI_KNN_REFERENCE) knn->block_queries = 1;
+  /* base rows packed at a time: half of level 2 */
+  knn->block_rows = mlki_max(mlki_min(ctx->l2_bytes / 2 / (4 * mlki_max(knn->d, 1)), 4096) / nr, 1) * nr;
+  knn->block_rows = mlki_min(knn->block_rows, mlki_round_up(mlki_max(knn->n, 1), nr));
+
+  if (mlki_mul_overflows(knn->block_queries, knn->kept, &entries) || mlki_mul_overflows(entries, (int64_t)sizeof(mlki_neighbour), &bytes) ||
+      mlki_mul_overflows(bytes, 2 * knn->tasks, &bytes))
+    return mlki_fail(ctx, MLK_ERR_SIZE, "k: %lld neighbours of %lld queries do not fit in 63 bits of workspace", (long long)knn->k,
+                     (long long)knn->block_queries);
+  if (knn->variant == MLKI_KNN_EMPTY) {
+    knn->task_bytes = 0;
+    return MLK_OK;
+  }
+  if (knn->variant == MLKI_KNN_REFERENCE)
+    mlki_carve(&carver, knn->kept, sizeof(mlki_neighbour));
+  else
+    mlki_knn_carve(knn, &carver, &job);
+  knn->task_bytes = carver.used;
+  return MLK_OK;
+}
+
+static void mlki_knn_constants(mlki_knn *knn) {
+  const double d = (double)knn->d, r = d / 16 + 8;
+  knn->relative = 2.0 * r * MLKI_U / (1.0 - r * MLKI_U);
+  knn->underflow = (4 * d + 64) * (double)FLT_MIN;
+  if (knn->metric == MLK_COSINE) {
+    knn->bound = (3 * d + 64) * MLKI_U * 1.02;
+    knn->start_coefficient = 0.0f;
+  } else if (knn->metric == MLK_INNER_PRODUCT) {
+    knn->bound = 2 * (d + d / 16 + 24) * MLKI_U * 1.02;
+    knn->start_coefficient = (float)(knn->bound * 1.000001);
+    knn->underflow += knn->bound * ldexp(sqrt(d), -60);
+  } else {
+    knn->bound = 3 * (d + 8) * MLKI_U * 1.02;
+    knn->start_coefficient = (float)((1.0 - knn->bound) * 0.9999999);
+  }
+}
+
+/* queries and base: [Q, D] and [N, D] f32. */
+static mlk_status mlki_check_vectors(mlk_context *ctx, mlk_tensor *queries, mlk_tensor *base, mlki_extent *eq, mlki_extent *ex,
+                                     mlki_mat *q, mlki_mat *x) {
+  mlk_status status;
+  if ((status = mlki_check_tensor(ctx, "queries", queries, MLK_F32, 2, 2, eq)) != MLK_OK) return status;
+  if ((status = mlki_check_tensor(ctx, "base", base, MLK_F32, 2, 2, ex)) != MLK_OK) return status;
+  if (queries->shape[1] != base->shape[1])
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "base: rows have %lld elements, but those of queries have %lld", (long long)base->shape[1],
+                     (long long)queries->shape[1]);
+  if ((status = mlki_broadcast(ctx, "queries", queries, queries->shape, 2, q)) != MLK_OK) return status;
+  return mlki_broadcast(ctx, "base", base, base->shape, 2, x);
+}
+
+/* One output of k-NN: [Q, k], last axis dense, overlapping nothing else. */
+static mlk_status mlki_knn_output(mlk_context *ctx, const char *name, mlk_tensor *t, mlk_dtype dtype, int64_t nq, int64_t k,
+                                  mlki_extent *extent) {
+  mlk_status status = mlki_check_tensor(ctx, name, t, dtype, 2, 2, extent);
+  if (status) return status;
+  if (t->shape[0] != nq || t->shape[1] != k)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: matrix is %lld x %lld, but must be Q x k = %lld x %lld", name, (long long)t->shape[0],
+                     (long long)t->shape[1], (long long)nq, (long long)k);
+  if (k > 1 && t->stride[1] != 1)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: stride of the last axis is %lld, but must be 1", name, (long long)t->stride[1]);
+  return mlki_check_output(ctx, name, t, extent);
+}
+
+static mlk_status mlki_check_apart(mlk_context *ctx, const char *name, const mlk_tensor *out, const mlki_extent *extent,
+                                   const char *other_name, const mlk_tensor *other, const mlki_extent *other_extent) {
+  if (!mlki_overlap(out, extent, other, other_extent)) return MLK_OK;
+  return mlki_fail(ctx, MLK_ERR_ALIAS, "%s: overlaps %s", name, other_name);
+}
+
+/* 2 Q N D and the bytes of all operands. */
+static mlk_status mlki_knn_cost(mlk_context *ctx, int64_t nq, int64_t n, int64_t d, int64_t *flops) {
+  if (mlki_mul_overflows(nq, n, flops) || mlki_mul_overflows(*flops, d, flops) || mlki_mul_overflows(*flops, 2, flops))
+    return mlki_fail(ctx, MLK_ERR_SIZE, "base: the number of operations, 2 x %lld x %lld x %lld, does not fit in 63 bits", (long long)nq,
+                     (long long)n, (long long)d);
+  return MLK_OK;
+}
+
+static mlk_status mlki_check_metric(mlk_context *ctx, mlk_metric metric) {
+  if ((int)metric >= 0 && metric < MLK_METRIC_COUNT) return MLK_OK;
+  return mlki_fail(ctx, MLK_ERR_ARGUMENT, "metric: is %d, but must be 0 to %d", (int)metric, MLK_METRIC_COUNT - 1);
+}
+
+static mlk_status mlki_knn_prepare_call(mlk_context *ctx, const mlk_knn_desc *desc, mlki_knn *knn) {
+  mlk_tensor queries, base, ids, distances;
+  mlki_extent eq, ex, ei, ed;
+  mlk_status status;
+  int64_t flops, last;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  queries = desc->queries, base = desc->base, ids = desc->ids, distances = desc->distances;
+  memset(knn, 0, sizeof *knn);
+  if ((status = mlki_check_metric(ctx, desc->metric)) != MLK_OK) return status;
+  if (desc->k < 0) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "k: is %lld, but must be at least 0", (long long)desc->k);
+  if ((status = mlki_check_vectors(ctx, &queries, &base, &eq, &ex, &knn->q, &knn->x)) != MLK_OK) return status;
+  knn->row = ctx->row, knn->metric = desc->metric;
+  knn->nq = queries.shape[0], knn->n = base.shape[0], knn->d = base.shape[1];
+  knn->k = desc->k, knn->kept = mlki_min(desc->k, knn->n), knn->first_id = desc->first_id;
+  if (desc->first_id < 0 || mlki_add_overflows(desc->first_id, knn->n, &last))
+    return mlki_fail(ctx, MLK_ERR_SIZE, "first_id: is %lld; it and the last row number must be 0 to 2^63 - 1", (long long)desc->first_id);
+  if ((status = mlki_knn_output(ctx, "ids", &ids, MLK_I64, knn->nq, knn->k, &ei)) != MLK_OK) return status;
+  if ((status = mlki_check_apart(ctx, "ids", &ids, &ei, "queries", &queries, &eq)) != MLK_OK) return status;
+  if ((status = mlki_check_apart(ctx, "ids", &ids, &ei, "base", &base, &ex)) != MLK_OK) return status;
+  knn->ids = (int64_t *)ids.data, knn->ids_rs = ids.stride[0];
+  ed.count = 0;
+  if (distances.data || distances.rank) {
+    if ((status = mlki_knn_output(ctx, "distances", &distances, MLK_F32, knn->nq, knn->k, &ed)) != MLK_OK) return status;
+    if ((status = mlki_check_apart(ctx, "distances", &distances, &ed, "queries", &queries, &eq)) != MLK_OK) return status;
+    if ((status = mlki_check_apart(ctx, "distances", &distances, &ed, "base", &base, &ex)) != MLK_OK) return status;
+    if ((status = mlki_check_apart(ctx, "distances", &distances, &ed, "ids", &ids, &ei)) != MLK_OK) return status;
+    knn->distances = (float *)distances.data, knn->distances_rs = distances.stride[0];
+  }
+  if ((status = mlki_knn_cost(ctx, knn->nq, knn->n, knn->d, &flops)) != MLK_OK) return status;
+  knn->flops = (uint64_t)flops;
+  knn->bytes = 4 * (uint64_t)(eq.count + ex.count + ed.count) + 8 * (uint64_t)ei.count;
+  mlki_knn_constants(knn);
+  return mlki_knn_block(ctx, knn);
+}
+
+/* distances: the base is cut into steps of rows that tasks take in turn; a step meets all queries while it is in cache. */
+#define MLKI_DISTANCE_ROWS    64
+#define MLKI_DISTANCE_QUERIES 32
+
+typedef struct mlki_distances {
+  const mlki_kernels *row;
+  mlk_metric metric;
+  int64_t nq, n, d;
+  mlki_mat q, x, out;
+  int reference, tasks;
+  int64_t steps, next;
+  uint64_t task_bytes;
+  char *workspace;
+  uint64_t flops, bytes;
+} mlki_distances;
+
+static void mlki_distances_carve(const mlki_distances *dist, mlki_carver *c, float **query, float **gathered) {
+  *query = dist->q.cs == 1 ? NULL : (float *)mlki_carve(c, MLKI_DISTANCE_QUERIES * dist->d, 4);
+  *gathered = dist->x.cs == 1 ? NULL : (float *)mlki_carve(c, MLKI_DISTANCE_ROWS * dist->d, 4);
+}
+
+/* Base rows [x0, x0 + rows) against all queries. */
+static void mlki_distances_step(const mlki_distances *dist, int64_t x0, int64_t rows, float *query, float *gathered) {
+  float sums[MLKI_DISTANCE_QUERIES * MLKI_DISTANCE_ROWS], norm_x[MLKI_DISTANCE_ROWS];
+  int64_t q0, i, j, q_rs, x_rs;
+  const float *x = mlki_dense_rows(&dist->x, x0, rows, dist->d, gathered, &x_rs);
+  for (j = 0; j < rows; j++) norm_x[j] = dist->metric == MLK_COSINE ? mlki_norm(dist->row, x + j * x_rs, dist->d) : 1.0f;
+  for (q0 = 0; q0 < dist->nq; q0 += MLKI_DISTANCE_QUERIES) {
+    const int64_t count = mlki_min(dist->nq - q0, MLKI_DISTANCE_QUERIES);
+    const float *q = mlki_dense_rows(&dist->q, q0, count, dist->d, query, &q_rs);
+    dist->row->pairs(mlki_metric_pair(dist->metric), count, rows, dist->d, q, q_rs, x, x_rs, sums, MLKI_DISTANCE_ROWS);
+    for (i = 0; i < count; i++) {
+      const float norm_q = dist->metric == MLK_COSINE ? mlki_norm(dist->row, q + i * q_rs, dist->d) : 1.0f;
+      float *out = dist->out.p + (q0 + i) * dist->out.rs + x0 * dist->out.cs;
+      for (j = 0; j < rows; j++)
+        out[j * dist->out.cs] = mlki_metric_distance(dist->metric, sums[i * MLKI_DISTANCE_ROWS + j], norm_q, norm_x[j]);
+    }
+  }
+}
+
+static void mlki_distances_task(void *arg, int index) {
+  mlki_distances *dist = (mlki_distances *)arg;
+  mlki_carver carver = {NULL, 0};
+  float *query, *gathered;
+  int64_t step, i, j;
+  carver.base = dist->workspace + (uint64_t)index * dist->task_bytes;
+  mlki_distances_carve(dist, &carver, &query, &gathered);
+  if (dist->reference) {
+    for (i = 0; i < dist->nq; i++)
+      for (j = 0; j < dist->n; j++)
+        dist->out.p[i * dist->out.rs + j * dist->out.cs] = mlki_ref_distance(dist->metric, dist->d, dist->q.p + i * dist->q.rs, dist->q.cs,
+                                                                             dist->x.p + j * dist->x.rs, dist->x.cs);
+    return;
+  }
+  while ((step = mlki_take(&dist->next)) < dist->steps)
+    mlki_distances_step(dist, step * MLKI_DISTANCE_ROWS, mlki_min(dist->n - step * MLKI_DISTANCE_ROWS, MLKI_DISTANCE_ROWS), query, gathered);
+}
+
+static mlk_status mlki_distances_prepare(mlk_context *ctx, const mlk_distances_desc *desc, mlki_distances *dist) {
+  mlk_tensor queries, base, out;
+  mlki_extent eq, ex, eo;
+  mlki_carver carver = {NULL, 0};
+  float *query, *gathered;
+  mlk_status status;
+  int64_t flops;
+  double work;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  queries = desc->queries, base = desc->base, out = desc->out;
+  memset(dist, 0, sizeof *dist);
+  if ((status = mlki_check_metric(ctx, desc->metric)) != MLK_OK) return status;
+  if ((status = mlki_check_vectors(ctx, &queries, &base, &eq, &ex, &dist->q, &dist->x)) != MLK_OK) return status;
+  dist->row = ctx->row, dist->metric = desc->metric, dist->reference = ctx->reference;
+  dist->nq = queries.shape[0], dist->n = base.shape[0], dist->d = base.shape[1];
+  if ((status = mlki_check_tensor(ctx, "out", &out, MLK_F32, 2, 2, &eo)) != MLK_OK) return status;
+  if (out.shape[0] != dist->nq || out.shape[1] != dist->n)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "out: matrix is %lld x %lld, but must be Q x N = %lld x %lld", (long long)out.shape[0],
+                     (long long)out.shape[1], (long long)dist->nq, (long long)dist->n);
+  if ((status = mlki_check_output(ctx, "out", &out, &eo)) != MLK_OK) return status;
+  if ((status = mlki_check_apart(ctx, "out", &out, &eo, "queries", &queries, &eq)) != MLK_OK) return status;
+  if ((status = mlki_check_apart(ctx, "out", &out, &eo, "base", &base, &ex)) != MLK_OK) return status;
+  if ((status = mlki_broadcast(ctx, "out", &out, out.shape, 2, &dist->out)) != MLK_OK) return status;
+  if ((status = mlki_knn_cost(ctx, dist->nq, dist->n, dist->d, &flops)) != MLK_OK) return status;
+  dist->flops = (uint64_t)flops;
+  dist->bytes = 4 * (uint64_t)(eq.count + ex.count + eo.count);
+  dist->steps = dist->nq ? mlki_ceil_div(dist->n, MLKI_DISTANCE_ROWS) : 0;
+  work = (double)dist->nq * (double)dist->n * (double)dist->d;
+  dist->tasks = (int)mlki_max(mlki_min(mlki_min(mlki_task_limit(ctx), (int64_t)(work / MLKI_TASK_WORK)), dist->steps), 1);
+  if (dist->reference) dist->tasks = 1;
+  if (!dist->reference && eo.count) mlki_distances_carve(dist, &carver, &query, &gathered);
+  dist->task_bytes = carver.used;
+  return MLK_OK;
+}
+
+/* >>public ------------------------------------------------------------------------------------------------------- */
+
+MLK_API int mlk_version(void) { return MLK_VERSION; }
+
+MLK_API const char *mlk_status_name(mlk_status status) {
+  return (int)status >= 0 && status < MLK_STATUS_COUNT ? mlki_status_names[status] : "unknown";
+}
+
+MLK_API const char *mlk_isa_name(mlk_isa isa) { return (int)isa >= 0 && isa < MLK_ISA_COUNT ? mlki_isa_names[isa] : "unknown"; }
+
+MLK_API int mlk_isa_available(mlk_isa isa) { return mlki_find_row(isa, mlki_isa_mask()) != NULL; }
+
+/* The checks of mlk_open, on a context that lives on the stack until they are passed. */
+static mlk_status mlki_open_check(mlk_context *ctx, const mlk_context_desc *desc) {
+  const unsigned mask = mlki_isa_mask();
+  ctx->log = desc->log, ctx->log_user = desc->log_user;
+  if ((desc->allocator.alloc == NULL) != (desc->allocator.free == NULL))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "allocator: alloc and free must both be set or both be NULL");
+  if (desc->threads < 0 || desc->threads > 1024)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "threads: is %d, but must be 0 to 1024", desc->threads);
+  if (desc->parallel.run && (desc->parallel.workers < 1 || desc->parallel.workers > 1024))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "parallel.workers: is %d, but must be 1 to 1024", desc->parallel.workers);
+  if ((int)desc->numerics < 0 || desc->numerics > MLK_FAST)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "numerics: is %d, but must be MLK_STRICT or MLK_FAST", (int)desc->numerics);
+  if ((int)desc->growth < 0 || desc->growth > MLK_FIXED)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "growth: is %d, but must be MLK_GROWS or MLK_FIXED", (int)desc->growth);
+  if ((int)desc->isa < 0 || desc->isa >= MLK_ISA_COUNT)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "isa: is %d, but must be 0 to %d", (int)desc->isa, MLK_ISA_COUNT - 1);
+  ctx->row = mlki_find_row(desc->isa, mask);
+  if (!ctx->row)
+    return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "isa: %s is not in this build or does not run on this machine", mlk_isa_name(desc->isa));
+  ctx->reference = desc->isa == MLK_ISA_REFERENCE;
+  ctx->allocator = desc->allocator;
+  if (!ctx->allocator.alloc) ctx->allocator.alloc = mlki_default_alloc, ctx->allocator.free = mlki_default_free;
+  ctx->parallel = desc->parallel;
+  ctx->numerics = desc->numerics;
+  ctx->growth = MLK_GROWS;
+  ctx->l2_bytes = mlki_l2_bytes();
+  if (ctx->l2_bytes < 128 << 10 || ctx->l2_bytes > 64 << 20) ctx->l2_bytes = 512 << 10; /* unknown or absurd */
+  ctx->threads = desc->threads;
+  if (ctx->parallel.run && (ctx->threads == 0 || ctx->threads > ctx->parallel.workers)) ctx->threads = ctx->parallel.workers;
+#if MLKI_OPENMP
+  if (ctx->threads == 0) ctx->threads = (int)mlki_max(mlki_min(omp_get_max_threads(), 1024), 1);
+#endif
+  if (ctx->threads == 0) ctx->threads = 1;
+  return MLK_OK;
+}
+
+MLK_API mlk_status mlk_open(mlk_context **out, const mlk_context_desc *desc) {
+  mlk_context_desc defaults;
+  mlk_context local, *ctx;
+  mlk_status status;
+  if (!out) return MLK_ERR_ARGUMENT;
+  *out = NULL;
+  memset(&defaults, 0, sizeof defaults);
+  memset(&local, 0, sizeof local);
+  if (!desc) desc = &defaults;
+  status = mlki_open_check(&local, desc);
+  if (status) return status;
+  ctx = (mlk_context *)mlki_alloc(&local, sizeof local);
+  if (!ctx) return mlki_fail(&local, MLK_ERR_MEMORY, "context: the allocator could not give %llu bytes", (unsigned long long)sizeof local);
+  *ctx = local;
+  status = mlk_reserve(ctx, desc->workspace_bytes, desc->growth);
+  if (status) {
+    mlk_close(ctx);
+    return status;
+  }
+  *out = ctx;
+  return MLK_OK;
+}
+
+MLK_API void mlk_close(mlk_context *ctx) {
+  if (!ctx) return;
+  mlki_free(ctx, ctx->workspace, ctx->workspace_bytes);
+  mlki_free(ctx, ctx, sizeof *ctx);
+}
+
+MLK_API const char *mlk_last_error(const mlk_context *ctx) { return ctx ? ctx->error : "ctx: is NULL"; }
+
+MLK_API mlk_status mlk_get_info(const mlk_context *ctx, mlk_info *info) {
+  if (!ctx || !info) return MLK_ERR_ARGUMENT;
+  info->backend = "cpu";
+  info->isa = mlki_isa_names[ctx->reference ? MLK_ISA_REFERENCE : ctx->row->isa];
+  info->threads = ctx->threads;
+  info->openmp = MLKI_OPENMP && !ctx->parallel.run;
+  info->workspace_bytes = ctx->workspace_bytes;
+  info->ceilings = ctx->ceilings;
+  return MLK_OK;
+}
+
+MLK_API mlk_status mlk_reserve(mlk_context *ctx, uint64_t bytes, mlk_growth growth) {
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((int)growth < 0 || growth > MLK_FIXED)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "growth: is %d, but must be MLK_GROWS or MLK_FIXED", (int)growth);
+  ctx->growth = MLK_GROWS;
+  status = mlki_workspace(ctx, bytes);
+  ctx->growth = growth;
+  return status;
+}
+
+MLK_API mlk_status mlk_measure(mlk_context *ctx, mlk_ceilings *ceilings) {
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  status = mlki_measure(ctx);
+  if (status == MLK_OK && ceilings) *ceilings = ctx->ceilings;
+  return status;
+}
+
+MLK_API mlk_status mlk_matmul_plan(mlk_context *ctx, const mlk_matmul_desc *desc, mlk_plan *plan) {
+  mlki_matmul mm;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
+  if ((status = mlki_matmul_prepare(ctx, desc, &mm)) != MLK_OK) return status;
+  mlki_fill_plan(ctx, plan, mm.flops, mm.bytes, 4 * (uint64_t)(mm.floats * mm.tasks), mm.tasks, mlki_matmul_variant_names[mm.variant]);
+  return MLK_OK;
+}
+
+MLK_API mlk_status mlk_matmul(mlk_context *ctx, const mlk_matmul_desc *desc) {
+  mlki_matmul mm;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_matmul_prepare(ctx, desc, &mm)) != MLK_OK) return status;
+  if ((status = mlki_workspace(ctx, 4 * (uint64_t)(mm.floats * mm.tasks))) != MLK_OK) return status;
+  mm.workspace = (float *)ctx->workspace;
+  mm.next = 0;
+  mlki_parallel_for(ctx, mm.tasks, mlki_matmul_task, &mm);
+  return MLK_OK;
+}
+
+MLK_API mlk_status mlk_matmul_pack(mlk_context *ctx, mlk_tensor b, void *buffer, uint64_t buffer_bytes, mlk_packed *packed) {
+  mlki_extent extent;
+  mlki_mat mat;
+  mlk_status status;
+  int64_t k, n, nr, bytes;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!packed) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed: is NULL");
+  if ((status = mlki_check_tensor(ctx, "b", &b, MLK_F32, 2, 2, &extent)) != MLK_OK) return status;
+  if ((status = mlki_broadcast(ctx, "b", &b, b.shape, 2, &mat)) != MLK_OK) return status;
+  k = b.shape[0], n = b.shape[1], nr = ctx->row->nr;
+  if (n > INT64_MAX - nr || mlki_mul_overflows(mlki_round_up(n, nr), k, &bytes) || mlki_mul_overflows(bytes, 4, &bytes))
+    return mlki_fail(ctx, MLK_ERR_SIZE, "b: %lld x %lld packed does not fit in 63 bits", (long long)k, (long long)n);
+  if (buffer && (uint64_t)bytes > buffer_bytes)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buffer_bytes: is %llu, but must be at least %lld", (unsigned long long)buffer_bytes,
+                     (long long)bytes);
+  if ((uintptr_t)buffer % MLKI_ALIGN)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buffer: must be aligned to %d bytes", MLKI_ALIGN);
+  if (buffer) mlki_matmul_pack_columns(ctx->row, (float *)buffer, &mat, 0, k, 0, n);
+  packed->data = buffer;
+  packed->bytes = (uint64_t)bytes;
+  packed->k = k, packed->n = n;
+  packed->dtype = MLK_F32;
+  packed->isa = (int32_t)ctx->row->isa;
+  packed->panel = (int32_t)nr;
+  return MLK_OK;
+}
+
+MLK_API mlk_status mlk_knn_plan(mlk_context *ctx, const mlk_knn_desc *desc, mlk_plan *plan) {
+  mlki_knn knn;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
+  if ((status = mlki_knn_prepare_call(ctx, desc, &knn)) != MLK_OK) return status;
+  mlki_fill_plan(ctx, plan, knn.flops, knn.bytes, knn.task_bytes * (uint64_t)knn.tasks, knn.tasks, mlki_knn_variant_names[knn.variant]);
+  return MLK_OK;
+}
+
+MLK_API mlk_status mlk_knn(mlk_context *ctx, const mlk_knn_desc *desc) {
+  mlki_knn knn;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_knn_prepare_call(ctx, desc, &knn)) != MLK_OK) return status;
+  if (knn.variant == MLKI_KNN_EMPTY) return MLK_OK;
+  if ((status = mlki_workspace(ctx, knn.task_bytes * (uint64_t)knn.tasks)) != MLK_OK) return status;
+  knn.workspace = (char *)ctx->workspace;
+  mlki_parallel_for(ctx, knn.tasks, mlki_knn_task, &knn);
+  if (knn.split_base) mlki_knn_merge(&knn);
+  return MLK_OK;
+}
+
+MLK_API mlk_status mlk_distances_plan(mlk_context *ctx, const mlk_distances_desc *desc, mlk_plan *plan) {
+  mlki_distances dist;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
+  if ((status = mlki_distances_prepare(ctx, desc, &dist)) != MLK_OK) return status;
+  mlki_fill_plan(ctx, plan, dist.flops, dist.bytes, dist.task_bytes * (uint64_t)dist.tasks, dist.tasks,
+                 dist.reference ? "reference" : "pairs");
+  return MLK_OK;
+}
+
+MLK_API mlk_status mlk_distances(mlk_context *ctx, const mlk_distances_desc *desc) {
+  mlki_distances dist;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_distances_prepare(ctx, desc, &dist)) != MLK_OK) return status;
+  if ((status = mlki_workspace(ctx, dist.task_bytes * (uint64_t)dist.tasks)) != MLK_OK) return status;
+  dist.workspace = (char *)ctx->workspace;
+  mlki_parallel_for(ctx, dist.tasks, mlki_distances_task, &dist);
+  return MLK_OK;
+}
+
+#endif /* !MLKI_PASS */
+#endif /* MLK_IMPLEMENTATION */
