@@ -163,7 +163,7 @@ int mlkt_check_memory_empty(const mlkt_memory *memory, const char *file, int lin
 
 /* ---- rows, contexts, parallel hooks ----------------------------------------------------------------------------------- */
 
-/* The instruction sets to test: those available, or the one of --isa. Gives how many. */
+/* The instruction sets to test: those available (MLK_ISA_REFERENCE is none), or the one of --isa. Gives how many. */
 int mlkt_isas(mlk_isa isas[MLK_ISA_COUNT]);
 
 /* A context for tests: isa and threads as given, parallel hook as --pool says. NULL after a failed check. */

@@ -180,6 +180,7 @@ static void names(void) {
   CHECK_EQ_STR(mlk_isa_name(MLK_ISA_NEON), "neon");
   CHECK_EQ_STR(mlk_isa_name(MLK_ISA_AVX2), "avx2");
   CHECK_EQ_STR(mlk_isa_name(MLK_ISA_AVX512), "avx512");
+  CHECK_EQ_STR(mlk_isa_name(MLK_ISA_REFERENCE), "reference");
   CHECK(mlk_isa_name(MLK_ISA_COUNT) != NULL);
   CHECK(mlk_isa_name((mlk_isa)7) != NULL);
 #ifndef __cplusplus
@@ -187,7 +188,9 @@ static void names(void) {
   CHECK(mlk_isa_name((mlk_isa)-1) != NULL);
   CHECK_EQ_I64(mlk_isa_available((mlk_isa)-1), 0);
 #endif
+  CHECK_EQ_I64(mlk_isa_available(MLK_ISA_BEST), 1);
   CHECK_EQ_I64(mlk_isa_available(MLK_ISA_SCALAR), 1);
+  CHECK_EQ_I64(mlk_isa_available(MLK_ISA_REFERENCE), 1);
   CHECK_EQ_I64(mlk_isa_available(MLK_ISA_COUNT), 0);
   CHECK_EQ_I64(mlk_isa_available((mlk_isa)7), 0);
 #if defined(__x86_64__) || defined(_M_X64) || defined(__i386__)
@@ -319,7 +322,7 @@ static void bad_descriptors(void) {
     refuse_open(desc, MLK_ERR_ARGUMENT, "threads", text);
   }
   desc = zero, desc.isa = MLK_ISA_COUNT;
-  refuse_open(desc, MLK_ERR_ARGUMENT, "isa", "5");
+  refuse_open(desc, MLK_ERR_ARGUMENT, "isa", "6");
   desc = zero, desc.isa = (mlk_isa)7;
   refuse_open(desc, MLK_ERR_ARGUMENT, "isa", "7");
   desc = zero, desc.numerics = MLK_FAST; /* legal: the first bad one is the next */

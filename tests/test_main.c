@@ -589,7 +589,7 @@ int mlkt_isas(mlk_isa isas[MLK_ISA_COUNT]) {
   for (i = MLK_ISA_SCALAR; i < MLK_ISA_COUNT; i++) {
     const mlk_isa isa = (mlk_isa)i;
     if (!mlk_isa_available(isa)) continue;
-    if (mlkt_opt.isa == MLK_ISA_BEST || mlkt_opt.isa == isa) isas[count++] = isa;
+    if (mlkt_opt.isa == MLK_ISA_BEST ? isa != MLK_ISA_REFERENCE : isa == mlkt_opt.isa) isas[count++] = isa;
   }
   return count;
 }
@@ -622,7 +622,7 @@ static void print_help(void) {
          "  --quick            about one sweep point in 20\n"
          "  --long             also what takes minutes or gigabytes\n"
          "  --threads-max N    most threads a context is asked for, 1..64 (default 7)\n"
-         "  --isa NAME         test this instruction set only: scalar, neon, avx2, avx512\n"
+         "  --isa NAME         test this instruction set only: scalar, neon, avx2, avx512, reference\n"
          "  --pool             run tasks on a pthread pool through the parallel hook instead of OpenMP\n"
          "  --help             this text\n"
          "exit code: 0 all passed, 1 some failed, 2 bad command line\n",
@@ -687,7 +687,7 @@ int main(int argc, char **argv) {
       int isa = MLK_ISA_SCALAR;
       while (isa < MLK_ISA_COUNT && (!next || strcmp(next, mlk_isa_name((mlk_isa)isa)) != 0)) isa++;
       if (isa == MLK_ISA_COUNT)
-        return usage_error("--isa needs scalar, neon, avx2 or avx512, not", next ? next : "nothing");
+        return usage_error("--isa needs scalar, neon, avx2, avx512 or reference, not", next ? next : "nothing");
       if (!mlk_isa_available((mlk_isa)isa)) return usage_error("this build or machine does not run", next);
       mlkt_opt.isa = (mlk_isa)isa;
       i++;
