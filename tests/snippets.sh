@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # snippets.sh - the code that the documents show compiles, and programs among it run.
 #
+# Blocks marked c are compiled as C99 and as C++11, warnings are errors.
 # Looked at: README.md, docs/*.md, examples/README.md, tests/README.md, and the banner of mlk.h.
 # A fenced block marked c or cpp
 #   with a main()      is a program: compiled, run, must give 0; a block marked "output" right after it is what it prints
@@ -9,6 +10,7 @@
 # A comment on the line before the block helps it:
 #   <!-- given: float A[6]; -->     declarations the reader is taken to have (at file scope)
 #   <!-- file -->                   the block is a file, not the inside of a function
+#   <!-- C only -->                 the block uses what C++11 does not have, like compound literals
 #   <!-- sketch: why -->            not compiled
 
 set -u
@@ -24,6 +26,7 @@ split() { # split FILE: every c or cpp block as blocks/FILE_LINE.c or .cpp, with
   awk -v prefix="$blocks/$(echo "$1" | tr '/.' '__')_" '
     /^<!-- given:/  { given = $0; sub(/^<!-- given: */, "", given); sub(/ *-->.*/, "", given); next }
     /^<!-- file -->/ { kind = "file"; next }
+    /^<!-- C only -->/ { kind = "C only"; next }
     /^<!-- sketch/  { kind = "sketch"; next }
     /^ *```/ && !inside {
       inside = 1; mark = $0; sub(/^ *```/, "", mark)
@@ -36,13 +39,17 @@ split() { # split FILE: every c or cpp block as blocks/FILE_LINE.c or .cpp, with
     !inside && /[^ ]/ { given = ""; kind = "" }' "$1"
 }
 
-compile_block() {
-  local block=$1 source=$1 kind given compiler=$cc standard=-std=c11
+compile_block() { # compile_block BLOCK LANGUAGE
+  local block=$1 language=$2 source=$1 kind given compiler result=$1.$2
   kind=$(cat "$block.kind") given=$(cat "$block.given")
-  [ "$kind" = sketch ] && return 0
-  case $block in *.cpp) compiler=g++ standard=-std=c++20; have g++ || skip "no g++" ;; esac
+  local warnings="-Wall -Wextra -Wpedantic -Werror"
+  case $language in
+    c99) compiler="$cc -std=c99" ;;
+    # mlk_X_desc desc = {0} is what C has; g++ would have {} there
+    c++*) have g++ || skip "no g++"; compiler="g++ -x c++ -std=$language -Wno-missing-field-initializers" ;;
+  esac
   if ! grep -q '#include' "$block" && [ "$kind" != file ] && ! grep -q 'main(' "$block"; then
-    source=$block.whole.${block##*.}
+    source=$result.whole.${block##*.}
     { printf '#define MLK_IMPLEMENTATION\n#include "mlk.h"\n#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n%s\n' "$given"
       printf 'int snippet(mlk_context *given_ctx);\nint snippet(mlk_context *given_ctx) {\n'
       grep -q 'mlk_context \*ctx' "$block" || printf 'mlk_context *ctx = given_ctx;\n'
@@ -51,11 +58,11 @@ compile_block() {
       printf 'return 0;\n}\n'; } >"$source"
   fi
   if grep -q 'main(' "$source"; then
-    $compiler $standard -Wall -Wextra -O1 ${OPENMP:-} -I"$root" "$source" -o "$block.program" -lm || return 1
-    (cd "$blocks" && "$block.program" >"$block.printed") || { echo "gives $?"; return 1; }
-    if [ -f "$block.output" ]; then diff "$block.output" "$block.printed" || { echo "< what the document says, > what is printed"; return 1; }; fi
+    $compiler $warnings -O1 ${OPENMP:-} -I"$root" "$source" -o "$result.program" -lm || return 1
+    (cd "$blocks" && "$result.program" >"$result.printed") || { echo "gives $?"; return 1; }
+    if [ -f "$block.output" ]; then diff "$block.output" "$result.printed" || { echo "< what the document says, > what is printed"; return 1; }; fi
   else
-    $compiler $standard -Wall -Wextra -Wno-unused-variable -Wno-unused-but-set-variable -I"$root" -c "$source" -o "$block.o"
+    $compiler $warnings -Wno-unused-variable -Wno-unused-but-set-variable -I"$root" -c "$source" -o "$result.o"
   fi
 }
 
@@ -66,19 +73,24 @@ for block in "$blocks"/*.c "$blocks"/*.cpp; do
   [ -f "$block.kind" ] || continue
   name=$(basename "$block")
   if [ "$(cat "$block.kind")" = sketch ]; then continue; fi
-  check "snippet ${name%.*}" compile_block "$block"
+  case $name in
+    *.cpp) check "snippet ${name%.*}" compile_block "$block" c++20 ;;
+    *) check "snippet ${name%.*} as C99" compile_block "$block" c99
+       [ "$(cat "$block.kind")" = "C only" ] || check "snippet ${name%.*} as C++11" compile_block "$block" c++11 ;;
+  esac
 done
 
 # The banner of the header: the lines from "Then:" to "Build:", on a real 2 x 3 times 3 x 2 product.
-banner() {
-  local file=$blocks/banner.c
+banner() { # banner COMPILER...
+  local file=$blocks/banner_${1//+/x}.c
   { printf '#define MLK_IMPLEMENTATION\n#include "mlk.h"\n#include <stdio.h>\n'
     printf 'static const float A[6] = {1, 2, 3, 4, 5, 6}, B[6] = {1, 0, 0, 1, 1, 1};\nstatic float D[4];\nint main(void) {\nconst int m = 2, n = 2, k = 3;\n'
     sed -n '/^ *Then:/,/^ *Build:/p' mlk.h | sed '1d;$d' | sed '/^$/d'
     printf 'return D[0] == 4 && D[1] == 5 && D[2] == 10 && D[3] == 11 ? 0 : 2;\n}\n'; } >"$file"
-  $cc -std=c99 -O1 -I. "$file" -o "$file.program" -lm && "$file.program" || { cat "$file"; return 1; }
+  "$@" -Wall -Wextra -Werror -O1 -I. "$file" -o "$file.program" -lm && "$file.program" || { cat "$file"; return 1; }
 }
-check "the banner of mlk.h" banner
+check "the banner of mlk.h as C99" banner $cc -std=c99
+! have g++ || check "the banner of mlk.h as C++11" banner g++ -x c++ -std=c++11 -Wno-missing-field-initializers
 
 # One command builds an example: the one its head shows.
 command_of_head() {
