@@ -507,6 +507,18 @@ static int64_t point_work(const point *p) {
   return q * n * (dims[p->level[AXIS_DIM]] + 32) + q * point_k(p) * 8;
 }
 
+/* The rows to test and, unless --isa names one, MLK_ISA_REFERENCE behind them. */
+static int isas_and_reference(mlk_isa isas[MLK_ISA_COUNT]) {
+  int count = mlkt_isas(isas);
+  if (mlkt_opt.isa == MLK_ISA_BEST) isas[count++] = MLK_ISA_REFERENCE;
+  return count;
+}
+
+/* The reference computes one element after the other: large problems are left to the rows with kernels. */
+static int worth_running(mlk_isa isa, int64_t work) {
+  return isa != MLK_ISA_REFERENCE || work <= 1000000 || mlkt_opt.long_run;
+}
+
 /* Every pair of levels of every two axes comes up; the other axes are drawn, again until the work is bearable. */
 static void sweep_pairs(mlkt_rng rng, int64_t work_limit, void (*run)(crew *, mlkt_rng *, const point *)) {
   crew c;
@@ -590,7 +602,7 @@ static void run_knn(mlk_context *ctx, const problem *p, mlk_tensor queries, mlk_
 
 static void knn_point(crew *c, mlkt_rng *rng, const point *at_point) {
   mlk_isa isas[MLK_ISA_COUNT];
-  const int rows_of_kernels = mlkt_isas(isas);
+  const int rows_of_kernels = isas_and_reference(isas);
   const mlkt_flush flush = mlkt_int(rng, 0, 1) ? MLKT_TAIL : MLKT_HEAD;
   problem p = problem_random(rng, (kind)at_point->level[AXIS_KIND], (mlk_metric)at_point->level[AXIS_METRIC],
                              query_counts[at_point->level[AXIS_QUERIES]], row_counts[at_point->level[AXIS_ROWS]],
@@ -601,7 +613,9 @@ static void knn_point(crew *c, mlkt_rng *rng, const point *at_point) {
   for (i = 0; i < rows_of_kernels && !mlkt_hopeless(); i++) {
     const int threads = (int)mlkt_int(rng, 1, THREADS), manner = (int)mlkt_int(rng, 0, MANNERS - 1);
     const int64_t k = point_k(at_point);
-    mlk_context *ctx = crew_get(c, isas[i], threads, manner);
+    mlk_context *ctx;
+    if (!worth_running(isas[i], point_work(at_point))) continue;
+    ctx = crew_get(c, isas[i], threads, manner);
     note_point(at_point, k, mlk_isa_name(isas[i]), threads, manner);
     if (ctx) run_knn(ctx, &p, q.tensor, x.tensor, k, rng);
   }
@@ -610,7 +624,7 @@ static void knn_point(crew *c, mlkt_rng *rng, const point *at_point) {
   problem_free(&p);
 }
 
-static int64_t sweep_limit(void) { return mlkt_opt.long_run ? INT64_MAX : mlkt_opt.quick ? 20000000 : 60000000; }
+static int64_t sweep_limit(void) { return mlkt_opt.long_run ? INT64_MAX : mlkt_opt.quick ? 10000000 : 30000000; }
 
 static void test_knn_sweep(void) { sweep_pairs(mlkt_rng_case(), sweep_limit(), knn_point); }
 
@@ -626,21 +640,24 @@ static void test_knn_large(void) {
       {1, 20011, 784, 10, CLUSTERED, MLK_L2SQ},    {10, 20011, 128, 1, IMPROVING, MLK_L2SQ},
       {7, 20011, 100, 33, DUPLICATES, MLK_COSINE}, {300, 4099, 256, 10, MIXED_SCALES, MLK_INNER_PRODUCT},
       {64, 20011, 33, 1500, NANS, MLK_L2},         {1000, 2003, 17, 16, IMPROVING, MLK_INNER_PRODUCT},
+      {12, 40, 70001, 3, CLUSTERED, MLK_COSINE},   {12, 50, 65536, 3, CLUSTERED, MLK_L2SQ},
       {130, 4099, 512, 10, OFFSET_1E6, MLK_L2SQ},  {130, 4099, 513, 64, NEAR_IDENTICAL, MLK_L2SQ},
   };
   crew c;
   mlkt_rng rng = mlkt_rng_case();
   mlk_isa isas[MLK_ISA_COUNT];
-  const int rows_of_kernels = mlkt_isas(isas);
+  const int rows_of_kernels = isas_and_reference(isas);
   int i, r;
   memset(&c, 0, sizeof c);
   for (i = 0; i < COUNT_OF(cases) && !mlkt_hopeless(); i++) {
     problem p;
-    if (mlkt_opt.quick && i % 4 != 1) continue;
+    if (mlkt_opt.quick && i % 4 != 2) continue;
     p = problem_random(&rng, cases[i].data, cases[i].metric, cases[i].queries, cases[i].rows, cases[i].dim);
     for (r = 0; r < rows_of_kernels; r++) {
       const int threads = 1 + (i + 3 * r) % THREADS;
-      mlk_context *ctx = crew_get(&c, isas[r], threads, r % MANNERS);
+      mlk_context *ctx;
+      if (!worth_running(isas[r], p.queries * p.rows * p.dim)) continue;
+      ctx = crew_get(&c, isas[r], threads, r % MANNERS);
       mlkt_note("case %d: Q %ld, N %ld, D %ld, k %ld, %s, %s, isa %s, threads %d", i, (long)p.queries, (long)p.rows,
                 (long)p.dim, (long)cases[i].k, metric_name(p.metric), kind_name(cases[i].data), mlk_isa_name(isas[r]),
                 threads);
@@ -653,7 +670,7 @@ static void test_knn_large(void) {
 
 static void distances_point(crew *c, mlkt_rng *rng, const point *at_point) {
   mlk_isa isas[MLK_ISA_COUNT];
-  const int rows_of_kernels = mlkt_isas(isas);
+  const int rows_of_kernels = isas_and_reference(isas);
   const mlkt_flush flush = mlkt_int(rng, 0, 1) ? MLKT_TAIL : MLKT_HEAD;
   const layout out_layout = (layout)mlkt_int(rng, 0, OUTPUT_LAYOUTS - 1);
   problem p = problem_new((mlk_metric)at_point->level[AXIS_METRIC], query_counts[at_point->level[AXIS_QUERIES]],
@@ -666,10 +683,13 @@ static void distances_point(crew *c, mlkt_rng *rng, const point *at_point) {
   x = operand_from(p.x, p.rows, p.dim, (layout)at_point->level[AXIS_X_LAYOUT], flush);
   for (r = 0; r < rows_of_kernels && !mlkt_hopeless(); r++) {
     const int threads = (int)mlkt_int(rng, 1, THREADS), manner = (int)mlkt_int(rng, 0, MANNERS - 1);
-    mlk_context *ctx = crew_get(c, isas[r], threads, manner);
-    operand out = operand_new(p.queries, p.rows, out_layout, flush);
+    mlk_context *ctx;
+    operand out;
     mlk_distances_desc d;
     int64_t i, j, wrong = 0;
+    if (!worth_running(isas[r], point_work(at_point))) continue;
+    ctx = crew_get(c, isas[r], threads, manner);
+    out = operand_new(p.queries, p.rows, out_layout, flush);
     memset(&d, 0, sizeof d);
     d.queries = q.tensor;
     d.base = x.tensor;
@@ -699,15 +719,18 @@ static void test_distances_sweep(void) { sweep_pairs(mlkt_rng_case(), sweep_limi
 
 /* ---- laws ------------------------------------------------------------------------------------------------------------- */
 
-/* Runs a law on every row with 1 and 3 threads. */
+/* Runs a law on every row with 1 and 3 threads; under --quick with either. */
 static void each_row(void (*law)(mlk_context *ctx, mlkt_rng *rng)) {
   mlk_isa isas[MLK_ISA_COUNT];
   const int count = mlkt_isas(isas);
   int i, threads;
   for (i = 0; i < count; i++)
     for (threads = 1; threads <= 3 && threads <= mlkt_opt.threads_max; threads += 2) {
-      mlk_context *ctx = mlkt_open(isas[i], threads);
+      mlk_context *ctx;
       mlkt_rng rng = mlkt_rng_case();
+      if (mlkt_opt.quick && mlkt_opt.threads_max >= 3 && (threads > 1) != (i % 2 == 0) && isas[i] != MLK_ISA_REFERENCE)
+        continue;
+      ctx = mlkt_open(isas[i], threads);
       mlkt_note("isa %s, threads %d", mlk_isa_name(isas[i]), threads);
       if (ctx) law(ctx, &rng);
       mlk_close(ctx);
@@ -1421,16 +1444,19 @@ static void check_workspace(small_call *c, int is_knn, mlk_isa isa, int threads)
 
 static void test_workspace_exact(void) {
   mlk_isa isas[MLK_ISA_COUNT];
-  const int count = mlkt_isas(isas);
+  const int count = isas_and_reference(isas);
   mlkt_rng rng = mlkt_rng_case();
   int i, s, m, threads, is_knn;
   for (s = 0; s < COUNT_OF(workspace_shapes); s++)
     for (m = 0; m < MLK_METRIC_COUNT; m++) {
-      small_call c = small_call_new(&rng, (mlk_metric)m, workspace_shapes[s].queries, workspace_shapes[s].rows,
-                                    workspace_shapes[s].dim, workspace_shapes[s].k);
+      small_call c;
+      if (mlkt_opt.quick && m != s % MLK_METRIC_COUNT) continue;
+      c = small_call_new(&rng, (mlk_metric)m, workspace_shapes[s].queries, workspace_shapes[s].rows,
+                         workspace_shapes[s].dim, workspace_shapes[s].k);
       for (i = 0; i < count; i++)
         for (is_knn = 0; is_knn < 2; is_knn++)
           for (threads = 1; threads <= 3 && threads <= mlkt_opt.threads_max; threads += 2) {
+            if (!worth_running(isas[i], c.p.queries * c.p.rows * c.p.dim)) continue;
             mlkt_note("%s, isa %s, shape %d, %s, threads %d", is_knn ? "knn" : "distances", mlk_isa_name(isas[i]), s,
                       metric_name((mlk_metric)m), threads);
             check_workspace(&c, is_knn, isas[i], threads);
@@ -1478,14 +1504,14 @@ static int check_failing_memory(small_call *c, mlk_isa isa, uint64_t fail_at, in
 
 static void test_failing_memory(void) {
   mlk_isa isas[MLK_ISA_COUNT];
-  const int count = mlkt_isas(isas);
+  const int count = isas_and_reference(isas);
   mlkt_rng rng = mlkt_rng_case();
   int i, s, for_ever;
   for (s = 0; s < COUNT_OF(workspace_shapes); s++) {
     small_call c = small_call_new(&rng, (mlk_metric)(s % MLK_METRIC_COUNT), workspace_shapes[s].queries,
                                   workspace_shapes[s].rows, workspace_shapes[s].dim, workspace_shapes[s].k);
     for (i = 0; i < count; i++)
-      for (for_ever = 0; for_ever < 2; for_ever++) {
+      for (for_ever = 0; for_ever < 2 && worth_running(isas[i], c.p.queries * c.p.rows * c.p.dim); for_ever++) {
         uint64_t fail_at = 0;
         do {
           fail_at++;
