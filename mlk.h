@@ -1096,7 +1096,7 @@ MLKI_V_avx512 __m512 mlki_v_add_avx512(__m512 a, __m512 b) { return _mm512_add_p
 MLKI_V_avx512 __m512 mlki_v_sub_avx512(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
 MLKI_V_avx512 __m512 mlki_v_mul_avx512(__m512 a, __m512 b) { __m512 r = _mm512_mul_ps(a, b); MLKI_OPAQUE(r); return r; }
 MLKI_V_avx512 __m512 mlki_v_div_avx512(__m512 a, __m512 b) { return _mm512_div_ps(a, b); }
-MLKI_V_avx512 __m512 mlki_v_sqrt_avx512(__m512 a) { return _mm512_sqrt_ps(a); }
+MLKI_V_avx512 __m512 mlki_v_sqrt_avx512(__m512 a) { return _mm512_maskz_sqrt_ps((__mmask16)-1, a); } /* plain: gcc bug 105593 warns */
 MLKI_V_avx512 __m512 mlki_v_fma_avx512(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 MLKI_V_avx512 __m512 mlki_v_fnma_avx512(__m512 a, __m512 b, __m512 c) { return _mm512_fnmadd_ps(a, b, c); }
 MLKI_V_avx512 __m512 mlki_v_min_avx512(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
@@ -2284,7 +2284,7 @@ static void mlki_matmul_blocked(const mlki_matmul_job *job, int64_t i0, int64_t 
         for (j = jb; j < end; j += mm->nc) {
           const int64_t cols = mlki_min(mm->nc, end - j);
           float *c = mm->in_place ? job->e.d.p + i * job->e.d.rs + j : rolls ? job->scratch : job->scratch + (j - jb);
-          const int64_t c_rs = mm->in_place ? job->e.d.rs : rolls ? mm->nc : mm->scratch_n;
+          const int64_t c_rs = mm->in_place ? job->e.d.rs : mm->scratch_n;
           if (mm->pack_b) mlki_matmul_pack_columns(mm->row, job->pack_b, &job->b, s, kc, j, cols);
           mlki_matmul_strips(job, mm->pack_a ? job->pack_a : NULL, i, rows, j, cols, s, kc, c, c_rs, rolls, last);
         }

@@ -1077,7 +1077,7 @@ static void judge_plan(const char *op, mlk_status status, const mlk_plan *plan, 
     CHECK_MSG(status == MLK_ERR_SHAPE || status == MLK_ERR_ARGUMENT || status == MLK_ERR_SIZE,
               "%s: a negative size gives \"%s\"", op, mlk_status_name(status));
   } else if (status == MLK_OK) {
-    CHECK_MSG(top < UINT64_MAX, "%s: sizes that do not fit were accepted", op);
+    CHECK_MSG(flops < UINT64_MAX && bytes < UINT64_MAX, "%s: figures that do not fit were accepted", op);
     CHECK_MSG(plan->flops == flops, "%s: flops %" PRIu64 ", expected %" PRIu64, op, plan->flops, flops);
     CHECK_MSG(plan->bytes == bytes, "%s: bytes %" PRIu64 ", expected %" PRIu64, op, plan->bytes, bytes);
   } else {
