@@ -1256,6 +1256,16 @@ static void sizes_odd(void) {
     } else if (edges[i] >= INT64_C(1) << 61)
       CHECK_STATUS(ctx, status, MLK_ERR_SIZE);
   }
+  { /* each operand fits, but not the bytes of all */
+    mlk_matmul_desc desc;
+    const int64_t m = (INT64_C(1) << 30) - 1, n = INT64_C(1) << 30;
+    memset(&desc, 0, sizeof desc);
+    desc.a = mlk_f32(fake(), m, 0);
+    desc.b = mlk_f32(fake(), 0, n);
+    desc.d = desc.c = desc.bias = desc.residual = desc.preact = mlk_f32(fake(), m, n);
+    mlkt_note("%s", "five operands of 2^60 elements");
+    CHECK_STATUS(ctx, mlk_matmul_plan(ctx, &desc, &plan), MLK_ERR_SIZE);
+  }
   { /* row numbers that would leave 63 bits */
     mlk_knn_desc desc;
     memset(&desc, 0, sizeof desc);

@@ -669,7 +669,7 @@ static void sweep_batches(void) {
 /* Real numbers: every row and every thread count, all the reference's bits; and the library's own reference row. */
 static void bits_across_threads(void) {
   static const int64_t shapes[][5] = {
-      {1, 1, 150, 170, 530}, {1, 1, 133, 70, 1040},  {1, 1, 70, 133, 777}, {1, 1, 1, 3000, 600},
+      {1, 1, 150, 170, 530}, {1, 1, 133, 70, 1040}, {1, 1, 70, 133, 777}, {1, 1, 1, 3000, 600},
       {1, 1, 3000, 1, 600},  {1, 1, 200, 200, 200}, {1, 1, 5, 500, 2100}, {1, 1, 31, 29, 6000},
       {1, 1, 97, 89, 83},    {1, 1, 512, 48, 256},  {1, 1, 48, 512, 256}, {1, 5, 60, 64, 129},
       {3, 7, 20, 24, 70},    {10, 30, 4, 4, 4},     {1, 1, 14, 32, 512},  {1, 1, 64, 257, 1025}};
@@ -1432,6 +1432,130 @@ static void aliasing(void) {
   mlk_close(ctx);
 }
 
+/* The elements of a matrix view as marks in a map of places; gives 0 when two elements share a place. */
+static int mark_places(unsigned char *map, unsigned char mark, int64_t at, const int64_t shape[2],
+                       const int64_t stride[2]) {
+  int64_t i, j;
+  int unique = 1;
+  for (i = 0; i < shape[0]; i++)
+    for (j = 0; j < shape[1]; j++) {
+      unsigned char *place = map + at + i * stride[0] + j * stride[1];
+      if (*place & mark) unique = 0;
+      *place = (unsigned char)(*place | mark);
+    }
+  return unique;
+}
+
+/* Random small views of one buffer: a shared element is never missed, views in separate ranges are never refused, an output that
+   maps two elements to one place is never accepted, one whose strides step over each other always is. */
+static void overlap_by_force(void) {
+  enum { ROOM = 400, MIDDLE = 150 };
+  static float x[ROOM], b[8 * 8];
+  static unsigned char map[ROOM];
+  mlk_context *ctx = mlkt_open(MLK_ISA_BEST, 1);
+  mlkt_rng rng = mlkt_rng_case();
+  const int rounds = mlkt_opt.quick ? 4000 : 60000;
+  int round, i, accepted = 0, aliased = 0;
+  if (!ctx) return;
+  for (round = 0; round < rounds && !mlkt_hopeless(); round++) {
+    int64_t shape_d[2], shape_a[2], stride_d[2], stride_a[2], at_d, at_a, span = 0;
+    int shared = 0, unique, orderly, small, separate;
+    int64_t low[2] = {0, 0}, high[2] = {0, 0};
+    mlk_matmul_desc desc;
+    mlk_status status;
+    for (i = 0; i < 2; i++) {
+      shape_d[i] = mlkt_int(&rng, 1, 5), stride_d[i] = mlkt_int(&rng, -12, 12);
+      shape_a[i] = mlkt_int(&rng, 1, 5), stride_a[i] = mlkt_int(&rng, -12, 12);
+      if (mlkt_u64(&rng) % 2) stride_a[i] = stride_d[i]; /* views of one matrix are the delicate ones */
+    }
+    shape_a[0] = shape_d[0];
+    if (stride_d[0] == 0 && stride_d[1] == 0) stride_d[1] = 1; /* all zero would mean dense */
+    if (stride_a[0] == 0 && stride_a[1] == 0) stride_a[0] = 1;
+    at_d = MIDDLE, at_a = MIDDLE + mlkt_int(&rng, -40, 40);
+    memset(map, 0, sizeof map);
+    unique = mark_places(map, 1, at_d, shape_d, stride_d);
+    mark_places(map, 2, at_a, shape_a, stride_a);
+    for (i = 0; i < ROOM; i++) shared |= map[i] == 3;
+    for (i = 0; i < 2; i++) {
+      *(stride_d[i] < 0 ? &low[0] : &high[0]) += (shape_d[i] - 1) * stride_d[i];
+      *(stride_a[i] < 0 ? &low[1] : &high[1]) += (shape_a[i] - 1) * stride_a[i];
+    }
+    separate = at_d + high[0] < at_a + low[1] || at_a + high[1] < at_d + low[0];
+    /* the rule of mlk_matmul_desc: in ascending order each stride steps over what the smaller span */
+    small = llabs((long long)stride_d[0]) < llabs((long long)stride_d[1]) ? 0 : 1;
+    orderly = 1;
+    for (i = 0; i < 2; i++) {
+      const int axis = i ? 1 - small : small;
+      if (shape_d[axis] == 1) continue;
+      orderly &= llabs((long long)stride_d[axis]) > span;
+      span += (shape_d[axis] - 1) * llabs((long long)stride_d[axis]);
+    }
+    memset(&desc, 0, sizeof desc);
+    desc.a = mlk_f32(x + at_a, shape_a[0], shape_a[1]);
+    desc.b = mlk_f32(b, shape_a[1], shape_d[1]);
+    desc.d = mlk_f32(x + at_d, shape_d[0], shape_d[1]);
+    memcpy(desc.a.stride, stride_a, sizeof stride_a);
+    memcpy(desc.d.stride, stride_d, sizeof stride_d);
+    mlkt_note("d %dx%d strides %d %d at 0, a %dx%d strides %d %d at %d", (int)shape_d[0], (int)shape_d[1],
+              (int)stride_d[0], (int)stride_d[1], (int)shape_a[0], (int)shape_a[1], (int)stride_a[0], (int)stride_a[1],
+              (int)(at_a - at_d));
+    status = mlk_matmul(ctx, &desc);
+    if (!unique)
+      CHECK_STATUS(ctx, status, MLK_ERR_SHAPE);
+    else if (orderly && shared)
+      CHECK_STATUS(ctx, status, MLK_ERR_ALIAS);
+    else if (orderly && separate)
+      CHECK_STATUS(ctx, status, MLK_OK);
+    else
+      CHECK(status == MLK_OK ? unique && !shared : status == MLK_ERR_SHAPE || status == MLK_ERR_ALIAS);
+    accepted += status == MLK_OK;
+    aliased += status == MLK_ERR_ALIAS;
+  }
+  CHECK_MSG(accepted > rounds / 20 && aliased > rounds / 20,
+            "%d accepted, %d aliased of %d: the test has lost its balance", accepted, aliased, rounds);
+  mlk_close(ctx);
+}
+
+/* All six axes: four of batch, broadcast each in its own way, against products of single matrices. */
+static void six_axes(void) {
+  enum { M = 5, N = 7, K = 6 };
+  static float a[2 * 3 * M * K], b[2 * 4 * K * N], bias[3 * N], d[2 * 3 * 2 * 4 * M * N], want[M * N];
+  mlkt_rng rng = mlkt_rng_case();
+  mlk_isa isas[MLK_ISA_COUNT];
+  const int count = mlkt_isas(isas);
+  int r, i0, i1, i2, i3;
+  size_t i;
+  for (i = 0; i < sizeof a / sizeof a[0]; i++) a[i] = mlkt_signed(&rng);
+  for (i = 0; i < sizeof b / sizeof b[0]; i++) b[i] = mlkt_signed(&rng);
+  for (i = 0; i < sizeof bias / sizeof bias[0]; i++) bias[i] = mlkt_signed(&rng);
+  for (r = 0; r < count; r++) {
+    mlk_context *ctx = mlkt_open(isas[r], 3);
+    mlk_matmul_desc desc, single;
+    if (!ctx) continue;
+    memset(&desc, 0, sizeof desc);
+    desc.a = mlk_f32(a, 2, 3, 1, 1, M, K);
+    desc.b = mlk_f32(b, 2, 4, K, N); /* the last two batch axes; the first two are missing */
+    desc.bias = mlk_f32(bias, 1, 3, 1, 1, 1, N);
+    desc.d = mlk_f32(d, 2, 3, 2, 4, M, N);
+    mlkt_rogue_f32(d, sizeof d / sizeof d[0]);
+    mlkt_note("isa %s", mlk_isa_name(isas[r]));
+    CHECK_OK(ctx, mlk_matmul(ctx, &desc));
+    for (i0 = 0; i0 < 2; i0++)
+      for (i1 = 0; i1 < 3; i1++)
+        for (i2 = 0; i2 < 2; i2++)
+          for (i3 = 0; i3 < 4; i3++) {
+            memset(&single, 0, sizeof single);
+            single.a = mlk_f32(a + (i0 * 3 + i1) * M * K, M, K);
+            single.b = mlk_f32(b + (i2 * 4 + i3) * K * N, K, N);
+            single.bias = mlk_f32(bias + i1 * N, N);
+            single.d = mlk_f32(want, M, N);
+            CHECK_OK(ctx, mlk_matmul(ctx, &single));
+            CHECK_BITS_F32_N(d + (((i0 * 3 + i1) * 2 + i2) * 4 + i3) * M * N, want, M * N);
+          }
+    mlk_close(ctx);
+  }
+}
+
 /* ---- plans -------------------------------------------------------------------------------------------------------------------------- */
 
 /* 1 when the view has as many elements as the operand: nothing expanded by a stride of 0. */
@@ -1471,7 +1595,8 @@ static void plans(void) {
     problem_layout(&p, (form)(index % FORM_COUNT), &rng);
     problem_images(&p);
     desc = problem_desc(&p, NULL);
-    elements = 0; /* "every operand element moved once"; views expanded by a stride of 0 are left to the library's judgement */
+    elements =
+        0; /* "every operand element moved once"; views expanded by a stride of 0 are left to the library's judgement */
     for (i = 0; i < 6; i++) {
       operand *const all[6] = {&p.a, &p.b, &p.d, &p.bias, &p.residual, &p.preact};
       elements += all[i]->present ? all[i]->count : 0;
@@ -1486,8 +1611,7 @@ static void plans(void) {
     memset(&plan, 0xFE, sizeof plan);
     if (CHECK_OK(ctx, mlk_matmul_plan(ctx, &desc, &plan))) {
       CHECK_EQ_I64(plan.flops, 2 * p.d.count * (uint64_t)p.k);
-      if (!p.bias.present || p.bias.view.rank == 1 || p.bias.view.stride[0] != 0)
-        CHECK_EQ_I64(plan.bytes, 4 * elements);
+      if (!expanded) CHECK_EQ_I64(plan.bytes, 4 * elements);
       CHECK_EQ_STR(plan.backend, "cpu");
       CHECK_EQ_STR(plan.isa, mlk_isa_name(isa));
       CHECK(plan.variant && plan.variant[0]);
@@ -1631,6 +1755,8 @@ const mlkt_case mlkt_matmul_cases[] = {{"matmul/sweep_tile_edges", sweep_tile_ed
                                        {"matmul/bad_arguments", bad_arguments},
                                        {"matmul/bad_packed", bad_packed},
                                        {"matmul/aliasing", aliasing},
+                                       {"matmul/overlap_by_force", overlap_by_force},
+                                       {"matmul/six_axes", six_axes},
                                        {"matmul/plans", plans},
                                        {"matmul/far_strides", far_strides},
                                        {"matmul/more_than_2_31_elements", more_than_2_31_elements},
