@@ -1,0 +1,299 @@
+/* What this machine can do at most: fused multiply-adds in registers, reading and copying memory out of cache.
+   Measured here independently of mlk_measure; the two are printed side by side. */
+#ifndef BENCH_CEILINGS_H
+#define BENCH_CEILINGS_H
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#  include <immintrin.h>
+#  define BENCH_X86 1
+#else
+#  define BENCH_X86 0
+#endif
+#if defined(__aarch64__) && defined(__GNUC__)
+#  include <arm_neon.h>
+#  define BENCH_NEON 1
+#else
+#  define BENCH_NEON 0
+#endif
+
+static volatile float sink_float;
+static volatile uint64_t sink_u64;
+
+#define REPEAT_12(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+#define REPEAT_24(X) REPEAT_12(X) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23)
+
+/* Latency 4 or 5, two a cycle: 10 chains are the least; 12 and 24 also fill the registers of a real tile. */
+#if BENCH_X86
+__attribute__((target("avx512f"))) static double fma_flops_avx512(int64_t steps) {
+  const __m512 a = _mm512_set1_ps(sink_float * 0 + 0.5f), b = _mm512_set1_ps(sink_float * 0 + 0.25f);
+#  define DECLARE(i) __m512 c##i = _mm512_set1_ps((float)i);
+#  define STEP(i)    c##i = _mm512_fmadd_ps(c##i, a, b);
+#  define SUM(i)     sum = _mm512_add_ps(sum, c##i);
+  __m512 sum = b;
+  int64_t s;
+  REPEAT_24(DECLARE)
+  for (s = 0; s < steps; s++) { REPEAT_24(STEP) }
+  REPEAT_24(SUM)
+  sink_float = _mm512_cvtss_f32(sum) > 1e30f ? 1.0f : 0.0f;
+  return (double)steps * 24 * 16 * 2;
+#  undef DECLARE
+#  undef STEP
+#  undef SUM
+}
+
+__attribute__((target("avx2,fma"))) static double fma_flops_avx2(int64_t steps) {
+  const __m256 a = _mm256_set1_ps(sink_float * 0 + 0.5f), b = _mm256_set1_ps(sink_float * 0 + 0.25f);
+#  define DECLARE(i) __m256 c##i = _mm256_set1_ps((float)i);
+#  define STEP(i)    c##i = _mm256_fmadd_ps(c##i, a, b);
+#  define SUM(i)     sum = _mm256_add_ps(sum, c##i);
+  __m256 sum = b;
+  int64_t s;
+  REPEAT_12(DECLARE)
+  for (s = 0; s < steps; s++) { REPEAT_12(STEP) }
+  REPEAT_12(SUM)
+  sink_float = _mm256_cvtss_f32(sum) > 1e30f ? 1.0f : 0.0f;
+  return (double)steps * 12 * 8 * 2;
+#  undef DECLARE
+#  undef STEP
+#  undef SUM
+}
+
+__attribute__((target("avx512f"))) static uint64_t read_avx512(const char *p, size_t bytes) {
+  __m512i s0 = _mm512_setzero_si512(), s1 = s0, s2 = s0, s3 = s0;
+  size_t i;
+  for (i = 0; i + 256 <= bytes; i += 256) {
+    s0 = _mm512_xor_si512(s0, _mm512_load_si512((const void *)(p + i)));
+    s1 = _mm512_xor_si512(s1, _mm512_load_si512((const void *)(p + i + 64)));
+    s2 = _mm512_xor_si512(s2, _mm512_load_si512((const void *)(p + i + 128)));
+    s3 = _mm512_xor_si512(s3, _mm512_load_si512((const void *)(p + i + 192)));
+  }
+  s0 = _mm512_xor_si512(_mm512_xor_si512(s0, s1), _mm512_xor_si512(s2, s3));
+  return (uint64_t)_mm_cvtsi128_si64(_mm512_castsi512_si128(s0));
+}
+
+__attribute__((target("avx2"))) static uint64_t read_avx2(const char *p, size_t bytes) {
+  __m256i s0 = _mm256_setzero_si256(), s1 = s0, s2 = s0, s3 = s0;
+  size_t i;
+  for (i = 0; i + 128 <= bytes; i += 128) {
+    s0 = _mm256_xor_si256(s0, _mm256_load_si256((const __m256i *)(const void *)(p + i)));
+    s1 = _mm256_xor_si256(s1, _mm256_load_si256((const __m256i *)(const void *)(p + i + 32)));
+    s2 = _mm256_xor_si256(s2, _mm256_load_si256((const __m256i *)(const void *)(p + i + 64)));
+    s3 = _mm256_xor_si256(s3, _mm256_load_si256((const __m256i *)(const void *)(p + i + 96)));
+  }
+  s0 = _mm256_xor_si256(_mm256_xor_si256(s0, s1), _mm256_xor_si256(s2, s3));
+  return (uint64_t)_mm_cvtsi128_si64(_mm256_castsi256_si128(s0));
+}
+#endif
+
+#if BENCH_NEON
+static double fma_flops_neon(int64_t steps) {
+  const float32x4_t a = vdupq_n_f32(sink_float * 0 + 0.5f), b = vdupq_n_f32(sink_float * 0 + 0.25f);
+#  define DECLARE(i) float32x4_t c##i = vdupq_n_f32((float)i);
+#  define STEP(i)    c##i = vfmaq_f32(b, c##i, a);
+#  define SUM(i)     sum = vaddq_f32(sum, c##i);
+  float32x4_t sum = b;
+  int64_t s;
+  REPEAT_24(DECLARE)
+  for (s = 0; s < steps; s++) { REPEAT_24(STEP) }
+  REPEAT_24(SUM)
+  sink_float = vgetq_lane_f32(sum, 0) > 1e30f ? 1.0f : 0.0f;
+  return (double)steps * 24 * 4 * 2;
+#  undef DECLARE
+#  undef STEP
+#  undef SUM
+}
+#endif
+
+static uint64_t read_plain(const char *p, size_t bytes) {
+  const uint64_t *x = (const uint64_t *)(const void *)p;
+  uint64_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+  size_t i;
+  for (i = 0; i + 4 <= bytes / 8; i += 4) s0 ^= x[i], s1 ^= x[i + 1], s2 ^= x[i + 2], s3 ^= x[i + 3];
+  return s0 ^ s1 ^ s2 ^ s3;
+}
+
+/* Runs the loop of one instruction set; returns its flops, 0 when bench has no loop for it (the scalar row). */
+static double fma_flops(mlk_isa isa, int64_t steps) {
+#if BENCH_X86
+  if (isa == MLK_ISA_AVX512) return fma_flops_avx512(steps);
+  if (isa == MLK_ISA_AVX2) return fma_flops_avx2(steps);
+#endif
+#if BENCH_NEON
+  if (isa == MLK_ISA_NEON) return fma_flops_neon(steps);
+#endif
+  (void)isa, (void)steps;
+  return 0;
+}
+
+/* Set once by probe_memory_make: asking the processor takes microseconds, in a virtual machine many. */
+static uint64_t (*read_once)(const char *p, size_t bytes) = read_plain;
+
+/* Four places of a slice at once: where one stream does not keep enough lines in flight. */
+static uint64_t read_four(const char *p, size_t bytes) {
+  const size_t quarter = bytes / 4 / 4096 * 4096, step = 1024;
+  uint64_t s = 0;
+  size_t i;
+  for (i = 0; i < quarter; i += step) {
+    s ^= read_once(p + i, step) ^ read_once(p + quarter + i, step);
+    s ^= read_once(p + 2 * quarter + i, step) ^ read_once(p + 3 * quarter + i, step);
+  }
+  return s;
+}
+
+/* FLOP/s of threads threads together, over about seconds. */
+static double fma_rate(mlk_isa isa, int threads, double seconds) {
+  const int64_t steps = (int64_t)(seconds * 8e7) + 1; /* 24 chains, two a cycle, near 4 GHz: 12 cycles a step */
+  double flops = 0, start;
+  if (threads <= 1) {
+    start = now();
+    flops = fma_flops(isa, steps);
+    return flops / (now() - start);
+  }
+#ifdef _OPENMP
+  start = 0;
+#  pragma omp parallel num_threads(threads) reduction(+ : flops)
+  {
+#  pragma omp barrier
+#  pragma omp master
+    start = now();
+    flops += fma_flops(isa, steps);
+  }
+  return flops / (now() - start);
+#else
+  return 0;
+#endif
+}
+
+/* The buffer of the bandwidth probes: four times the last cache, 128 MiB to 1 GiB. */
+static char *probe_memory;
+static size_t probe_bytes;
+
+/* What the system says of this machine's share; the processor's own words tell of the whole socket, even to a small guest. */
+static size_t last_cache_bytes(void) {
+  static size_t bytes;
+  char path[128], size[32];
+  int i;
+  for (i = 0; i < 8 && bytes == 0; i++) {
+    read_line(text(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/size", 7 - i), size, sizeof size);
+    bytes = (size_t)strtol(size, NULL, 10) * 1024;
+  }
+#ifdef _SC_LEVEL3_CACHE_SIZE
+  if (bytes == 0 && sysconf(_SC_LEVEL3_CACHE_SIZE) > 0) bytes = (size_t)sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+  if (bytes == 0) bytes = (size_t)32 << 20;
+  return bytes;
+}
+
+static void probe_memory_make(void) {
+  void *p = NULL;
+  size_t i;
+#if BENCH_X86
+  if (mlk_isa_available(MLK_ISA_AVX512))
+    read_once = read_avx512;
+  else if (mlk_isa_available(MLK_ISA_AVX2))
+    read_once = read_avx2;
+#endif
+  probe_bytes = 4 * last_cache_bytes();
+  if (probe_bytes < (size_t)128 << 20) probe_bytes = (size_t)128 << 20;
+  if (probe_bytes > (size_t)1 << 30) probe_bytes = (size_t)1 << 30;
+  if (posix_memalign(&p, 4096, probe_bytes) != 0) die("no memory for the bandwidth probe");
+  probe_memory = (char *)p;
+  for (i = 0; i < probe_bytes; i += 8) memcpy(probe_memory + i, &i, 8);
+}
+
+/* Bytes per second of one pass over share of the buffer (1: all of it), cut over threads; four_streams per thread or one. */
+static double read_rate(int threads, double share, int four_streams) {
+  static size_t from; /* the next pass begins where the last one ended: nothing of it is in a cache */
+  size_t bytes = (size_t)((double)probe_bytes * share) / (size_t)(threads * 65536) * (size_t)(threads * 65536), slice;
+  uint64_t sum = 0;
+  double start;
+  if (from + bytes > probe_bytes) from = 0;
+  slice = bytes / (size_t)threads;
+  start = now();
+#ifdef _OPENMP
+#  pragma omp parallel num_threads(threads) reduction(^ : sum) if (threads > 1)
+  {
+    const char *p = probe_memory + from + (size_t)omp_get_thread_num() * slice;
+    sum ^= four_streams ? read_four(p, slice) : read_once(p, slice);
+  }
+#else
+  sum = four_streams ? read_four(probe_memory + from, slice) : read_once(probe_memory + from, slice);
+#endif
+  start = now() - start;
+  sink_u64 = sum;
+  from += bytes;
+  return (double)bytes / start;
+}
+
+/* Bytes read plus bytes written per second, copying one half of the buffer to the other with memcpy. */
+static double copy_rate(int threads) {
+  const size_t half = probe_bytes / 2, slice = half / (size_t)threads / 4096 * 4096;
+  double start = now();
+#ifdef _OPENMP
+#  pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const size_t at = (size_t)omp_get_thread_num() * slice;
+    memcpy(probe_memory + half + at, probe_memory + at, slice);
+  }
+#else
+  memcpy(probe_memory + half, probe_memory, slice);
+#endif
+  return 2 * (double)slice * threads / (now() - start);
+}
+
+/* The ceilings of one instruction set and thread count. own: measured here; mlk: by mlk_measure. The greater one counts. */
+typedef struct bench_ceiling {
+  double fma_own, fma_mlk, read_own, read_mlk, copy;
+} bench_ceiling;
+
+#define MAX_CEILINGS 16
+static struct {
+  mlk_isa isa;
+  int threads;
+  bench_ceiling ceiling;
+} ceilings[MAX_CEILINGS];
+static int ceiling_count;
+
+static const bench_ceiling *ceiling_find(mlk_isa isa, int threads) {
+  int i;
+  for (i = 0; i < ceiling_count; i++)
+    if (ceilings[i].isa == isa && ceilings[i].threads == threads) return &ceilings[i].ceiling;
+  return NULL;
+}
+
+static double greater(double a, double b) { return a > b ? a : b; }
+
+/* Adds the ceilings of isa for 1 and for opt.threads threads. */
+static void ceilings_measure(mlk_isa isa) {
+  static double read_best[2], copy_best[2]; /* memory does not depend on the instruction set: measured once */
+  mlk_context_desc desc;
+  mlk_context *ctx;
+  mlk_ceilings m;
+  int which, i;
+  memset(&desc, 0, sizeof desc);
+  desc.isa = isa, desc.threads = opt.threads;
+  memset(&m, 0, sizeof m);
+  if (mlk_open(&ctx, &desc) != MLK_OK) return;
+  if (mlk_measure(ctx, &m) != MLK_OK) fprintf(stderr, "bench: mlk_measure failed: %s\n", mlk_last_error(ctx));
+  mlk_close(ctx);
+  for (which = 0; which < (opt.threads > 1 ? 2 : 1); which++) {
+    const int threads = which ? opt.threads : 1;
+    bench_ceiling *c = &ceilings[ceiling_count].ceiling;
+    wait_until_quiet();
+    memset(c, 0, sizeof *c);
+    for (i = 0; i < 8; i++) c->fma_own = greater(c->fma_own, fma_rate(isa, threads, 0.005));
+    if (read_best[which] == 0)
+      for (i = 0; i < 4; i++) {
+        read_best[which] = greater(read_best[which], read_rate(threads, 1, 0));
+        read_best[which] = greater(read_best[which], read_rate(threads, 1, 1));
+        copy_best[which] = greater(copy_best[which], copy_rate(threads));
+      }
+    c->read_own = read_best[which], c->copy = copy_best[which];
+    c->fma_mlk = which ? m.flops_all : m.flops_1;
+    c->read_mlk = which ? m.read_all : m.read_1;
+    ceilings[ceiling_count].isa = isa, ceilings[ceiling_count].threads = threads;
+    ceiling_count++;
+  }
+}
+
+#endif

@@ -1,0 +1,444 @@
+/* The rows of mlk_knn and mlk_distances. Coordinates are integers small enough that every distance is exact in f32, so the
+   expected answer needs no tolerance: every returned distance is recomputed, and for some of the queries the whole base is
+   searched in the naive way and ids are compared, ties to the lower id. Peers owe the right distances within the rounding of
+   |q|^2 + |x|^2 - 2 q x; which of equal rows they name is theirs. */
+#ifndef BENCH_ROWS_KNN_H
+#define BENCH_ROWS_KNN_H
+
+typedef struct knn_spec {
+  const char *name, *data; /* data: "pictures", "clusters" */
+  int64_t queries, base, d, k;
+  mlk_metric metric;
+  int threads, quick;
+  mlk_isa isa; /* 0: the one of the run; else forced, without peers */
+  int fast;    /* a second contender with MLK_FAST */
+} knn_spec;
+
+typedef struct knn_state {
+  knn_spec s;
+  const float *queries, *base;
+  float *distances;
+  int64_t *ids;
+  mlk_context *ctx;
+  mlk_knn_desc desc;
+  mlk_distances_desc all;
+  /* Expected, for the checked queries: ids and distances of the k nearest. */
+  int checked;
+  int64_t *checked_query, *expected_ids;
+  float *expected_distances;
+} knn_state;
+
+/* The data sets stay for the whole run: rows share them. */
+typedef struct data_set {
+  char name[32];
+  const char *source;
+  int64_t queries, base, d;
+  float *query_data, *base_data;
+} data_set;
+static data_set data_sets[8];
+static int data_set_count;
+
+static float *keep_floats(int64_t count) {
+  void *p = NULL;
+  if (posix_memalign(&p, 64, (size_t)count * sizeof(float)) != 0)
+    die("no memory: %.0f MiB asked for", (double)count / 262144);
+  return (float *)p;
+}
+
+/* Reads an idx3 file of 28 x 28 pictures, gzip or plain, halving the grey values (0 .. 127: distances of 784 of them are
+   exact in f32). Returns 1 when all count pictures were there. */
+static int read_pictures(const char *folder, const char *file, float *out, int64_t count) {
+  char command[1024];
+  unsigned char header[16], picture[784];
+  int64_t i, j = 0;
+  FILE *f;
+  text(command, sizeof command, "%s/%s", folder, file);
+  if (access(command, R_OK) != 0) return 0;
+  text(command, sizeof command, "gunzip -c '%s/%s' 2>/dev/null", folder, file);
+  f = popen(command, "r");
+  if (!f) return 0;
+  if (fread(header, 1, 16, f) == 16 && header[2] == 8 && header[3] == 3)
+    for (j = 0; j < count && fread(picture, 1, 784, f) == 784; j++)
+      for (i = 0; i < 784; i++) out[j * 784 + i] = (float)(picture[i] >> 1);
+  pclose(f);
+  return j == count;
+}
+
+/* Ten kinds of blurred blobs on a black ground, each picture moved, dimmed and speckled: half zeros, as in real ones. */
+static void make_pictures(float *out, int64_t count, uint64_t seed) {
+  static float kind[10][32 * 32];
+  uint64_t shapes = 7;
+  int64_t p;
+  int i, j, c, blob;
+  for (c = 0; c < 10; c++) {
+    memset(kind[c], 0, sizeof kind[c]);
+    for (blob = 0; blob < 5; blob++) {
+      const double x = random_int(&shapes, 8, 23), y = random_int(&shapes, 8, 23), width = random_int(&shapes, 6, 24);
+      for (i = 0; i < 32; i++)
+        for (j = 0; j < 32; j++)
+          kind[c][i * 32 + j] += (float)(90 * exp(-((i - y) * (i - y) + (j - x) * (j - x)) / width));
+    }
+  }
+  for (p = 0; p < count; p++) {
+    const uint64_t r = random_next(&seed);
+    const float *from = kind[r % 10] + (r >> 8) % 5 * 32 + (r >> 16) % 5;
+    const float light = 0.6f + 0.4f * (float)((r >> 24) % 256) / 256;
+    for (i = 0; i < 28; i++) {
+      uint64_t noise = random_next(&seed);
+      for (j = 0; j < 28; j++, noise = noise >> 2 | noise << 62) {
+        const float v = light * from[i * 32 + j] + (float)(noise & 7) - 8;
+        out[p * 784 + i * 28 + j] = v < 0 ? 0 : v > 127 ? 127 : floorf(v);
+      }
+    }
+  }
+}
+
+/* Points around 256 centres. The greatest coordinate keeps d max^2 below 2^24. */
+static void make_clusters(float *out, int64_t count, int64_t d, uint64_t seed) {
+  const int greatest = d <= 128 ? 255 : 127;
+  uint64_t centres = 11;
+  float *centre = keep_floats(256 * d);
+  int64_t i, j;
+  for (i = 0; i < 256 * d; i++) centre[i] = (float)random_int(&centres, greatest / 4, 3 * greatest / 4);
+  for (i = 0; i < count; i++) {
+    const float *c = centre + random_next(&seed) % 256 * (uint64_t)d;
+    for (j = 0; j < d; j++) out[i * d + j] = c[j] + (float)random_int(&seed, -greatest / 6, greatest / 6);
+  }
+  free(centre);
+}
+
+static const data_set *data_of(const knn_spec *s) {
+  static const char *const folders[] = {"examples/data/cache/fashion-mnist", "/usr/share/datasets/fashion-mnist"};
+  data_set *set;
+  size_t f;
+  int i;
+  for (i = 0; i < data_set_count; i++) {
+    set = &data_sets[i];
+    if (strcmp(set->name, s->data) == 0 && set->d == s->d && set->base >= s->base && set->queries >= s->queries)
+      return set;
+  }
+  if (data_set_count == 8) die("too many data sets");
+  set = &data_sets[data_set_count++];
+  text(set->name, sizeof set->name, "%s", s->data);
+  set->d = s->d, set->base = s->base, set->queries = s->queries;
+  if (strcmp(s->data, "pictures") == 0) {
+    set->base = 60000, set->queries = 10000;
+    set->base_data = keep_floats(set->base * 784), set->query_data = keep_floats(set->queries * 784);
+    for (f = 0; f < sizeof folders / sizeof *folders && !set->source; f++)
+      if (read_pictures(folders[f], "train-images-idx3-ubyte.gz", set->base_data, set->base) &&
+          read_pictures(folders[f], "t10k-images-idx3-ubyte.gz", set->query_data, set->queries))
+        set->source = "Fashion-MNIST, grey values halved";
+    if (!set->source) {
+      make_pictures(set->base_data, set->base, 1), make_pictures(set->query_data, set->queries, 2);
+      set->source = "synthetic pictures (make data fetches Fashion-MNIST)";
+    }
+    printf("  pictures: %s\n", set->source);
+  } else {
+    set->base_data = keep_floats(set->base * set->d), set->query_data = keep_floats(set->queries * set->d);
+    make_clusters(set->base_data, set->base, set->d, 3), make_clusters(set->query_data, set->queries, set->d, 4);
+    set->source = "256 clusters of integers";
+  }
+  return set;
+}
+
+/* Exact: integers whose sums stay below 2^24. */
+static float exact_distance(mlk_metric metric, const float *q, const float *x, int64_t d) {
+  float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+  int64_t j;
+  if (metric == MLK_INNER_PRODUCT) {
+    for (j = 0; j + 4 <= d; j += 4)
+      s0 += q[j] * x[j], s1 += q[j + 1] * x[j + 1], s2 += q[j + 2] * x[j + 2], s3 += q[j + 3] * x[j + 3];
+    for (; j < d; j++) s0 += q[j] * x[j];
+  } else {
+    for (j = 0; j + 4 <= d; j += 4) {
+      const float t0 = q[j] - x[j], t1 = q[j + 1] - x[j + 1], t2 = q[j + 2] - x[j + 2], t3 = q[j + 3] - x[j + 3];
+      s0 += t0 * t0, s1 += t1 * t1, s2 += t2 * t2, s3 += t3 * t3;
+    }
+    for (; j < d; j++) s0 += (q[j] - x[j]) * (q[j] - x[j]);
+  }
+  return (s0 + s1) + (s2 + s3);
+}
+
+/* Does (da, a) come before (db, b)? */
+static int nearer(mlk_metric metric, float da, int64_t a, float db, int64_t b) {
+  if (da != db) return metric == MLK_INNER_PRODUCT ? da > db : da < db;
+  return a < b;
+}
+
+/* The naive search: insertion into a sorted list of k. */
+static void expect_neighbours(const knn_state *w, int64_t query, int64_t *ids, float *distances) {
+  const knn_spec *s = &w->s;
+  int64_t i, found = 0, at;
+  for (i = 0; i < s->base; i++) {
+    const float distance = exact_distance(s->metric, w->queries + query * s->d, w->base + i * s->d, s->d);
+    if (found == s->k && !nearer(s->metric, distance, i, distances[found - 1], ids[found - 1])) continue;
+    if (found < s->k) found++;
+    for (at = found - 1; at > 0 && nearer(s->metric, distance, i, distances[at - 1], ids[at - 1]); at--)
+      distances[at] = distances[at - 1], ids[at] = ids[at - 1];
+    distances[at] = distance, ids[at] = i;
+  }
+}
+
+static void knn_call(void *arg) {
+  knn_state *w = (knn_state *)arg;
+  if (mlk_knn(w->ctx, &w->desc) != MLK_OK) w->ids[0] = -2;
+}
+
+static void faiss_knn_call(void *arg) {
+  knn_state *w = (knn_state *)arg;
+  const knn_spec *s = &w->s;
+  if (s->metric == MLK_INNER_PRODUCT)
+    faiss_only.knn_ip(w->queries, w->base, (size_t)s->d, (size_t)s->queries, (size_t)s->base, (size_t)s->k,
+                      w->distances, w->ids, NULL);
+  else
+    faiss_only.knn_l2(w->queries, w->base, (size_t)s->d, (size_t)s->queries, (size_t)s->base, (size_t)s->k,
+                      w->distances, w->ids, NULL, NULL);
+}
+
+static void knn_spoil(void *arg) {
+  const knn_state *w = (const knn_state *)arg;
+  int64_t i;
+  fill_nan(w->distances, w->s.queries * w->s.k);
+  for (i = 0; i < w->s.queries * w->s.k; i++) w->ids[i] = -2;
+}
+
+static void knn_check(void *arg, const contender *who, char *why, size_t size) {
+  const knn_state *w = (const knn_state *)arg;
+  const knn_spec *s = &w->s;
+  const int own = who->peer < 0;
+  int64_t q, j;
+  int c;
+  if (own && w->ids[0] == -2) {
+    text(why, size, "%s", mlk_last_error(((const knn_state *)who->arg)->ctx));
+    return;
+  }
+  for (q = 0; q < s->queries; q++) {
+    const float *query = w->queries + q * s->d;
+    for (j = 0; j < s->k; j++) {
+      const int64_t id = w->ids[q * s->k + j];
+      const float got = w->distances[q * s->k + j];
+      float expected, slack = 0;
+      if (id < 0 || id >= s->base) {
+        text(why, size, "query %lld, rank %lld: id %lld is no row", (long long)q, (long long)j, (long long)id);
+        return;
+      }
+      expected = exact_distance(s->metric, query, w->base + id * s->d, s->d);
+      if (!own) /* 32 units in the last place of the greatest term */
+        slack = 32 * FLT_EPSILON *
+                (exact_distance(MLK_INNER_PRODUCT, query, query, s->d) +
+                 exact_distance(MLK_INNER_PRODUCT, w->base + id * s->d, w->base + id * s->d, s->d));
+      if (!(fabsf(got - expected) <= slack)) {
+        text(why, size, "query %lld, id %lld: distance is %.9g, but should be %.9g", (long long)q, (long long)id,
+             (double)got, (double)expected);
+        return;
+      }
+      if (j > 0 && own && !nearer(s->metric, w->distances[q * s->k + j - 1], w->ids[q * s->k + j - 1], got, id)) {
+        text(why, size, "query %lld: ranks %lld and %lld are in the wrong order", (long long)q, (long long)j - 1,
+             (long long)j);
+        return;
+      }
+    }
+  }
+  for (c = 0; c < w->checked; c++) {
+    q = w->checked_query[c];
+    for (j = 0; j < s->k; j++) {
+      const int64_t at = q * s->k + j, expected_at = c * s->k + j;
+      const float slack = own ? 0
+                              : 64 * FLT_EPSILON *
+                                    exact_distance(MLK_INNER_PRODUCT, w->base + w->ids[at] * s->d,
+                                                   w->base + w->ids[at] * s->d, s->d);
+      if ((own && w->ids[at] != w->expected_ids[expected_at]) ||
+          !(fabsf(w->distances[at] - w->expected_distances[expected_at]) <= slack)) {
+        text(why, size, "query %lld, rank %lld: id %lld at %.9g, but should be id %lld at %.9g", (long long)q,
+             (long long)j, (long long)w->ids[at], (double)w->distances[at], (long long)w->expected_ids[expected_at],
+             (double)w->expected_distances[expected_at]);
+        return;
+      }
+    }
+  }
+}
+
+static void knn_run(knn_spec s) {
+  static const char *const metrics[MLK_METRIC_COUNT] = {"L2SQ", "L2", "IP", "cosine"};
+  const int forced = s.isa != MLK_ISA_BEST;
+  static knn_state w, fast;
+  const data_set *set;
+  char name[96];
+  double budget;
+  int c;
+  row r;
+  if (s.threads == 0) s.threads = 1;
+  if (forced && !mlk_isa_available(s.isa)) return;
+  text(name, sizeof name, "knn/%s/%lldx%lldx%lld/k%lld/%s/t%d", s.name, (long long)s.queries, (long long)s.base,
+       (long long)s.d, (long long)s.k, metrics[s.metric], s.threads);
+  if (!forced) s.isa = opt.isa;
+  if (!row_wanted(name, s.quick)) return;
+  set = data_of(&s);
+  memset(&w, 0, sizeof w);
+  w.s = s;
+  w.queries = set->query_data, w.base = set->base_data;
+  w.distances = row_floats(s.queries * s.k);
+  w.ids = (int64_t *)row_alloc((size_t)(s.queries * s.k) * sizeof(int64_t));
+  w.ctx = context(s.threads, s.isa, MLK_STRICT);
+  w.desc.queries = mlk_f32(w.queries, s.queries, s.d), w.desc.base = mlk_f32(w.base, s.base, s.d);
+  w.desc.k = s.k, w.desc.metric = s.metric;
+  w.desc.ids = mlk_i64(w.ids, s.queries, s.k), w.desc.distances = mlk_f32(w.distances, s.queries, s.k);
+
+  /* As many queries searched naively as a fraction of a second allows, at least two, spread over all. */
+  budget = (opt.quick ? 1.5e8 : 6e8) / ((double)s.base * (double)s.d);
+  w.checked = budget < 2 ? 2 : budget > 64 ? 64 : (int)budget;
+  if (w.checked > s.queries) w.checked = (int)s.queries;
+  w.checked_query = (int64_t *)row_alloc((size_t)w.checked * sizeof(int64_t));
+  w.expected_ids = (int64_t *)row_alloc((size_t)(w.checked * s.k) * sizeof(int64_t));
+  w.expected_distances = row_floats(w.checked * s.k);
+  for (c = 0; c < w.checked; c++) {
+    w.checked_query[c] = c * s.queries / w.checked;
+    expect_neighbours(&w, w.checked_query[c], w.expected_ids + c * s.k, w.expected_distances + c * s.k);
+  }
+
+  row_begin(&r, name, s.threads, s.isa);
+  r.flops = 2.0 * (double)s.queries * (double)s.base * (double)s.d;
+  if ((double)s.base * (double)s.d * 4 > 2 * (double)last_cache_bytes())
+    r.bytes = 4.0 * ((double)s.base * (double)s.d + (double)s.queries * (double)s.d) +
+              12.0 * (double)s.queries * (double)s.k;
+  r.spoil = knn_spoil, r.check = knn_check, r.arg = &w;
+  row_add(&r, "mlk", -1, knn_call, &w);
+  if (s.fast) {
+    fast = w;
+    fast.ctx = context(s.threads, s.isa, MLK_FAST);
+    row_add(&r, "mlk fast", -1, knn_call, &fast);
+  }
+  if (!forced) row_add(&r, "faiss", FAISS, faiss_knn_call, &w);
+  row_run(&r);
+}
+
+static void distances_call(void *arg) {
+  knn_state *w = (knn_state *)arg;
+  if (mlk_distances(w->ctx, &w->all) != MLK_OK) fill_nan(w->distances, 1);
+}
+
+static void faiss_pairwise_call(void *arg) {
+  knn_state *w = (knn_state *)arg;
+  const knn_spec *s = &w->s;
+  faiss_only.pairwise(s->d, s->queries, w->queries, s->base, w->base, w->distances, -1, -1, -1);
+}
+
+static void distances_spoil(void *arg) {
+  const knn_state *w = (const knn_state *)arg;
+  fill_nan(w->distances, w->s.queries * w->s.base);
+}
+
+static void distances_check(void *arg, const contender *who, char *why, size_t size) {
+  const knn_state *w = (const knn_state *)arg;
+  const knn_spec *s = &w->s;
+  int64_t q, i;
+  for (q = 0; q < s->queries; q++) {
+    const float *query = w->queries + q * s->d;
+    const float query_norm = exact_distance(MLK_INNER_PRODUCT, query, query, s->d);
+    for (i = 0; i < s->base; i++) {
+      const float *x = w->base + i * s->d, got = w->distances[q * s->base + i];
+      const float expected = exact_distance(s->metric, query, x, s->d);
+      const float slack = who->peer < 0 ? 0 : 64 * FLT_EPSILON * query_norm;
+      if (!(fabsf(got - expected) <= slack)) {
+        text(why, size, "distance of query %lld and row %lld is %.9g, but should be %.9g", (long long)q, (long long)i,
+             (double)got, (double)expected);
+        return;
+      }
+    }
+  }
+}
+
+static void distances_run(knn_spec s) {
+  static knn_state w;
+  const data_set *set;
+  char name[96];
+  row r;
+  if (s.threads == 0) s.threads = 1;
+  text(name, sizeof name, "distances/%s/%lldx%lldx%lld/t%d", s.name, (long long)s.queries, (long long)s.base,
+       (long long)s.d, s.threads);
+  s.isa = opt.isa;
+  if (!row_wanted(name, s.quick)) return;
+  set = data_of(&s);
+  memset(&w, 0, sizeof w);
+  w.s = s;
+  w.queries = set->query_data, w.base = set->base_data;
+  w.distances = row_floats(s.queries * s.base);
+  w.ctx = context(s.threads, s.isa, MLK_STRICT);
+  w.all.queries = mlk_f32(w.queries, s.queries, s.d), w.all.base = mlk_f32(w.base, s.base, s.d);
+  w.all.metric = s.metric, w.all.out = mlk_f32(w.distances, s.queries, s.base);
+  row_begin(&r, name, s.threads, s.isa);
+  r.flops = 2.0 * (double)s.queries * (double)s.base * (double)s.d;
+  r.spoil = distances_spoil, r.check = distances_check, r.arg = &w;
+  row_add(&r, "mlk", -1, distances_call, &w);
+  if (faiss_only.pairwise && s.metric == MLK_L2SQ) row_add(&r, "faiss", FAISS, faiss_pairwise_call, &w);
+  row_run(&r);
+}
+
+static void knn_run_1_and_n(knn_spec s) {
+  s.threads = 1;
+  knn_run(s);
+  s.threads = opt.threads;
+  if (opt.threads > 1) knn_run(s);
+}
+
+static void rows_knn(void) {
+  static const int dims[] = {16, 64, 128, 960};
+  int i;
+#define PICTURES .name = "pictures", .data = "pictures", .base = 60000, .d = 784
+  knn_run_1_and_n((knn_spec){PICTURES, .queries = 1000, .k = 10, .quick = 1});
+  knn_run_1_and_n((knn_spec){PICTURES, .queries = 10000, .k = 10});
+  knn_run_1_and_n((knn_spec){PICTURES, .queries = 10, .k = 10, .quick = 1});
+  knn_run_1_and_n((knn_spec){PICTURES, .queries = 1, .k = 10, .quick = 1});
+  knn_run((knn_spec){PICTURES, .queries = 1000, .k = 1});
+  knn_run((knn_spec){PICTURES, .queries = 1000, .k = 100});
+  knn_run((knn_spec){PICTURES, .queries = 1000, .k = 10, .metric = MLK_INNER_PRODUCT});
+  knn_run((knn_spec){PICTURES, .queries = 10, .k = 10, .metric = MLK_INNER_PRODUCT});
+  knn_run((knn_spec){PICTURES, .queries = 1, .k = 10, .metric = MLK_INNER_PRODUCT});
+  knn_run((knn_spec){
+      .name = "strict_fast", .data = "pictures", .base = 60000, .d = 784, .queries = 1000, .k = 10, .fast = 1});
+  knn_run((knn_spec){.name = "forced/avx2",
+                     .data = "pictures",
+                     .base = 60000,
+                     .d = 784,
+                     .queries = 1000,
+                     .k = 10,
+                     .isa = MLK_ISA_AVX2});
+  knn_run((knn_spec){.name = "forced/neon",
+                     .data = "pictures",
+                     .base = 60000,
+                     .d = 784,
+                     .queries = 1000,
+                     .k = 10,
+                     .isa = MLK_ISA_NEON});
+  knn_run((knn_spec){.name = "forced/scalar",
+                     .data = "pictures",
+                     .base = 60000,
+                     .d = 784,
+                     .queries = 100,
+                     .k = 10,
+                     .isa = MLK_ISA_SCALAR});
+#undef PICTURES
+  for (i = 0; i < 4; i++) {
+    const int64_t base = dims[i] >= 960 ? 100000 : 200000;
+    const knn_spec s = {.name = "clusters", .data = "clusters", .queries = 1000, .base = base, .d = dims[i], .k = 10};
+    knn_spec other = s;
+    if (dims[i] == 128)
+      knn_run_1_and_n(s);
+    else
+      knn_run(s);
+    other.metric = MLK_INNER_PRODUCT;
+    knn_run(other);
+    other = s, other.k = 1;
+    knn_run(other);
+    other = s, other.k = 100;
+    knn_run(other);
+    other = s, other.queries = 1;
+    knn_run(other);
+  }
+  distances_run(
+      (knn_spec){.name = "clusters", .data = "clusters", .queries = 500, .base = 10000, .d = 128, .quick = 1});
+  distances_run((knn_spec){.name = "clusters", .data = "clusters", .queries = 500, .base = 10000, .d = 16});
+  distances_run((knn_spec){.name = "pictures", .data = "pictures", .queries = 200, .base = 5000, .d = 784});
+}
+
+#endif
