@@ -40,7 +40,7 @@ if [ -z "${OPENMP+set}" ]; then
   OPENMP=
   links -fopenmp '#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n' && OPENMP=-fopenmp
 fi
-sanitize='-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all'
+sanitize='-O1 -fsanitize=address,undefined -fno-sanitize-recover=all'
 links "$sanitize" 'int main(void) { return 0; }\n' || { skip 'no address sanitizer here' && sanitize=; }
 build demo "$OPENMP" || { echo "$passed passed, $failed failed, $skipped skipped" && exit 1; }
 demo=$work/demo
@@ -87,7 +87,9 @@ done
 if [ "$fashion" ]; then
   for isa in scalar neon avx2 avx512; do
     "$demo" --isa $isa --data none --queries 1 --quiet >/dev/null 2>&1 || continue
-    for metric in l2sq l2 ip cosine; do matches --data $fashion --isa $isa --metric $metric --queries 200; done
+    queries=200
+    [ $isa = scalar ] && queries=20 # C's fmaf without an instruction for it
+    for metric in l2sq l2 ip cosine; do matches --data $fashion --isa $isa --metric $metric --queries $queries; done
   done
   for program in $checkers; do # every way of reading 31 MB of .gz
     "$program" --quiet --data $fashion --queries 1 2>&1 | grep '^Fashion' | grep -qxFf $expected && pass || fail "$(basename "$program") reads $fashion"
@@ -95,7 +97,6 @@ if [ "$fashion" ]; then
   # All 10,000 queries are 941 GFLOP: seconds with vector instructions, minutes without.
   if "$demo" --isa avx2 --data none --queries 1 --quiet >/dev/null 2>&1 ||
     "$demo" --isa neon --data none --queries 1 --quiet >/dev/null 2>&1; then
-    matches --data $fashion
     matches # found without being told
   else
     skip 'all of Fashion-MNIST: no vector instructions here'
@@ -294,13 +295,26 @@ cp "$demo" "$elsewhere/build/demo"
 (cd / && "$elsewhere/build/demo" --data none --quiet 2>&1) | grep -qxFf $expected && pass || fail 'digits beside the program'
 
 # --- the progress line ------------------------------------------------------------------------------------------------
-if [ "$fashion" ] && command -v script >/dev/null && script -qec true /dev/null >/dev/null 2>&1; then
-  script -qec "'$demo' --data $fashion --isa scalar --threads 1 --queries 600" /dev/null >"$work/out" </dev/null
+# The first 2,500 pictures of Fashion-MNIST and 600 queries on the scalar row: seconds, so several batches.
+part() { # file, bytes of header, bytes of one entry, count in octal, entries
+  { gunzip -c "$fashion/$1.gz" | head -c 4 && printf "$4" && gunzip -c "$fashion/$1.gz" | tail -c +9 | head -c $(($2 - 8 + $3 * $5)); } >"$work/part/$1"
+}
+if [ "$fashion" ] && command -v python3 >/dev/null; then
+  mkdir "$work/part"
+  part train-images-idx3-ubyte 16 784 '\0\0\11\304' 2500
+  part train-labels-idx1-ubyte 8 1 '\0\0\11\304' 2500
+  part t10k-images-idx3-ubyte 16 784 '\0\0\2\130' 600
+  part t10k-labels-idx1-ubyte 8 1 '\0\0\2\130' 600
+  python3 -c 'import pty, sys; pty.spawn(sys.argv[1:])' "$demo" --data "$work/part" --isa scalar --threads 1 </dev/null >"$work/out"
   tr '\r' '\n' <"$work/out" >"$work/lines"
-  grep -qE '^  [0-9]+ of 600 queries   [0-9]+ queries/s   [0-9.]+ s left' "$work/lines" && pass || fail 'no progress line on a terminal'
-  grep -qE "^$(printf '\033')\[K" "$work/lines" && pass || fail 'the progress line is not erased'
+  if grep -E '^plan .* 0\.[0-4][0-9]* s at' "$work/lines" | grep -q ' 2.35 GFLOP'; then
+    skip 'the progress line: this machine needs less than half a second'
+  else
+    grep -qE '^  [0-9]+ of 600 queries   [0-9]+ queries/s   [0-9.]+ s left' "$work/lines" && pass || fail 'no progress line on a terminal'
+    grep -qE "^$(printf '\033')\[K" "$work/lines" && pass || fail 'the progress line is not erased'
+  fi
 else
-  skip 'the progress line: no terminal to pretend with, or no Fashion-MNIST'
+  skip 'the progress line: no Fashion-MNIST, or no python3 to pretend a terminal with'
 fi
 
 # --- the other examples -----------------------------------------------------------------------------------------------
