@@ -177,6 +177,11 @@ int main(int argc, char **argv) {
   parse_options(argc, argv);
   setvbuf(stdout, NULL, _IOLBF, 0);
   resolve_defaults();
+  if (opt.json && !opt.list) { /* now, not after minutes */
+    FILE *f = fopen(opt.json, "a");
+    if (!f) die("cannot write %s", opt.json);
+    fclose(f);
+  }
   results = (result *)calloc(MAX_RESULTS, sizeof *results);
   if (!results) die("no memory");
   if (!opt.list) {
@@ -195,6 +200,7 @@ int main(int argc, char **argv) {
   rows_knn();
   if (rows_seen == 0) die("no row is named like %s; see --list", opt.filter ? opt.filter : "that");
   if (opt.list) return 0;
+  report_busy();
   report_aims();
   report_scaling();
   if (opt.json && !write_json(opt.json, argv[0], now() - start)) die("cannot write %s", opt.json);

@@ -32,8 +32,8 @@ static void report_row(const row *r, const result *first, int count) {
       continue;
     }
     if (x->share > 0) text(share, sizeof share, "%5.1f %% %s", 100 * x->share, x->bound == 'm' ? "mem" : "fma");
-    printf("%-46s %10s %12s %11s %4.1f %% |", label, format_time(time, sizeof time, x->median / (double)r->operations),
-           format_rate(rate, sizeof rate, x), share, 100 * x->noise);
+    printf("%-46s %10s %12s %11s %4.1f %%%s|", label, format_time(time, sizeof time, x->median / (double)r->operations),
+           format_rate(rate, sizeof rate, x), share, 100 * x->noise, x->busy ? "~" : " ");
     for (p = 0; p < PEER_COUNT; p++) {
       double best = 0;
       int j, wrong = 0;
@@ -66,6 +66,12 @@ static const result *find_result(const char *row_name, const char *name) {
     if (strcmp(results[i].row, row_name) == 0 && strcmp(results[i].name, name) == 0 && !results[i].wrong)
       return &results[i];
   return NULL;
+}
+
+static void report_busy(void) {
+  int i, busy = 0;
+  for (i = 0; i < result_count; i++) busy += results[i].busy && strcmp(results[i].name, "mlk") == 0;
+  if (busy) printf("\n~ %d rows: the machine was busy with something else; their shares and ratios say little\n", busy);
 }
 
 /* The aims of the project, a class of rows each: names that begin with prefix and contain part. */
@@ -323,8 +329,10 @@ static int write_json(const char *path, const char *executable, double seconds) 
         f,
         "\"repetitions\": %d, \"iterations\": %lld, \"real_time\": %.6g, \"cpu_time\": %.6g, \"time_unit\": \"ns\", ",
         x->samples, (long long)x->iterations, x->median * 1e9, x->median * 1e9);
-    fprintf(f, "\"best_time\": %.6g, \"noise\": %.4g, \"checked\": true, \"flops\": %.6g, \"flops_per_second\": %.6g, ",
-            x->best * 1e9, x->noise, x->flops, x->flops / x->median);
+    fprintf(f,
+            "\"best_time\": %.6g, \"noise\": %.4g, \"busy\": %s, \"checked\": true, \"flops\": %.6g, "
+            "\"flops_per_second\": %.6g, ",
+            x->best * 1e9, x->noise, x->busy ? "true" : "false", x->flops, x->flops / x->median);
     if (x->bytes > 0)
       fprintf(f, "\"bytes_per_second\": %.6g, \"ceiling_read\": %.6g, ", x->bytes / x->median, x->in_row_read);
     if (x->versus_best_peer > 0) fprintf(f, "\"versus_best_peer\": %.4g, ", x->versus_best_peer);

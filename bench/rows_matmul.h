@@ -12,7 +12,7 @@ typedef struct matmul_spec {
   int64_t pad;                            /* elements between the rows of every matrix */
   int threads;                            /* 0: 1 */
   int cold;                               /* operands rotate through copies that no cache holds */
-  int quick;                              /* part of --quick */
+  int quick;                              /* part of --quick; 2: on one thread only */
   mlk_isa isa;                            /* 0: the one of the run; else forced, without peers */
   int sgemv, packed, epilogue, fast, jit; /* extra contenders, see matmul_run */
 } matmul_spec;
@@ -314,7 +314,7 @@ static void matmul_run(matmul_spec s) {
   if (!forced) s.isa = opt.isa;
   if (forced && !mlk_isa_available(s.isa)) return;
   text(name, sizeof name, "matmul/%s/t%d", s.name, s.threads);
-  if (!row_wanted(name, s.quick)) return;
+  if (!row_wanted(name, s.quick == 1 || (s.quick == 2 && s.threads == 1))) return;
   row_begin(&r, name, s.threads, s.isa);
   r.flops = 2.0 * (double)s.m * (double)s.n * (double)s.k * (double)s.batch;
   if (s.cold)
@@ -389,8 +389,10 @@ static void rows_matmul(void) {
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 #define NAMED(...)   text(name, sizeof name, __VA_ARGS__)
   for (i = 0; i < COUNT(large); i++)
-    matmul_run_1_and_n(
-        (matmul_spec){NAMED("large/%d", large[i]), .m = large[i], .n = large[i], .k = large[i], .quick = i < 2});
+    matmul_run_1_and_n((matmul_spec){NAMED("large/%d", large[i]), .m = large[i], .n = large[i], .k = large[i],
+                                     .quick = i == 0   ? 1
+                                              : i == 1 ? 2
+                                                       : 0});
   for (i = 0; i < COUNT(mid); i++)
     matmul_run_1_and_n(
         (matmul_spec){NAMED("mid/%d", mid[i]), .m = mid[i], .n = mid[i], .k = mid[i], .quick = i % 2 == 0});

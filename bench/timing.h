@@ -37,7 +37,7 @@ typedef struct row {
 /* What is left of a row's contender. */
 typedef struct result {
   char row[96], name[32];
-  int peer, threads, samples, wrong;
+  int peer, threads, samples, wrong, busy;
   int64_t iterations;
   double median, best, noise, flops, bytes, share, in_row_fma, in_row_read, versus_best_peer;
   char bound; /* 'c' compute, 'm' memory: the nearer ceiling; ' ' unknown */
@@ -121,8 +121,8 @@ static void summarize(contender *c) {
   c->noise = c->median > 0 ? (quantile(sorted, c->samples, 0.75) - quantile(sorted, c->samples, 0.25)) / c->median : 0;
 }
 
+/* The median of values, which come back sorted. */
 static double median_of(double *values, int count) {
-  if (count == 0) return 0;
   qsort(values, (size_t)count, sizeof *values, compare_doubles);
   return quantile(values, count, 0.5);
 }
@@ -133,8 +133,8 @@ static void row_run(row *r) {
   static double probe_fma[MAX_SAMPLES], probe_read[MAX_SAMPLES];
   const bench_ceiling *ceiling = ceiling_find(r->isa, r->threads);
   const int probes_fma = ceiling && ceiling->fma_own > 0;
-  double round_seconds = 0, fma, read, roof = 0, best_peer = 0;
-  int rounds, i, j, first_result = result_count;
+  double round_seconds = 0, fma, read = 0, roof = 0, best_peer = 0;
+  int rounds, i, j, busy = 0, first_result = result_count;
   peers_set_threads(r->threads);
   wait_until_quiet();
   for (i = 0; i < r->count; i++) { /* no result, no time */
@@ -165,8 +165,17 @@ static void row_run(row *r) {
     if (probes_fma) probe_fma[j] = fma_rate(r->isa, r->threads, 0.0005);
     if (r->bytes > 0) probe_read[j] = greater(read_rate(r->threads, 0.125, 0), read_rate(r->threads, 0.125, 1));
   }
-  fma = probes_fma ? median_of(probe_fma, rounds) : ceiling ? ceiling->fma_mlk : 0;
-  read = r->bytes > 0 ? median_of(probe_read, rounds) : 0;
+  /* The best of the row's probes is the ceiling; a median far below says that others took the machine away meanwhile. */
+  if (probes_fma) {
+    busy = median_of(probe_fma, rounds) < 0.8 * probe_fma[rounds - 1] || probe_fma[rounds - 1] < 0.7 * ceiling->fma_own;
+    fma = probe_fma[rounds - 1];
+  } else {
+    fma = ceiling ? ceiling->fma_mlk : 0;
+  }
+  if (r->bytes > 0) {
+    median_of(probe_read, rounds);
+    read = probe_read[rounds - 1];
+  }
   if (fma > 0) roof = r->flops / fma;
   if (read > 0 && r->bytes / read > roof) roof = r->bytes / read;
   for (i = 0; i < r->count; i++) summarize(&r->list[i]);
@@ -181,7 +190,7 @@ static void row_run(row *r) {
     memset(out, 0, sizeof *out);
     memcpy(out->row, r->name, sizeof out->row);
     memcpy(out->name, c->name, sizeof out->name);
-    out->peer = c->peer, out->threads = r->threads, out->wrong = c->wrong[0] != 0;
+    out->peer = c->peer, out->threads = r->threads, out->wrong = c->wrong[0] != 0, out->busy = busy;
     out->flops = r->flops, out->bytes = r->bytes, out->in_row_fma = fma, out->in_row_read = read;
     out->bound = roof <= 0 ? ' ' : read > 0 && r->bytes / read >= roof ? 'm' : 'c';
     if (out->wrong) continue;
