@@ -3,12 +3,20 @@
    The reference below is written from the manual of mlk.h alone and shares nothing with its implementation: distances in
    the 16-lane order, then a full sort by (distance, row number). Everything is compared bit for bit, ids and distances. */
 
+#ifndef _GNU_SOURCE
+#  define _GNU_SOURCE /* MAP_NORESERVE under -std=c99 */
+#endif
+
 #include "test.h"
 
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+
+#if MLKT_POSIX
+#  include <sys/mman.h>
+#endif
 
 /* ---- the reference ---------------------------------------------------------------------------------------------- */
 
@@ -1108,6 +1116,77 @@ static void law_error_bound(mlk_context *ctx, mlkt_rng *rng) {
 
 static void test_error_bound(void) { each_row(law_error_bound); }
 
+/* Strides of 0 are strides: one query asked Q times, one row seen N times, one number in all columns. */
+static void law_repeated_rows(mlk_context *ctx, mlkt_rng *rng) {
+  int m, which;
+  for (m = 0; m < MLK_METRIC_COUNT; m++)
+    for (which = 0; which < 3; which++) {
+      const mlk_metric metric = (mlk_metric)m;
+      const int64_t queries = 21, rows = 90, dim = 19, k = 5;
+      problem p = problem_new(metric, queries, rows, dim);
+      int64_t ids[21 * 5], i;
+      float near[21 * 5];
+      mlk_knn_desc d = dense_knn(metric, p.q, queries, p.x, rows, dim, k, ids, near);
+      fill(rng, UNIFORM, metric, p.q, queries, p.x, rows, dim);
+      if (which == 0) {
+        for (i = dim; i < queries * dim; i++) p.q[i] = p.q[i % dim];
+        d.queries.stride[0] = 0, d.queries.stride[1] = 1;
+      } else if (which == 1) {
+        for (i = dim; i < rows * dim; i++) p.x[i] = p.x[i % dim];
+        d.base.stride[0] = 0, d.base.stride[1] = 1;
+      } else {
+        for (i = 0; i < rows * dim; i++) p.x[i] = p.x[i / dim * dim];
+        d.base.stride[0] = dim, d.base.stride[1] = 0;
+      }
+      problem_solve(&p);
+      if (CHECK_OK(ctx, mlk_knn(ctx, &d))) answers_right(&p, k, 0, ids, near);
+      problem_free(&p);
+    }
+}
+
+static void test_repeated_rows(void) { each_row(law_repeated_rows); }
+
+/* More than 2^32 elements, the nearest row behind them. Pages never written to are all one page of zeros, so this takes 17 GB of
+   addresses and next to no memory. */
+static void test_many_elements(void) {
+#if MLKT_POSIX && defined(MAP_NORESERVE) && defined(MAP_ANONYMOUS) && UINTPTR_MAX > 0xFFFFFFFFu
+  const int64_t rows = (INT64_C(1) << 28) + 1000, dim = 16, late = (INT64_C(1) << 28) + 7;
+  const size_t bytes = (size_t)(rows * dim) * sizeof(float);
+  const int64_t query_counts_here[] = {1, 20};
+  void *memory;
+  float *x, q[20 * 16];
+  int i, c;
+  if (!mlkt_opt.long_run) {
+    mlkt_skip("takes a minute: --long");
+    return;
+  }
+  memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    mlkt_skip("no 17 GB of addresses");
+    return;
+  }
+  x = (float *)memory;
+  for (i = 0; i < 16; i++) x[3 * dim + i] = 4.0f, x[4 * dim + i] = 3.0f, x[late * dim + i] = 4.5f;
+  for (i = 0; i < COUNT_OF(q); i++) q[i] = 5.0f;
+  for (c = 0; c < COUNT_OF(query_counts_here); c++) {
+    mlk_context *ctx = mlkt_open(MLK_ISA_BEST, 2);
+    if (ctx) {
+      answer a = ask(ctx, MLK_L2SQ, q, query_counts_here[c], x, rows, dim, 2, 0);
+      for (i = 0; i < query_counts_here[c]; i++) {
+        CHECK_EQ_I64(a.ids[2 * i], late);
+        CHECK_EQ_I64(a.ids[2 * i + 1], 3);
+        CHECK(a.distances[2 * i] == 4.0f && a.distances[2 * i + 1] == 16.0f);
+      }
+      answer_free(&a);
+    }
+    mlk_close(ctx);
+  }
+  munmap(memory, bytes);
+#else
+  mlkt_skip("needs 64-bit addresses and mmap");
+#endif
+}
+
 /* ---- troubles that other libraries had ---------------------------------------------------------------------------------- */
 
 /* facebookresearch/faiss issue 297 (and 1266): columns of very different variance gave negative squared distances. */
@@ -1574,6 +1653,16 @@ static void huge_rows(mlk_knn_desc *d) { d->base.shape[0] = INT64_MAX; }
 static void huge_dim(mlk_knn_desc *d) { d->base.shape[1] = d->queries.shape[1] = INT64_MAX / 2; }
 static void huge_k(mlk_knn_desc *d) { d->k = d->ids.shape[1] = d->distances.shape[1] = INT64_MAX / 4; }
 static void huge_stride(mlk_knn_desc *d) { d->base.stride[0] = INT64_MAX / 2, d->base.stride[1] = 1; }
+static void rows_times_stride(mlk_knn_desc *d) {
+  d->base.shape[0] = INT64_C(1) << 32;
+  d->base.stride[0] = INT64_C(1) << 31, d->base.stride[1] = 1;
+}
+static void backward_stride(mlk_knn_desc *d) { d->base.stride[0] = INT64_MIN, d->base.stride[1] = 1; }
+/* 2 x 5 x 2^58 x 12 operations, on a base whose rows are all the same few bytes */
+static void operations_overflow(mlk_knn_desc *d) {
+  d->base.shape[0] = INT64_C(1) << 58;
+  d->base.stride[0] = 0, d->base.stride[1] = 1;
+}
 static void ids_on_queries(mlk_knn_desc *d) { d->ids.data = d->queries.data; }
 static void ids_on_base(mlk_knn_desc *d) { d->ids.data = d->base.data; }
 static void distances_on_queries(mlk_knn_desc *d) { d->distances.data = d->queries.data; }
@@ -1619,6 +1708,9 @@ static const bad_knn bad_knns[] = {
     {"2^62 columns", huge_dim, MLK_ERR_SIZE, ""},
     {"k of 2^61", huge_k, MLK_ERR_SIZE, ""},
     {"rows 2^62 apart", huge_stride, MLK_ERR_SIZE, "base"},
+    {"2^32 rows 2^31 apart", rows_times_stride, MLK_ERR_SIZE, "base"},
+    {"rows -2^63 apart", backward_stride, MLK_ERR_SIZE, "base"},
+    {"2^65 operations", operations_overflow, MLK_ERR_SIZE, "base"},
     {"ids on queries", ids_on_queries, MLK_ERR_ALIAS, "ids"},
     {"ids on base", ids_on_base, MLK_ERR_ALIAS, "ids"},
     {"distances on queries", distances_on_queries, MLK_ERR_ALIAS, "distances"},
@@ -1754,6 +1846,8 @@ const mlkt_case mlkt_knn_cases[] = {
     {"knn/base_order", test_base_order},
     {"knn/shards", test_shards},
     {"knn/zero_padding", test_zero_padding},
+    {"knn/repeated_rows", test_repeated_rows},
+    {"knn/many_elements", test_many_elements},
     {"knn/width_boundary", test_width_boundary},
     {"knn/faiss_297_negative_distances", test_faiss_297},
     {"knn/faiss_563_query_count", test_faiss_563},
