@@ -153,14 +153,16 @@ typedef enum kind {
   NANS,
   ZERO_VECTORS,
   MIXED_SCALES, /* row norms from 2^-40 to 2^40 */
+  EDGE_SCALES,  /* row norms from 2^-75 to 2^75: squares overflow and underflow */
+  TINY,         /* squares are a few hundred times the least denormal */
   KINDS
 } kind;
 
 static const char *kind_name(kind k) {
   static const char *const names[KINDS] = {
-      "uniform",       "clustered",   "integers",   "duplicates", "offset 1e4",     "offset 1e6",
-      "offset 1e7",    "zero-padded", "improving",  "all equal",  "near-identical", "denormals",
-      "norm overflow", "largest",     "infinities", "nans",       "zero vectors",   "mixed scales"};
+      "uniform",     "clustered", "integers",     "duplicates",     "offset 1e4",  "offset 1e6",    "offset 1e7",
+      "zero-padded", "improving", "all equal",    "near-identical", "denormals",   "norm overflow", "largest",
+      "infinities",  "nans",      "zero vectors", "mixed scales",   "edge scales", "tiny"};
   return names[k];
 }
 
@@ -179,6 +181,7 @@ static float draw(mlkt_rng *rng, kind k) {
   case OFFSET_1E6: return 1e6f + mlkt_unit(rng);
   case OFFSET_1E7: return 1e7f + (float)mlkt_int(rng, 0, 3);
   case DENORMALS: return ldexpf(mlkt_signed(rng), -(int)mlkt_int(rng, 60, 148));
+  case TINY: return ldexpf(mlkt_signed(rng), -70);
   case NORM_OVERFLOW: return ldexpf((float)(8388608 + mlkt_int(rng, 0, 7)), 55); /* 2^78, 8 neighbours */
   case LARGEST: return mlkt_int(rng, 0, 7) ? FLT_MAX * (1.0f - 0.5f * mlkt_unit(rng)) : -FLT_MAX;
   default: return mlkt_signed(rng);
@@ -262,12 +265,13 @@ static void fill(mlkt_rng *rng, kind k, mlk_metric metric, float *q, int64_t que
       if (mlkt_int(rng, 0, 4) == 0) q[i * dim] = -0.0f;
     break;
   case MIXED_SCALES:
+  case EDGE_SCALES:
     for (i = 0; i < rows; i++) {
-      const float scale = ldexpf(1.0f, (int)mlkt_int(rng, -40, 40));
+      const float scale = ldexpf(1.0f, (int)mlkt_int(rng, k == EDGE_SCALES ? -75 : -40, k == EDGE_SCALES ? 75 : 40));
       for (j = 0; j < dim; j++) x[i * dim + j] *= scale;
     }
     for (i = 0; i < queries; i++) {
-      const float scale = ldexpf(1.0f, (int)mlkt_int(rng, -40, 40));
+      const float scale = ldexpf(1.0f, (int)mlkt_int(rng, k == EDGE_SCALES ? -75 : -40, k == EDGE_SCALES ? 75 : 40));
       for (j = 0; j < dim; j++) q[i * dim + j] *= scale;
     }
     break;
@@ -673,6 +677,34 @@ static void test_knn_large(void) {
     }
     problem_free(&p);
   }
+  crew_close(&c);
+}
+
+/* Every kind of data with enough queries and rows that a filter by inner products has pairs to drop and may drop none of
+   the wrong ones. */
+static void test_knn_filter(void) {
+  const int64_t dims_here[] = {3, 20, 131}, queries = 48, rows = 700;
+  mlk_isa isas[MLK_ISA_COUNT];
+  const int rows_of_kernels = mlkt_isas(isas);
+  mlkt_rng rng = mlkt_rng_case();
+  crew c;
+  int data, m, w, r;
+  memset(&c, 0, sizeof c);
+  for (data = 0; data < KINDS; data++)
+    for (m = 0; m < MLK_METRIC_COUNT; m++)
+      for (w = 0; w < COUNT_OF(dims_here) && !mlkt_hopeless(); w++) {
+        problem p;
+        if (mlkt_opt.quick && (data + m + w) % 3) continue;
+        p = problem_random(&rng, (kind)data, (mlk_metric)m, queries, rows, dims_here[w]);
+        for (r = 0; r < rows_of_kernels; r++) {
+          const int64_t k = (data + w + r) % 2 ? 1 : 6;
+          mlk_context *ctx = crew_get(&c, isas[r], 1 + r % 2, 1);
+          mlkt_note("Q %ld, N %ld, D %ld, k %ld, %s, %s, isa %s", (long)queries, (long)rows, (long)p.dim, (long)k,
+                    metric_name(p.metric), kind_name((kind)data), mlk_isa_name(isas[r]));
+          if (ctx) run_knn(ctx, &p, mlk_f32(p.q, queries, p.dim), mlk_f32(p.x, rows, p.dim), k, &rng);
+        }
+        problem_free(&p);
+      }
   crew_close(&c);
 }
 
@@ -1839,6 +1871,7 @@ static void test_distances_bad_arguments(void) {
 
 const mlkt_case mlkt_knn_cases[] = {
     {"knn/sweep", test_knn_sweep},
+    {"knn/filter", test_knn_filter},
     {"knn/large", test_knn_large},
     {"knn/translation", test_translation},
     {"knn/self", test_self},
