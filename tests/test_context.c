@@ -796,7 +796,7 @@ static void book_run(void *user, int count, void (*body)(void *arg, int index), 
 static void parallel_hooks(void) {
   work *expected = work_expected(mlkt_rng_case()), *w = work_copy(expected);
   int workers, kind, op;
-  for (workers = 1; workers <= mlkt_opt.threads_max; workers++)
+  for (workers = 1; workers <= mlkt_opt.threads_max; workers += mlkt_opt.quick ? 3 : 1)
     for (kind = 0; kind < 4; kind++)
       for (op = 0; op < OP_COUNT; op++) {
         mlk_context_desc desc = mlkt_context_desc(MLK_ISA_BEST, 0);
@@ -823,7 +823,8 @@ static void parallel_hooks(void) {
                     plan.threads);
         mlk_close(ctx);
       }
-  for (workers = 1; workers <= mlkt_opt.threads_max; workers++) { /* threads and workers: the lesser counts */
+  for (workers = 1; workers <= mlkt_opt.threads_max;
+       workers += mlkt_opt.quick ? 3 : 1) { /* threads and workers: the lesser counts */
     int threads;
     for (threads = 0; threads <= mlkt_opt.threads_max; threads++) {
       const int most = threads == 0 || threads > workers ? workers : threads;
