@@ -40,7 +40,8 @@ if [ -z "${OPENMP+set}" ]; then
   OPENMP=
   links -fopenmp '#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n' && OPENMP=-fopenmp
 fi
-sanitize='-O1 -fsanitize=address,undefined -fno-sanitize-recover=all'
+# The reader is what the sanitizers look at here; without the vector kernels the build takes a third of the time.
+sanitize='-O1 -DMLK_NO_AVX2 -DMLK_NO_AVX512 -fsanitize=address,undefined -fno-sanitize-recover=all'
 links "$sanitize" 'int main(void) { return 0; }\n' || { skip 'no address sanitizer here' && sanitize=; }
 build demo "$OPENMP" || { echo "$passed passed, $failed failed, $skipped skipped" && exit 1; }
 demo=$work/demo
