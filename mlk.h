@@ -916,7 +916,7 @@ static mlk_status mlki_broadcast(mlk_context *ctx, const char *name, const mlk_t
      lt(a, b) gt(a, b)      false where unordered
      select(m, a, b)        m ? a : b                      bits(m)         bit l = lane l
      round(a)               nearest even integer, |a| < 2^22
-     scale2(a, n)           a * 2^n in two exact factors, n integral, -252 <= n <= 252: only the last product rounds
+     scale2(a, n)           a * 2^floor(n/2) * 2^(n - floor(n/2)), n integral, -252 <= n <= 252: only the last product rounds; NaN for NaN
      transpose(r)           r[0 .. LANES): the square block r[i] lane j becomes r[j] lane i
      sum16(r)               16 lanes in 16 / LANES vectors added as the tree of NUMERICS
 */
@@ -990,14 +990,16 @@ MLKI_INLINE mlki_vec_scalar mlki_v_round_scalar(mlki_vec_scalar a) {
   const float big = 12582912.0f; /* 1.5 * 2^23: the sum drops the fraction, to nearest even */
   int i; MLKI_EACH4(i) { float t = a.f[i] + big; MLKI_OPAQUE(t); a.f[i] = t - big; } return a;
 }
-MLKI_INLINE float mlki_pow2(int32_t n) { uint32_t u = (uint32_t)(n + 127) << 23; float f; memcpy(&f, &u, 4); return f; } /* |n| <= 126 */
+MLKI_INLINE float mlki_float_of(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
+MLKI_INLINE uint32_t mlki_bits_of(float f) { uint32_t bits; memcpy(&bits, &f, 4); return bits; }
 MLKI_INLINE mlki_vec_scalar mlki_v_scale2_scalar(mlki_vec_scalar a, mlki_vec_scalar n) {
-  int i; MLKI_EACH4(i) {
-    const int32_t e = (int32_t)n.f[i], half = e / 2;
-    float p = a.f[i] * mlki_pow2(half);
+  int i; MLKI_EACH4(i) { /* n from the low bits of n + 1.5 * 2^23: (int)NaN would be undefined; half = floor(n / 2) */
+    const uint32_t e = mlki_bits_of(n.f[i] + 12582912.0f) - 0x4b400000u, half = ((e + 256u) >> 1) - 128u;
+    float p = a.f[i] * mlki_float_of((half + 127u) << 23);
     MLKI_OPAQUE(p);
-    a.f[i] = p * mlki_pow2(e - half);
-    MLKI_OPAQUE(a.f[i]);
+    p *= mlki_float_of((e - half + 127u) << 23);
+    MLKI_OPAQUE(p);
+    a.f[i] = p;
   }
   return a;
 }
@@ -1085,6 +1087,12 @@ MLKI_V_avx2 float mlki_v_sum16_avx2(const __m256 *r) {
 typedef __m512 mlki_vec_avx512;
 typedef __mmask16 mlki_mask_avx512;
 
+/* The next functions call intrinsics that gcc implements with a deliberately undefined operand; g++ then warns of it (gcc bug 105593). */
+#  if defined(__GNUC__) && !defined(__clang__)
+#    pragma GCC diagnostic push
+#    pragma GCC diagnostic ignored "-Wuninitialized"
+#    pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#  endif
 MLKI_V_avx512 __mmask16 mlki_v_first_avx512(int64_t n) { return (__mmask16)((1u << n) - 1u); }
 MLKI_V_avx512 __m512 mlki_v_set1_avx512(float x) { return _mm512_set1_ps(x); }
 MLKI_V_avx512 __m512 mlki_v_zero_avx512(void) { return _mm512_setzero_ps(); }
@@ -1096,7 +1104,7 @@ MLKI_V_avx512 __m512 mlki_v_add_avx512(__m512 a, __m512 b) { return _mm512_add_p
 MLKI_V_avx512 __m512 mlki_v_sub_avx512(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
 MLKI_V_avx512 __m512 mlki_v_mul_avx512(__m512 a, __m512 b) { __m512 r = _mm512_mul_ps(a, b); MLKI_OPAQUE(r); return r; }
 MLKI_V_avx512 __m512 mlki_v_div_avx512(__m512 a, __m512 b) { return _mm512_div_ps(a, b); }
-MLKI_V_avx512 __m512 mlki_v_sqrt_avx512(__m512 a) { return _mm512_maskz_sqrt_ps((__mmask16)-1, a); } /* plain: gcc bug 105593 warns */
+MLKI_V_avx512 __m512 mlki_v_sqrt_avx512(__m512 a) { return _mm512_sqrt_ps(a); }
 MLKI_V_avx512 __m512 mlki_v_fma_avx512(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 MLKI_V_avx512 __m512 mlki_v_fnma_avx512(__m512 a, __m512 b, __m512 c) { return _mm512_fnmadd_ps(a, b, c); }
 MLKI_V_avx512 __m512 mlki_v_min_avx512(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
@@ -1110,7 +1118,10 @@ MLKI_V_avx512 __mmask16 mlki_v_lt_avx512(__m512 a, __m512 b) { return _mm512_cmp
 MLKI_V_avx512 __mmask16 mlki_v_gt_avx512(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 MLKI_V_avx512 __m512 mlki_v_select_avx512(__mmask16 m, __m512 a, __m512 b) { return _mm512_mask_blend_ps(m, b, a); }
 MLKI_V_avx512 unsigned mlki_v_bits_avx512(__mmask16 m) { return (unsigned)m; }
-MLKI_V_avx512 __m512 mlki_v_round_avx512(__m512 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+MLKI_V_avx512 __m512 mlki_v_round_avx512(__m512 a) { /* as the scalar row: gcc's roundscale macro warns of a conversion at -O0 */
+  const __m512 big = _mm512_set1_ps(12582912.0f);
+  return _mm512_sub_ps(_mm512_add_ps(a, big), big);
+}
 MLKI_V_avx512 __m512 mlki_v_pow2_avx512(__m512i n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
 }
@@ -1141,6 +1152,9 @@ MLKI_V_avx512 float mlki_v_sum16_avx512(const __m512 *r) {
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
+#  if defined(__GNUC__) && !defined(__clang__)
+#    pragma GCC diagnostic pop
+#  endif
 #endif
 
 #if MLKI_NEON
@@ -1335,6 +1349,7 @@ struct mlki_kernels {
   int lanes, mr, nr;
   /* to[p * pitch + i] = from[i * ws + p * ks] for i < width, 0 for width <= i < pitch. Writes up to 15 floats past the end. */
   void (*pack)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws, int64_t ks);
+  void (*pack_panels)(float *to, int64_t cols, int64_t k, const float *from, int64_t ws, int64_t ks);
   void (*strip)(const mlki_strip *s);
   /* rows x cols sums at acc, placed at (i0, j0) of the matrices of e */
   void (*epilogue)(const mlki_epilogue *e, const float *acc, int64_t acc_rs, int64_t i0, int64_t j0, int64_t rows, int64_t cols);
@@ -1391,6 +1406,13 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_exp_reduce)(mlki_vec x, mlki_vec *n) {
   return mlki_v_fnma(*n, mlki_v_set1(-1.90465421e-09f), x);
 }
 
+/* The same for x + lo, |lo| << 1: lo joins the small part of n ln 2 before the one rounding. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_exp_reduce2)(mlki_vec x, mlki_vec lo, mlki_vec *n) {
+  *n = mlki_v_round(mlki_v_mul(x, mlki_v_set1(1.44269502e+00f)));
+  x = mlki_v_fnma(*n, mlki_v_set1(6.93147182e-01f), x);
+  return mlki_v_add(x, mlki_v_fnma(*n, mlki_v_set1(-1.90465421e-09f), lo));
+}
+
 /* e^r = 1 + r + r^2 q(r) for |r| <= 0.3467; q: minimax, relative error 2^-28.2. */
 MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_exp_poly)(mlki_vec r) {
   mlki_vec q = mlki_v_set1(1.38385862e-03f);
@@ -1409,7 +1431,7 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_exp_bounded)(mlki_vec x) {
   return mlki_v_scale2(MLKI_FN(mlki_exp_poly)(r), n);
 }
 
-/* e^x, @EXP@ ulp.  inf above 88.7228394, denormal below -87.3365479, 0 below -103.972084;
+/* e^x, 0.892 ulp.  inf above 88.7228317, denormal below -87.3365402, 0 below -103.972076;
    the two bounds lie outside that range and let a NaN through. */
 MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_exp)(mlki_vec x) {
   x = mlki_v_min(mlki_v_set1(89.0f), x);
@@ -1428,7 +1450,7 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_tanh_small)(mlki_vec a) {
   return mlki_v_fma(mlki_v_mul(p, s), a, a);
 }
 
-/* tanh x, @TANH@ ulp.  Polynomial below 0.625, 1 - 2 / (e^(2|x|) + 1) above, +-1 from 9.01 on.
+/* tanh x, 1.363 ulp.  Polynomial below 0.625, 1 - 2 / (e^(2|x|) + 1) above, +-1 above 9.0109129.
    Odd exactly: works on |x| and copies the sign, so -0 stays -0. */
 MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_tanh)(mlki_vec x) {
   mlki_vec one = mlki_v_set1(1.0f);
@@ -1439,14 +1461,21 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_tanh)(mlki_vec x) {
   return mlki_v_copysign(mlki_v_select(small, MLKI_FN(mlki_tanh_small)(a), t), x);
 }
 
-/* 1 / (1 + e^-x), @SIGMOID@ ulp.  With z = e^-|x|: 1 / (1 + z) for x > 0, else z / (1 + z), which
+/* y / (1 + z) for 0 <= z <= 1, y the size of 1: the residual y - q (1 + z) = (y - q) - q z, which
+   sees 1 + z unrounded, corrects the quotient q to about half an ulp (its own factor 1 / (1 + z)
+   may be left out). */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_div_1p)(mlki_vec y, mlki_vec z) {
+  mlki_vec q = mlki_v_div(y, mlki_v_add(mlki_v_set1(1.0f), z));
+  return mlki_v_add(q, mlki_v_fnma(q, z, mlki_v_sub(y, q)));
+}
+
+/* 1 / (1 + e^-x), 1.647 ulp.  With z = e^-|x|: 1 / (1 + z) for x > 0, else z / (1 + z), which
    goes through the denormals to 0 with e^x. */
 MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_sigmoid)(mlki_vec x) {
-  mlki_vec one = mlki_v_set1(1.0f);
   mlki_vec m = mlki_v_max(mlki_v_set1(-104.0f), mlki_v_copysign(x, mlki_v_set1(-1.0f)));
   mlki_vec z = MLKI_FN(mlki_exp_bounded)(m);
   mlki_mask pos = mlki_v_gt(x, mlki_v_set1(0.0f));
-  return mlki_v_div(mlki_v_select(pos, one, z), mlki_v_add(one, z));
+  return MLKI_FN(mlki_div_1p)(mlki_v_select(pos, mlki_v_set1(1.0f), z), z);
 }
 
 /* x sigmoid(t), where t has the sign of x and |t| = hi + lo, 0 <= hi < 200, |lo| << 1; a = |x|
@@ -1454,22 +1483,23 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_sigmoid)(mlki_vec x) {
    applied last: the one rounding into the denormals is the final one, and -inf gives -0. */
 MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_x_sigmoid)(mlki_vec x, mlki_vec a, mlki_vec hi,
                                                  mlki_vec lo) {
-  mlki_vec zero = mlki_v_set1(0.0f), one = mlki_v_set1(1.0f), n;
-  mlki_vec r = MLKI_FN(mlki_exp_reduce)(mlki_v_sub(zero, hi), &n);
-  mlki_vec p = MLKI_FN(mlki_exp_poly)(mlki_v_sub(r, lo));
-  mlki_vec d = mlki_v_add(one, mlki_v_scale2(p, n));
+  mlki_vec zero = mlki_v_set1(0.0f), n, r, p, y;
   mlki_mask pos = mlki_v_gt(x, zero);
-  mlki_vec top = mlki_v_select(pos, x, mlki_v_mul(mlki_v_copysign(a, x), p));
-  return mlki_v_scale2(mlki_v_div(top, d), mlki_v_select(pos, zero, n));
+  r = MLKI_FN(mlki_exp_reduce2)(mlki_v_sub(zero, hi), mlki_v_sub(zero, lo), &n);
+  p = MLKI_FN(mlki_exp_poly)(r);
+  y = mlki_v_select(pos, mlki_v_set1(1.0f), p);
+  y = MLKI_FN(mlki_div_1p)(y, mlki_v_scale2(p, n));
+  y = mlki_v_mul(y, mlki_v_select(pos, x, mlki_v_copysign(a, x)));
+  return mlki_v_scale2(y, mlki_v_select(pos, zero, n));
 }
 
-/* x sigmoid(x), @SILU@ ulp. */
+/* x sigmoid(x), 2.417 ulp. */
 MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_silu)(mlki_vec x) {
   mlki_vec a = mlki_v_min(mlki_v_set1(110.0f), mlki_v_abs(x));
   return MLKI_FN(mlki_x_sigmoid)(x, a, a, mlki_v_set1(0.0f));
 }
 
-/* x/2 (1 + tanh u) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3), @GELU_TANH@ ulp.
+/* x/2 (1 + tanh u) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3), 2.567 ulp.
    e^-2|u| multiplies an error of 2u by as much as 110, so 2u is formed as a (k1 + k3 a^2) in two
    parts hi + lo: s, w and hi are rounded and lo collects what each rounding dropped.  k1hi is a
    multiple of 2^-20, which makes k1hi - w exact. */
@@ -1485,32 +1515,33 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_gelu_tanh)(mlki_vec x) {
 }
 
 /* Mills' ratio of the normal distribution without its constant: y e^(a^2/2) Phi(-a) for
-   0 <= a <= 14.5, by a rational minimax P4/R5, relative error 2^-25.8 (after W. J. Cody, Rational
+   0 <= a <= 14.5, by a rational minimax P4/R5, relative error 2^-26.3 (after W. J. Cody, Rational
    Chebyshev Approximations for the Error Function, 1969).  All coefficients are positive, so
    neither sum cancels. */
 MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_mills)(mlki_vec y, mlki_vec a) {
-  mlki_vec p = mlki_v_set1(4.05924628e-03f), q = mlki_v_set1(1.01749152e-02f);
-  p = mlki_v_fma(p, a, mlki_v_set1(4.03459705e-02f));
-  p = mlki_v_fma(p, a, mlki_v_set1(1.82530344e-01f));
-  p = mlki_v_fma(p, a, mlki_v_set1(4.37573522e-01f));
-  p = mlki_v_fma(p, a, mlki_v_set1(5.00000000e-01f));
-  q = mlki_v_fma(q, a, mlki_v_set1(1.01138353e-01f));
-  q = mlki_v_fma(q, a, mlki_v_set1(4.67566401e-01f));
-  q = mlki_v_fma(q, a, mlki_v_set1(1.19994545e+00f));
-  q = mlki_v_fma(q, a, mlki_v_set1(1.67303157e+00f));
-  q = mlki_v_fma(q, a, mlki_v_set1(1.0f));
+  mlki_vec p = mlki_v_set1(7.78488209e-03f), q = mlki_v_set1(1.95135735e-02f);
+  p = mlki_v_fma(p, a, mlki_v_set1(7.70757571e-02f));
+  p = mlki_v_fma(p, a, mlki_v_set1(3.48212659e-01f));
+  p = mlki_v_fma(p, a, mlki_v_set1(8.34123850e-01f));
+  p = mlki_v_fma(p, a, mlki_v_set1(9.53125000e-01f));
+  q = mlki_v_fma(q, a, mlki_v_set1(1.93212777e-01f));
+  q = mlki_v_fma(q, a, mlki_v_set1(8.92063320e-01f));
+  q = mlki_v_fma(q, a, mlki_v_set1(2.28791904e+00f));
+  q = mlki_v_fma(q, a, mlki_v_set1(3.18921566e+00f));
+  q = mlki_v_fma(q, a, mlki_v_set1(1.90625000e+00f));
   return mlki_v_div(mlki_v_mul(y, p), q);
 }
 
-/* x/2 (1 + erf(x / sqrt 2)) = x Phi(x), @GELU_ERF@ ulp down to and through the denormals.
+/* x/2 (1 + erf(x / sqrt 2)) = x Phi(x), 6.497 ulp down to and through the denormals.
    v = x Phi(-|x|) = x M(|x|) e^(-x^2/2) without cancellation; the result is v for x <= 0 and x - v
    for x > 0, where v <= x/2.  The rounding error of x^2 goes into the reduced argument, and the
    factor 2^n is applied last. */
 MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_gelu_erf)(mlki_vec x) {
   mlki_vec a = mlki_v_min(mlki_v_set1(14.5f), mlki_v_abs(x)), half = mlki_v_set1(0.5f), n;
   mlki_vec s = mlki_v_mul(a, a), ds = mlki_v_fnma(a, a, s);
-  mlki_vec r = MLKI_FN(mlki_exp_reduce)(mlki_v_mul(mlki_v_set1(-0.5f), s), &n);
-  mlki_vec p = MLKI_FN(mlki_exp_poly)(mlki_v_fma(half, ds, r));
+  mlki_vec r = MLKI_FN(mlki_exp_reduce2)(mlki_v_mul(mlki_v_set1(-0.5f), s),
+                                         mlki_v_mul(half, ds), &n);
+  mlki_vec p = MLKI_FN(mlki_exp_poly)(r);
   mlki_vec v = mlki_v_mul(mlki_v_copysign(a, x), MLKI_FN(mlki_mills)(p, a));
   v = mlki_v_scale2(v, n);
   return mlki_v_select(mlki_v_gt(x, mlki_v_set1(0.0f)), mlki_v_sub(x, v), v);
@@ -1560,6 +1591,7 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_store_any)(float *p, int64_t stride, int64_t n
 MLKI_KERNEL void MLKI_FN(mlki_pack_runs)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ks) {
   int64_t p, i;
   for (p = 0; p < k; p++, from += ks, to += pitch) {
+    for (i = 0; i < width; i += 16) MLKI_PREFETCH(from + i + 16 * ks);
     for (i = 0; i + MLKI_LANES <= width; i += MLKI_LANES) mlki_v_store(to + i, mlki_v_load(from + i));
     if (i < pitch) mlki_v_store(to + i, i < width ? mlki_v_load_n(from + i, width - i) : mlki_v_zero());
     for (i += MLKI_LANES; i < pitch; i += MLKI_LANES) mlki_v_store(to + i, mlki_v_zero());
@@ -1577,6 +1609,7 @@ MLKI_KERNEL void MLKI_FN(mlki_pack_transposed)(float *to, int64_t width, int64_t
       const float *at = from + i * ws + p;
       float *row = to + p * pitch + i;
       mlki_vec r[MLKI_LANES];
+      MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) MLKI_PREFETCH(at + v * ws + 64);
       if (rows == MLKI_LANES && terms == MLKI_LANES) {
         MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) r[v] = mlki_v_load(at + v * ws);
       } else {
@@ -1892,12 +1925,33 @@ MLKI_KERNEL void MLKI_FN(mlki_read)(const float *from, int64_t n, float *out) {
   mlki_v_store(out, acc[0]);
 }
 
+/* Packs terms x cols of B into panels of NR columns. Rows of B that are dense in memory are read along their whole length. */
+MLKI_KERNEL void MLKI_FN(mlki_pack_panels)(float *to, int64_t cols, int64_t k, const float *from, int64_t ws, int64_t ks) {
+  const int64_t whole = cols / MLKI_NR * MLKI_NR;
+  int64_t p, j;
+  int v;
+  if (ws != 1) {
+    for (j = 0; j < cols; j += MLKI_NR) MLKI_FN(mlki_pack)(to + j * k, mlki_min(cols - j, MLKI_NR), MLKI_NR, k, from + j * ws, ws, ks);
+    return;
+  }
+  for (p = 0; p < k; p++) {
+    const float *row = from + p * ks;
+    float *at = to + p * MLKI_NR;
+    for (j = 0; j < whole; j += MLKI_NR, at += k * MLKI_NR) {
+      MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) { MLKI_PREFETCH(row + j + v * MLKI_LANES + 4 * ks);
+        mlki_v_store(at + v * MLKI_LANES, mlki_v_load(row + j + v * MLKI_LANES));}
+    }
+  }
+  if (whole < cols) MLKI_FN(mlki_pack)(to + whole * k, cols - whole, MLKI_NR, k, from + whole, 1, ks);
+}
+
 static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(MLKI_ISA),
     MLKI_LANES,
     MLKI_MR,
     MLKI_NR,
     MLKI_FN(mlki_pack),
+    MLKI_FN(mlki_pack_panels),
     MLKI_FN(mlki_strip_any),
     MLKI_FN(mlki_epilogue_tile),
     MLKI_FN(mlki_add),
@@ -2041,6 +2095,8 @@ static mlk_status mlki_measure(mlk_context *ctx) {
   ctx->ceilings.flops_all = flops * (double)spin.rounds * threads / mlki_probe_best(ctx, &spin, threads, 5);
   ctx->ceilings.read_1 = (double)MLKI_PROBE_BYTES / mlki_probe_best(ctx, &read, 1, 5);
   ctx->ceilings.read_all = (double)bytes / mlki_probe_best(ctx, &read, threads, 5);
+  if (ctx->ceilings.flops_all < ctx->ceilings.flops_1) ctx->ceilings.flops_all = ctx->ceilings.flops_1; /* the other cores were busy */
+  if (ctx->ceilings.read_all < ctx->ceilings.read_1) ctx->ceilings.read_all = ctx->ceilings.read_1;
   mlki_free(ctx, memory, bytes);
   return MLK_OK;
 }
@@ -2081,6 +2137,10 @@ static void mlki_fill_plan(const mlk_context *ctx, mlk_plan *plan, uint64_t flop
 #define MLKI_SKINNY_FLOATS 32768  /* sums in flight */
 #define MLKI_TASK_WORK     (1 << 18) /* multiply-adds that pay for one more thread */
 
+/* What becomes of A: used where it is; a block of it copied as rows that do not conflict; packed as panels of MR rows. */
+typedef enum mlki_a_form { MLKI_A_IS, MLKI_A_ROWS, MLKI_A_PANELS } mlki_a_form;
+#define MLKI_A_PITCH(kc) ((kc) + 16) /* of copied rows: never a multiple of 4 KiB */
+
 typedef enum mlki_matmul_variant { MLKI_EMPTY, MLKI_REFERENCE, MLKI_DIRECT, MLKI_BLOCKED, MLKI_SKINNY } mlki_matmul_variant;
 static const char *const mlki_matmul_variant_names[] = {"empty", "reference", "direct", "blocked", "skinny"};
 
@@ -2096,7 +2156,8 @@ typedef struct mlki_matmul {
   int in_place;        /* the sums may live in D until the epilogue */
   const float *panels; /* B as mlk_matmul_pack left it, else NULL */
   mlki_matmul_variant variant;
-  int pack_a, pack_b;
+  mlki_a_form a_form;
+  int pack_b;
   int64_t nc;             /* columns per block of B */
   int64_t tile_m, tile_n; /* a task's rectangle */
   int64_t tiles_m, tiles_n, items;
@@ -2151,8 +2212,12 @@ static void mlki_matmul_block(const mlk_context *ctx, mlki_matmul *mm) {
     mm->variant = small ? MLKI_DIRECT : MLKI_BLOCKED;
 
   mm->pack_b = !mm->panels && (mm->b.cs != 1 || (mm->variant == MLKI_BLOCKED && mm->m > mr) || mlki_conflicting_stride(mm->b.rs, mm->k));
-  mm->pack_a = (mm->variant == MLKI_BLOCKED && mm->n > 2 * nr) || (mlki_conflicting_stride(mm->a.rs, mm->m) && mm->n > 2 * nr);
-  if (mm->variant == MLKI_SKINNY) mm->pack_b = mm->b.cs != 1 && !mm->panels, mm->pack_a = 0;
+  mm->a_form = MLKI_A_IS;
+  if (mm->variant == MLKI_BLOCKED && mm->n > 2 * nr && mm->a.cs != 1)
+    mm->a_form = MLKI_A_PANELS;
+  else if (mm->n > 2 * nr && (mlki_conflicting_stride(mm->a.rs, mm->m) || (mm->variant == MLKI_BLOCKED && mm->m > MLKI_MC)))
+    mm->a_form = mm->a.cs == 1 ? MLKI_A_ROWS : MLKI_A_PANELS;
+  if (mm->variant == MLKI_SKINNY) mm->pack_b = mm->b.cs != 1 && !mm->panels, mm->a_form = MLKI_A_IS;
   mm->nc = mlki_min(mlki_matmul_block_columns(ctx), mlki_round_up(mm->n, nr));
 
   /* tasks: as many as the work pays for; rectangles that read least, tm * n + tn * m, cut at tile borders */
@@ -2161,7 +2226,7 @@ static void mlki_matmul_block(const mlk_context *ctx, mlki_matmul *mm) {
   if (mm->batches < tasks && mm->variant == MLKI_SKINNY) {
     split_n = mlki_min(tasks, mlki_ceil_div(mm->n, nr));
   } else if (mm->batches < tasks) {
-    const int64_t want = mlki_ceil_div(tasks, mm->batches);
+    const int64_t want = mlki_ceil_div(tasks, mlki_max(mm->batches, 1));
     double best = 1e300;
     for (t = 1; t <= want; t++) {
       const int64_t u = want / t;
@@ -2188,7 +2253,8 @@ static void mlki_matmul_block(const mlk_context *ctx, mlki_matmul *mm) {
       mm->scratch_m = mlki_min(mm->tile_m, segments == 1 ? mr : MLKI_SCRATCH_M);
       mm->scratch_n = mlki_min(mm->tile_n, segments == 1 ? mm->nc : MLKI_SCRATCH_N);
     }
-    mm->floats_a = mm->pack_a ? mlki_min(mm->tile_m, segments == 1 || mm->in_place ? MLKI_MC : MLKI_SCRATCH_M) * kc + MLKI_LANES_MAX : 0;
+    mm->floats_a = mm->a_form == MLKI_A_IS ? 0 : mlki_min(mm->tile_m, segments == 1 || mm->in_place ? MLKI_MC : MLKI_SCRATCH_M) *
+                                                     MLKI_A_PITCH(kc) + MLKI_LANES_MAX;
     mm->floats_b = mm->pack_b ? mlki_min(mm->nc, mlki_round_up(mm->tile_n, nr)) * kc + MLKI_LANES_MAX : 0;
     mm->floats_c = mm->in_place ? 0 : mm->scratch_m * mm->scratch_n;
   }
@@ -2203,7 +2269,7 @@ typedef struct mlki_matmul_job {
   const mlki_matmul *mm;
   mlki_mat a, b;
   mlki_epilogue e;
-  float *pack_a, *pack_b, *scratch;
+  float *block_a, *pack_b, *scratch;
 } mlki_matmul_job;
 
 static void mlki_matmul_move(mlki_mat *x, const mlki_matmul *mm, const int64_t *at) {
@@ -2227,17 +2293,30 @@ static void mlki_matmul_select(mlki_matmul_job *job, int64_t index) {
 
 /* Packs terms [s, s + kc) of columns [j, j + cols) of B into panels of NR columns. */
 static void mlki_matmul_pack_columns(const mlki_kernels *row, float *to, const mlki_mat *b, int64_t s, int64_t kc, int64_t j, int64_t cols) {
-  int64_t at;
-  for (at = 0; at < cols; at += row->nr, to += kc * row->nr)
-    row->pack(to, mlki_min(cols - at, row->nr), row->nr, kc, b->p + s * b->rs + (j + at) * b->cs, b->cs, b->rs);
+  row->pack_panels(to, cols, kc, b->p + s * b->rs + j * b->cs, b->cs, b->rs);
 }
 
 /* Panels of A have equal heights as far as that goes: 16 rows are 8 + 8 and not 14 + 2. */
 static int64_t mlki_panel_rows(int64_t rows, int64_t mr) { return mlki_ceil_div(rows, mlki_ceil_div(rows, mr)); }
 
+/* Rows [i0, i0 + rows), terms [s, s + kc) of A in the form the strips want. */
+static void mlki_matmul_bring_a(const mlki_matmul_job *job, int64_t i0, int64_t rows, int64_t s, int64_t kc) {
+  const mlki_matmul *mm = job->mm;
+  const int64_t height = mlki_panel_rows(rows, mm->row->mr);
+  const float *a = job->a.p + i0 * job->a.rs + s * job->a.cs;
+  int64_t i;
+  if (mm->a_form == MLKI_A_ROWS)
+    for (i = 0; i < rows; i++) memcpy(job->block_a + i * MLKI_A_PITCH(kc), a + i * job->a.rs, (size_t)kc * 4);
+  else if (mm->a_form == MLKI_A_PANELS)
+    for (i = 0; i < rows; i += height) {
+      const int64_t h = mlki_min(height, rows - i);
+      mm->row->pack(job->block_a + i * kc, h, h, kc, a + i * job->a.rs, job->a.rs, job->a.cs);
+    }
+}
+
 /* Rows [i0, i0 + rows) x columns [j0, j0 + cols) of one segment: C (+)= A B, and after the last segment the epilogue.
-   a points at packed panels when pack_a. c, c_rs: where the sums of row i0, column j0 live; with c_rolls, every strip reuses c. */
-static void mlki_matmul_strips(const mlki_matmul_job *job, const float *pack_a, int64_t i0, int64_t rows, int64_t j0, int64_t cols,
+   c, c_rs: where the sums of row i0, column j0 live; with c_rolls, every strip reuses c. */
+static void mlki_matmul_strips(const mlki_matmul_job *job, int64_t i0, int64_t rows, int64_t j0, int64_t cols,
                                int64_t s, int64_t kc, float *c, int64_t c_rs, int c_rolls, int last) {
   const mlki_matmul *mm = job->mm;
   const int64_t height = mlki_panel_rows(rows, mm->row->mr);
@@ -2253,8 +2332,10 @@ static void mlki_matmul_strips(const mlki_matmul_job *job, const float *pack_a, 
   strip.chain = s == 0 ? MLKI_START : MLKI_ADD;
   for (i = 0; i < rows; i += height) {
     strip.rows = mlki_min(height, rows - i);
-    if (pack_a)
-      strip.a = pack_a + i * kc, strip.a_rs = 1, strip.a_cs = strip.rows;
+    if (mm->a_form == MLKI_A_PANELS)
+      strip.a = job->block_a + i * kc, strip.a_rs = 1, strip.a_cs = strip.rows;
+    else if (mm->a_form == MLKI_A_ROWS)
+      strip.a = job->block_a + i * MLKI_A_PITCH(kc), strip.a_rs = MLKI_A_PITCH(kc), strip.a_cs = 1;
     else
       strip.a = job->a.p + (i0 + i) * job->a.rs + s * job->a.cs, strip.a_rs = job->a.rs, strip.a_cs = job->a.cs;
     strip.c = c_rolls ? c : c + i * c_rs;
@@ -2267,26 +2348,22 @@ static void mlki_matmul_strips(const mlki_matmul_job *job, const float *pack_a, 
 static void mlki_matmul_blocked(const mlki_matmul_job *job, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
   const mlki_matmul *mm = job->mm;
   const int rolls = !mm->in_place && mm->k <= MLK_SEGMENT;
-  const int64_t step_m = mm->in_place || rolls ? MLKI_MC : mm->scratch_m, step_n = mm->in_place || rolls ? j1 - j0 : mm->scratch_n;
-  int64_t i, jb, j, s, p;
+  const int64_t step_m = mm->in_place && mm->a_form == MLKI_A_IS ? i1 - i0 : mm->in_place || rolls ? MLKI_MC : mm->scratch_m, step_n = mm->in_place || rolls ? j1 - j0 : mm->scratch_n;
+  int64_t i, jb, j, s;
   for (i = i0; i < i1; i += step_m) {
-    const int64_t rows = mlki_min(step_m, i1 - i), height = mlki_panel_rows(rows, mm->row->mr);
+    const int64_t rows = mlki_min(step_m, i1 - i);
     for (jb = j0; jb < j1; jb += step_n) {
       const int64_t end = mlki_min(jb + step_n, j1);
       for (s = 0; s == 0 || s < mm->k; s += MLK_SEGMENT) {
         const int64_t kc = mlki_min(mm->k - s, MLK_SEGMENT);
         const int last = s + kc >= mm->k;
-        if (mm->pack_a)
-          for (p = 0; p < rows; p += height) {
-            const int64_t h = mlki_min(height, rows - p);
-            mm->row->pack(job->pack_a + p * kc, h, h, kc, job->a.p + (i + p) * job->a.rs + s * job->a.cs, job->a.rs, job->a.cs);
-          }
+        mlki_matmul_bring_a(job, i, rows, s, kc);
         for (j = jb; j < end; j += mm->nc) {
           const int64_t cols = mlki_min(mm->nc, end - j);
           float *c = mm->in_place ? job->e.d.p + i * job->e.d.rs + j : rolls ? job->scratch : job->scratch + (j - jb);
           const int64_t c_rs = mm->in_place ? job->e.d.rs : mm->scratch_n;
           if (mm->pack_b) mlki_matmul_pack_columns(mm->row, job->pack_b, &job->b, s, kc, j, cols);
-          mlki_matmul_strips(job, mm->pack_a ? job->pack_a : NULL, i, rows, j, cols, s, kc, c, c_rs, rolls, last);
+          mlki_matmul_strips(job, i, rows, j, cols, s, kc, c, c_rs, rolls, last);
         }
       }
     }
@@ -2374,7 +2451,7 @@ static void mlki_matmul_task(void *arg, int index) {
   mlki_matmul_job job;
   int64_t at;
   job.mm = mm;
-  job.pack_a = workspace, job.pack_b = workspace + mm->floats_a, job.scratch = workspace + mm->floats_a + mm->floats_b;
+  job.block_a = workspace, job.pack_b = workspace + mm->floats_a, job.scratch = workspace + mm->floats_a + mm->floats_b;
   for (;;) {
     const int64_t first = (mm->tasks == 1 ? mm->next++ : mlki_take(&mm->next)) * run, end = mlki_min(first + run, mm->items);
     if (first >= mm->items) break;
@@ -2437,8 +2514,9 @@ static mlk_status mlki_matmul_check_packed(mlk_context *ctx, const mlk_packed *p
   if (!p->data) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: data is NULL; fill it with mlk_matmul_pack");
   if ((uintptr_t)p->data % MLKI_ALIGN)
     return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: data is not aligned to %d bytes; was the buffer moved?", MLKI_ALIGN);
-  if (p->isa != (int32_t)ctx->row->isa || p->panel != (int32_t)nr || p->dtype != MLK_F32)
-    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: packed by an %s context, but this one runs %s; pack it again",
+  if (p->dtype != MLK_F32) return mlki_fail(ctx, MLK_ERR_DTYPE, "packed_b: dtype is %d, but must be f32 (%d)", (int)p->dtype, MLK_F32);
+  if (p->isa != (int32_t)ctx->row->isa || p->panel != (int32_t)nr)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: packed for %s, but this context runs %s; pack it again",
                      p->isa > 0 && p->isa < MLK_ISA_COUNT ? mlki_isa_names[p->isa] : "unknown", mlki_isa_names[ctx->row->isa]);
   if (p->k != k || p->n != n)
     return mlki_fail(ctx, MLK_ERR_SHAPE, "packed_b: matrix is %lld x %lld, but must be %lld x %lld", (long long)p->k, (long long)p->n,
@@ -2449,12 +2527,12 @@ static mlk_status mlki_matmul_check_packed(mlk_context *ctx, const mlk_packed *p
   return MLK_OK;
 }
 
-/* An optional operand of the epilogue: absent when data is NULL and it has no axes. */
+/* An optional operand of the epilogue. */
 static mlk_status mlki_matmul_extra(mlk_context *ctx, const char *name, mlk_tensor *t, mlki_extent *extent, const mlk_tensor *d,
                                     mlki_mat *out) {
   mlk_status status;
   out->p = NULL, out->rs = out->cs = 0;
-  if (!t->data && t->rank == 0) return MLK_OK;
+  if (!t->data) return MLK_OK;
   status = mlki_check_tensor(ctx, name, t, MLK_F32, 1, MLK_MAX_RANK, extent);
   return status ? status : mlki_broadcast(ctx, name, t, d->shape, d->rank, out);
 }
@@ -2513,6 +2591,7 @@ static mlk_status mlki_matmul_prepare(mlk_context *ctx, const mlk_matmul_desc *d
   mm->flops = (uint64_t)flops;
   count = t.ed.count + (mm->e.alpha == 0.0f ? 0 : t.ea.count + t.eb.count) + (mm->e.c.p ? t.ec.count : 0) +
           (mm->e.bias.p ? t.ebias.count : 0) + (mm->e.residual.p ? t.eresidual.count : 0) + (mm->e.preact.p ? t.epreact.count : 0);
+  if (count > INT64_MAX / 4) return mlki_fail(ctx, MLK_ERR_SIZE, "d: the bytes of all operands do not fit in 63 bits");
   mm->bytes = 4u * (uint64_t)count;
   if (mm->e.alpha == 0.0f) mm->k = 0, mm->panels = NULL; /* A and B are not read */
 
@@ -2938,7 +3017,7 @@ static mlk_status mlki_knn_block(mlk_context *ctx, mlki_knn *knn) {
   knn->block_queries = mlki_min(knn->block_queries, mlki_max(knn->task_queries, 1));
   if (knn->variant == MLKI_KNN_REFERENCE) knn->block_queries = 1;
   /* base rows packed at a time: half of level 2 */
-  knn->block_rows = mlki_max(mlki_min(ctx->l2_bytes / 2 / (4 * mlki_max(knn->d, 1)), 4096) / nr, 1) * nr;
+  knn->block_rows = mlki_max(mlki_min(ctx->l2_bytes / 8 / mlki_max(knn->d, 1), 4096) / nr, 1) * nr;
   knn->block_rows = mlki_min(knn->block_rows, mlki_round_up(mlki_max(knn->n, 1), nr));
 
   if (mlki_mul_overflows(knn->block_queries, knn->kept, &entries) || mlki_mul_overflows(entries, (int64_t)sizeof(mlki_neighbour), &bytes) ||
@@ -3033,14 +3112,14 @@ static mlk_status mlki_knn_prepare_call(mlk_context *ctx, const mlk_knn_desc *de
   knn->row = ctx->row, knn->metric = desc->metric;
   knn->nq = queries.shape[0], knn->n = base.shape[0], knn->d = base.shape[1];
   knn->k = desc->k, knn->kept = mlki_min(desc->k, knn->n), knn->first_id = desc->first_id;
-  if (desc->first_id < 0 || mlki_add_overflows(desc->first_id, knn->n, &last))
+  if (desc->first_id < 0 || mlki_add_overflows(desc->first_id, mlki_max(knn->n - 1, 0), &last))
     return mlki_fail(ctx, MLK_ERR_SIZE, "first_id: is %lld; it and the last row number must be 0 to 2^63 - 1", (long long)desc->first_id);
   if ((status = mlki_knn_output(ctx, "ids", &ids, MLK_I64, knn->nq, knn->k, &ei)) != MLK_OK) return status;
   if ((status = mlki_check_apart(ctx, "ids", &ids, &ei, "queries", &queries, &eq)) != MLK_OK) return status;
   if ((status = mlki_check_apart(ctx, "ids", &ids, &ei, "base", &base, &ex)) != MLK_OK) return status;
   knn->ids = (int64_t *)ids.data, knn->ids_rs = ids.stride[0];
   ed.count = 0;
-  if (distances.data || distances.rank) {
+  if (distances.data) {
     if ((status = mlki_knn_output(ctx, "distances", &distances, MLK_F32, knn->nq, knn->k, &ed)) != MLK_OK) return status;
     if ((status = mlki_check_apart(ctx, "distances", &distances, &ed, "queries", &queries, &eq)) != MLK_OK) return status;
     if ((status = mlki_check_apart(ctx, "distances", &distances, &ed, "base", &base, &ex)) != MLK_OK) return status;
