@@ -144,6 +144,7 @@ typedef enum kind {
   OFFSET_1E7,     /* a unit in the last place is 1 */
   ZERO_PADDED,    /* the last three quarters of the columns are zero */
   IMPROVING,      /* each row beats all before it, for every query */
+  WORSENING,      /* none does */
   ALL_EQUAL,      /* one row, N times */
   NEAR_IDENTICAL, /* rows one unit in the last place apart in one column */
   DENORMALS,      /* elements, or their squares, below the normal range */
@@ -154,15 +155,17 @@ typedef enum kind {
   ZERO_VECTORS,
   MIXED_SCALES, /* row norms from 2^-40 to 2^40 */
   EDGE_SCALES,  /* row norms from 2^-75 to 2^75: squares overflow and underflow */
-  TINY,         /* squares are a few hundred times the least denormal */
+  TINY,         /* squares are a few times the least denormal */
+  TINY_ROWS,    /* near-identical rows whose squared norms vanish, and usual queries */
   KINDS
 } kind;
 
 static const char *kind_name(kind k) {
   static const char *const names[KINDS] = {
-      "uniform",     "clustered", "integers",     "duplicates",     "offset 1e4",  "offset 1e6",    "offset 1e7",
-      "zero-padded", "improving", "all equal",    "near-identical", "denormals",   "norm overflow", "largest",
-      "infinities",  "nans",      "zero vectors", "mixed scales",   "edge scales", "tiny"};
+      "uniform",      "clustered",     "integers",  "duplicates", "offset 1e4", "offset 1e6",
+      "offset 1e7",   "zero-padded",   "improving", "worsening",  "all equal",  "near-identical",
+      "denormals",    "norm overflow", "largest",   "infinities", "nans",       "zero vectors",
+      "mixed scales", "edge scales",   "tiny",      "tiny rows"};
   return names[k];
 }
 
@@ -181,7 +184,7 @@ static float draw(mlkt_rng *rng, kind k) {
   case OFFSET_1E6: return 1e6f + mlkt_unit(rng);
   case OFFSET_1E7: return 1e7f + (float)mlkt_int(rng, 0, 3);
   case DENORMALS: return ldexpf(mlkt_signed(rng), -(int)mlkt_int(rng, 60, 148));
-  case TINY: return ldexpf(mlkt_signed(rng), -70);
+  case TINY: return ldexpf(mlkt_signed(rng), -73);
   case NORM_OVERFLOW: return ldexpf((float)(8388608 + mlkt_int(rng, 0, 7)), 55); /* 2^78, 8 neighbours */
   case LARGEST: return mlkt_int(rng, 0, 7) ? FLT_MAX * (1.0f - 0.5f * mlkt_unit(rng)) : -FLT_MAX;
   default: return mlkt_signed(rng);
@@ -215,10 +218,12 @@ static void fill(mlkt_rng *rng, kind k, mlk_metric metric, float *q, int64_t que
     for (i = 0; i < xn; i++)
       if (i % dim >= (dim + 3) / 4) x[i] = 0.0f;
     break;
-  case IMPROVING: /* along a ray: away from the queries for L2, with growing length or shrinking angle otherwise */
+  case IMPROVING:
+  case WORSENING: /* along a ray: away from the queries for L2, with growing length or shrinking angle otherwise */
     for (i = 0; i < qn; i++) q[i] = (i % dim == 0 ? 1.0f : 0.5f) + TINY_SPREAD * TINY_SPREAD * q[i];
     for (i = 0; i < xn; i++) {
-      const float step = (float)(rows - i / dim) / (float)rows, first = i % dim == 0 ? 1.0f : 0.5f;
+      const float step = (float)(k == IMPROVING ? rows - i / dim : i / dim + 1) / (float)rows,
+                  first = i % dim == 0 ? 1.0f : 0.5f;
       if (metric == MLK_INNER_PRODUCT)
         x[i] = first * (2.0f - step);
       else
@@ -239,6 +244,10 @@ static void fill(mlkt_rng *rng, kind k, mlk_metric metric, float *q, int64_t que
       float *one = q + i * dim + mlkt_int(rng, 0, dim - 1);
       *one = nextafterf(*one, 2.0f);
     }
+    break;
+  case TINY_ROWS:
+    for (i = dim; i < xn; i++) x[i] = x[i % dim];
+    for (i = 0; i < xn; i++) x[i] = ldexpf(x[i] + (float)mlkt_int(rng, -2, 2) / 8388608.0f, -80);
     break;
   case LARGEST: /* some queries are rows, so that finite distances occur too */
     for (i = 0; rows && i < queries; i += 2)
@@ -486,7 +495,8 @@ static const int64_t dims[] = {0,  1,  2,   3,   7,   8,   15,  16,  17,  31,  3
                                33, 64, 100, 128, 255, 256, 511, 512, 513, 784, 1030};
 static const int64_t row_counts[] = {0, 1, 2, 5, 31, 32, 33, 47, 48, 100, 257, 1000, 4099};
 static const int64_t query_counts[] = {0, 1, 2, 3, 5, 7, 8, 9, 13, 14, 15, 16, 17, 33, 64, 130, 300};
-static const int64_t k_values[] = {0, 1, 2, 5, 10, 16, 17, 33, 64, 100, 1500, -1, -4}; /* -1: N, -4: N + 3 */
+static const int64_t k_values[] = {0,   1,   2,   5,   10,  16,   17, 33, 64,
+                                   100, 193, 257, 385, 513, 1500, -1, -4}; /* -1: N, -4: N + 3 */
 
 enum axis { AXIS_DIM, AXIS_ROWS, AXIS_QUERIES, AXIS_K, AXIS_METRIC, AXIS_KIND, AXIS_Q_LAYOUT, AXIS_X_LAYOUT, AXES };
 
@@ -697,7 +707,7 @@ static void test_knn_filter(void) {
         if (mlkt_opt.quick && (data + m + w) % 3) continue;
         p = problem_random(&rng, (kind)data, (mlk_metric)m, queries, rows, dims_here[w]);
         for (r = 0; r < rows_of_kernels; r++) {
-          const int64_t k = (data + w + r) % 2 ? 1 : 6;
+          const int64_t ks[] = {1, 6, 193, 257, 385, 513}, k = ks[(data + m + 2 * w + r) % 6];
           mlk_context *ctx = crew_get(&c, isas[r], 1 + r % 2, 1);
           mlkt_note("Q %ld, N %ld, D %ld, k %ld, %s, %s, isa %s", (long)queries, (long)rows, (long)p.dim, (long)k,
                     metric_name(p.metric), kind_name((kind)data), mlk_isa_name(isas[r]));
