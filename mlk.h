@@ -69,8 +69,9 @@
 
    PLAN        mlk_X_plan(ctx, &desc, &plan) checks the same arguments as mlk_X and tells what would run: backend,
                instruction set, variant, threads, exact FLOPs, least bytes, workspace bytes, and, once
-               mlk_measure(ctx) has measured this machine's ceilings, a predicted time. It touches no operand and
-               allocates nothing. Operand data may then be any non-null pointer.
+               mlk_measure(ctx) has measured this machine's ceilings, a predicted time. It touches no operand,
+               allocates nothing and does not look for overlap, so operand data may be any non-null pointer; only
+               whether D is the same view as C or residual counts.
 
    NUMERICS    Strict mode (the default) gives the same bits for any thread count, instruction set, tile size,
                batch position and workspace. NaNs are NaNs everywhere; their sign and payload are not promised.
@@ -229,7 +230,7 @@ typedef struct mlk_info {
 
 typedef struct mlk_plan {
   uint64_t flops;           /* floating-point operations of the definition; a multiply-add counts two */
-  uint64_t bytes;           /* every operand element moved once: the least traffic with memory */
+  uint64_t bytes;           /* every operand element moved once (C and D are two operands): the least traffic */
   uint64_t workspace_bytes; /* the workspace the call uses; mlk_reserve takes it as it is */
   const char *backend, *isa, *variant;
   int threads;    /* tasks the call will make */
@@ -775,9 +776,10 @@ static int64_t mlki_l2_bytes(void) { return 0; }
 
 /* >>tensor ------------------------------------------------------------------------------------------------------- */
 
-/* The elements a view reaches, relative to data: offsets low .. high, both included; count 0: none. */
+/* The elements a view reaches, relative to data: offsets low .. high, both included; count 0: none. stored: without the axes of
+   stride 0, which repeat the same elements. */
 typedef struct mlki_extent {
-  int64_t low, high, count;
+  int64_t low, high, count, stored;
 } mlki_extent;
 
 /* Checks a tensor argument and makes its strides explicit. An empty tensor may have data NULL. */
@@ -800,8 +802,11 @@ static mlk_status mlki_check_tensor(mlk_context *ctx, const char *name, mlk_tens
       return mlki_fail(ctx, MLK_ERR_SIZE, "%s: the number of elements from axis %d on does not fit in 63 bits", name, i);
     dense &= t->stride[i] == 0;
   }
-  for (i = 0; i < t->rank; i++)
+  for (i = 0; i < t->rank; i++) {
     if (t->shape[i] == 0) count = 0;
+    if (t->shape[i] > INT64_MAX / 8)
+      return mlki_fail(ctx, MLK_ERR_SIZE, "%s: size of axis %d is %lld, but must be below 2^60", name, i, (long long)t->shape[i]);
+  }
   if (dense) *t = mlki_explicit_strides(*t);
   for (i = 0; i < t->rank && count; i++) {
     int64_t reach;
@@ -816,7 +821,9 @@ static mlk_status mlki_check_tensor(mlk_context *ctx, const char *name, mlk_tens
     return mlki_fail(ctx, MLK_ERR_SIZE, "%s: the bytes it spans do not fit in 63 bits", name);
   if (!t->data && count)
     return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: data is NULL, but the argument is required", name);
-  extent->low = low, extent->high = high, extent->count = count;
+  extent->low = low, extent->high = high, extent->count = extent->stored = count;
+  for (i = 0; i < t->rank && count; i++)
+    if (t->stride[i] == 0) extent->stored /= t->shape[i];
   return MLK_OK;
 }
 
@@ -1310,6 +1317,8 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
 #define mlki_v_transpose MLKI_FN(mlki_v_transpose)
 #define mlki_v_sum16    MLKI_FN(mlki_v_sum16)
 
+#define MLKI_SWEEP 8 /* rows of B that a sweep reads side by side */
+
 /* How a strip's sums meet what is in C: a chain from zero that replaces C; the chain that C holds, continued; a chain from zero that
    is added to C (the next segment). */
 typedef enum mlki_chain { MLKI_START, MLKI_CONTINUE, MLKI_ADD } mlki_chain;
@@ -1351,6 +1360,7 @@ struct mlki_kernels {
   void (*pack)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws, int64_t ks);
   void (*pack_panels)(float *to, int64_t cols, int64_t k, const float *from, int64_t ws, int64_t ks);
   void (*strip)(const mlki_strip *s);
+  void (*sweep)(const mlki_strip *s); /* a strip of MLKI_SWEEP terms and whole panels of columns, START or CONTINUE */
   /* rows x cols sums at acc, placed at (i0, j0) of the matrices of e */
   void (*epilogue)(const mlki_epilogue *e, const float *acc, int64_t acc_rs, int64_t i0, int64_t j0, int64_t rows, int64_t cols);
   /* c += t, n floats */
@@ -1715,6 +1725,51 @@ MLKI_KERNEL void MLKI_FN(mlki_strip_any)(const mlki_strip *s) {
   }
 }
 
+/* MLKI_SWEEP terms for rows (a constant) of C at once: C is the chain so far, or starts it. For B that is not packed and comes from memory:
+   its rows are read side by side, and the next ones are asked for. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_sweep_rows)(const int rows, const mlki_strip *s) {
+  const int64_t a_rs = s->a_rs, a_cs = s->a_cs, b_rs = s->b_rs, c_rs = s->c_rs;
+  int64_t j;
+  int i, v, p;
+  for (j = 0; j + MLKI_NR <= s->cols; j += MLKI_NR) {
+    mlki_vec acc[MLKI_MR][MLKI_NV];
+    MLKI_UNROLL for (i = 0; i < rows; i++) {
+      MLKI_UNROLL for (v = 0; v < MLKI_NV; v++)
+        acc[i][v] = s->chain == MLKI_START ? mlki_v_zero() : mlki_v_load(s->c + i * c_rs + j + v * MLKI_LANES);
+    }
+    MLKI_UNROLL for (p = 0; p < MLKI_SWEEP; p++) {
+      const float *b = s->b + p * b_rs + j;
+      mlki_vec bv[MLKI_NV];
+      MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) {
+        MLKI_PREFETCH(b + MLKI_SWEEP * b_rs + v * MLKI_LANES);
+        bv[v] = mlki_v_load(b + v * MLKI_LANES);
+      }
+      MLKI_UNROLL for (i = 0; i < rows; i++) {
+        const mlki_vec av = mlki_v_set1(s->a[i * a_rs + p * a_cs]);
+        MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) acc[i][v] = mlki_v_fma(av, bv[v], acc[i][v]);
+      }
+    }
+    MLKI_UNROLL for (i = 0; i < rows; i++) {
+      MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) mlki_v_store(s->c + i * c_rs + j + v * MLKI_LANES, acc[i][v]);
+    }
+  }
+}
+
+#define MLKI_SWEEP_CASE(r)                                                                                             \
+  case r:                                                                                                              \
+    if (r <= MLKI_MR) MLKI_FN(mlki_sweep_rows)(r > MLKI_MR ? 1 : r, s);                                                \
+    break;
+
+/* Needs k == MLKI_SWEEP and cols a multiple of NR; else the strip does the same. */
+MLKI_KERNEL void MLKI_FN(mlki_sweep_any)(const mlki_strip *s) {
+  switch (s->rows) {
+    MLKI_SWEEP_CASE(1) MLKI_SWEEP_CASE(2) MLKI_SWEEP_CASE(3) MLKI_SWEEP_CASE(4) MLKI_SWEEP_CASE(5)
+    MLKI_SWEEP_CASE(6) MLKI_SWEEP_CASE(7) MLKI_SWEEP_CASE(8) MLKI_SWEEP_CASE(9) MLKI_SWEEP_CASE(10)
+    MLKI_SWEEP_CASE(11) MLKI_SWEEP_CASE(12) MLKI_SWEEP_CASE(13) MLKI_SWEEP_CASE(14)
+  default: break;
+  }
+}
+
 /* The end of a matrix product, in the order of NUMERICS. */
 MLKI_KERNEL void MLKI_FN(mlki_epilogue_tile)(const mlki_epilogue *e, const float *acc, int64_t acc_rs, int64_t i0, int64_t j0,
                                              int64_t rows, int64_t cols) {
@@ -1953,6 +2008,7 @@ static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(mlki_pack),
     MLKI_FN(mlki_pack_panels),
     MLKI_FN(mlki_strip_any),
+    MLKI_FN(mlki_sweep_any),
     MLKI_FN(mlki_epilogue_tile),
     MLKI_FN(mlki_add),
     MLKI_FN(mlki_pairs),
@@ -2132,9 +2188,8 @@ static void mlki_fill_plan(const mlk_context *ctx, mlk_plan *plan, uint64_t flop
 #define MLKI_MC            1344 /* rows of A packed at a time: at most 2.6 MiB, a share of level 3; a multiple of every MR */
 #define MLKI_SCRATCH_M     336  /* sums that cannot stay in D, because D is also read, live in a scratch of this many rows */
 #define MLKI_SCRATCH_N     1024 /* and columns */
-#define MLKI_SKINNY_K      8    /* rows of B that a skinny product passes over at once */
 #define MLKI_SKINNY_PANEL  128  /* terms of a panel of B that is packed just in time */
-#define MLKI_SKINNY_FLOATS 32768  /* sums in flight */
+#define MLKI_SKINNY_FLOATS 8192 /* sums in flight: 32 KiB */
 #define MLKI_TASK_WORK     (1 << 18) /* multiply-adds that pay for one more thread */
 
 /* What becomes of A: used where it is; a block of it copied as rows that do not conflict; packed as panels of MR rows. */
@@ -2370,12 +2425,24 @@ static void mlki_matmul_blocked(const mlki_matmul_job *job, int64_t i0, int64_t 
   }
 }
 
+/* A strip whose whole panels are swept where the number of terms allows it. */
+static void mlki_matmul_sweep(const mlki_matmul *mm, const mlki_strip *strip) {
+  mlki_strip part = *strip;
+  if (!mm->pack_b && !mm->panels && strip->k == MLKI_SWEEP && strip->cols >= mm->row->nr) {
+    part.cols = strip->cols / mm->row->nr * mm->row->nr;
+    mm->row->sweep(&part);
+    part.b += part.cols, part.c += part.cols;
+    part.cols = strip->cols - part.cols;
+  }
+  if (part.cols) mm->row->strip(&part);
+}
+
 /* All rows (at most 2 MR) x columns [j, j + cols): B is passed over once, a few rows or one narrow panel at a time, while the sums of
    the current segment wait in level 1 or 2. total: sums of finished segments; chain: the running segment when it is not the first. */
 static void mlki_matmul_skinny_columns(const mlki_matmul_job *job, int64_t j, int64_t cols) {
   const mlki_matmul *mm = job->mm;
   const int64_t height = mlki_panel_rows(mm->m, mm->row->mr);
-  const int64_t step = mm->pack_b ? MLKI_SKINNY_PANEL : mm->panels ? MLK_SEGMENT : MLKI_SKINNY_K;
+  const int64_t step = mm->pack_b ? MLKI_SKINNY_PANEL : mm->panels ? MLK_SEGMENT : MLKI_SWEEP;
   float *total = mm->in_place ? job->e.d.p + j : job->scratch;
   const int64_t total_rs = mm->in_place ? job->e.d.rs : mm->scratch_n;
   float *chain = mm->in_place ? job->scratch : job->scratch + mm->m * mm->scratch_n;
@@ -2400,7 +2467,7 @@ static void mlki_matmul_skinny_columns(const mlki_matmul_job *job, int64_t j, in
         strip.rows = mlki_min(height, mm->m - i);
         strip.a = job->a.p + i * job->a.rs + p * job->a.cs;
         strip.c = (s ? chain : total) + i * strip.c_rs;
-        mm->row->strip(&strip);
+        mlki_matmul_sweep(mm, &strip);
       }
     }
     for (i = 0; i < mm->m && s; i++) mm->row->add(total + i * total_rs, chain + i * mm->scratch_n, cols);
@@ -2490,7 +2557,7 @@ static mlk_status mlki_matmul_check_alias(mlk_context *ctx, const mlki_matmul_ar
     const mlki_extent *extent;
     int same_allowed, present;
   } in[] = {{"a", &t->a, &t->ea, 0, 1},
-            {"b", &t->b, &t->eb, 0, !mm->panels},
+            {mm->panels ? "packed_b" : "b", &t->b, &t->eb, 0, 1},
             {"c", &t->c, &t->ec, 1, mm->e.c.p != NULL},
             {"bias", &t->bias, &t->ebias, 0, mm->e.bias.p != NULL},
             {"residual", &t->residual, &t->eresidual, 1, mm->e.residual.p != NULL}};
@@ -2537,7 +2604,8 @@ static mlk_status mlki_matmul_extra(mlk_context *ctx, const char *name, mlk_tens
   return status ? status : mlki_broadcast(ctx, name, t, d->shape, d->rank, out);
 }
 
-static mlk_status mlki_matmul_prepare(mlk_context *ctx, const mlk_matmul_desc *desc, mlki_matmul *mm) {
+/* run: 0 for a plan, which does not look for overlap. */
+static mlk_status mlki_matmul_prepare(mlk_context *ctx, const mlk_matmul_desc *desc, int run, mlki_matmul *mm) {
   mlki_matmul_args t;
   mlk_status status;
   int64_t count, flops;
@@ -2561,7 +2629,9 @@ static mlk_status mlki_matmul_prepare(mlk_context *ctx, const mlk_matmul_desc *d
     if ((status = mlki_matmul_check_packed(ctx, desc->packed_b, mm->k, mm->n)) != MLK_OK) return status;
     mm->panels = (const float *)desc->packed_b->data;
     memset(&mm->b, 0, sizeof mm->b);
-    t.eb.count = mm->k * mm->n;
+    t.b = mlk_f32((const float *)desc->packed_b->data, desc->packed_b->bytes / 4);
+    t.eb.low = 0, t.eb.high = (int64_t)(desc->packed_b->bytes / 4) - 1, t.eb.count = mm->k * mm->n, t.eb.stored = t.eb.count;
+    t.b.stride[0] = 1;
   } else {
     if ((status = mlki_check_tensor(ctx, "b", &t.b, MLK_F32, 2, MLK_MAX_RANK, &t.eb)) != MLK_OK) return status;
     if ((status = mlki_matmul_operand(ctx, "b", &t.b, &t.d, mm->k, mm->n, &mm->b)) != MLK_OK) return status;
@@ -2583,22 +2653,21 @@ static mlk_status mlki_matmul_prepare(mlk_context *ctx, const mlk_matmul_desc *d
   mm->e.activation = desc->activation;
   if (mm->e.beta == 0.0f) mm->e.c.p = NULL;
   else if (!mm->e.c.p) mm->e.c = mm->e.d, t.c = t.d, t.ec = t.ed;
-  if ((status = mlki_matmul_check_alias(ctx, &t, mm)) != MLK_OK) return status;
+  if (run && (status = mlki_matmul_check_alias(ctx, &t, mm)) != MLK_OK) return status;
 
   if (mlki_mul_overflows(t.ed.count, mm->k, &flops) || mlki_mul_overflows(flops, 2, &flops))
     return mlki_fail(ctx, MLK_ERR_SIZE, "d: the number of operations, 2 x %lld elements x K = %lld, does not fit in 63 bits",
                      (long long)t.ed.count, (long long)mm->k);
   mm->flops = (uint64_t)flops;
-  count = t.ed.count + (mm->e.alpha == 0.0f ? 0 : t.ea.count + t.eb.count) + (mm->e.c.p ? t.ec.count : 0) +
-          (mm->e.bias.p ? t.ebias.count : 0) + (mm->e.residual.p ? t.eresidual.count : 0) + (mm->e.preact.p ? t.epreact.count : 0);
+  count = t.ed.count + (mm->e.alpha == 0.0f ? 0 : t.ea.stored + t.eb.stored) + (mm->e.c.p ? t.ec.stored : 0) +
+          (mm->e.bias.p ? t.ebias.stored : 0) + (mm->e.residual.p ? t.eresidual.stored : 0) + (mm->e.preact.p ? t.epreact.count : 0);
   if (count > INT64_MAX / 4) return mlki_fail(ctx, MLK_ERR_SIZE, "d: the bytes of all operands do not fit in 63 bits");
   mm->bytes = 4u * (uint64_t)count;
   if (mm->e.alpha == 0.0f) mm->k = 0, mm->panels = NULL; /* A and B are not read */
 
   mm->plain = mm->e.alpha == 1.0f && !mm->e.c.p && !mm->e.bias.p && !mm->e.residual.p && !mm->e.preact.p && !desc->activation;
   if (!mm->panels && ((mm->e.d.cs != 1 && mm->e.d.rs == 1) || (mm->n == 1 && mm->m > 1))) mlki_matmul_transpose(mm);
-  mm->in_place = mm->e.d.cs == 1 && (mm->plain || !((mm->e.c.p && mlki_overlap(&t.d, &t.ed, &t.c, &t.ec)) ||
-                                                    (mm->e.residual.p && mlki_overlap(&t.d, &t.ed, &t.residual, &t.eresidual))));
+  mm->in_place = mm->e.d.cs == 1 && !(mm->e.c.p && mlki_same_view(&t.d, &t.c)) && !(mm->e.residual.p && mlki_same_view(&t.d, &t.residual));
   mlki_matmul_block(ctx, mm);
   return MLK_OK;
 }
@@ -3079,9 +3148,9 @@ static mlk_status mlki_knn_output(mlk_context *ctx, const char *name, mlk_tensor
   return mlki_check_output(ctx, name, t, extent);
 }
 
-static mlk_status mlki_check_apart(mlk_context *ctx, const char *name, const mlk_tensor *out, const mlki_extent *extent,
+static mlk_status mlki_check_apart(mlk_context *ctx, int run, const char *name, const mlk_tensor *out, const mlki_extent *extent,
                                    const char *other_name, const mlk_tensor *other, const mlki_extent *other_extent) {
-  if (!mlki_overlap(out, extent, other, other_extent)) return MLK_OK;
+  if (!run || !mlki_overlap(out, extent, other, other_extent)) return MLK_OK;
   return mlki_fail(ctx, MLK_ERR_ALIAS, "%s: overlaps %s", name, other_name);
 }
 
@@ -3098,7 +3167,7 @@ static mlk_status mlki_check_metric(mlk_context *ctx, mlk_metric metric) {
   return mlki_fail(ctx, MLK_ERR_ARGUMENT, "metric: is %d, but must be 0 to %d", (int)metric, MLK_METRIC_COUNT - 1);
 }
 
-static mlk_status mlki_knn_prepare_call(mlk_context *ctx, const mlk_knn_desc *desc, mlki_knn *knn) {
+static mlk_status mlki_knn_prepare_call(mlk_context *ctx, const mlk_knn_desc *desc, int run, mlki_knn *knn) {
   mlk_tensor queries, base, ids, distances;
   mlki_extent eq, ex, ei, ed;
   mlk_status status;
@@ -3115,20 +3184,20 @@ static mlk_status mlki_knn_prepare_call(mlk_context *ctx, const mlk_knn_desc *de
   if (desc->first_id < 0 || mlki_add_overflows(desc->first_id, mlki_max(knn->n - 1, 0), &last))
     return mlki_fail(ctx, MLK_ERR_SIZE, "first_id: is %lld; it and the last row number must be 0 to 2^63 - 1", (long long)desc->first_id);
   if ((status = mlki_knn_output(ctx, "ids", &ids, MLK_I64, knn->nq, knn->k, &ei)) != MLK_OK) return status;
-  if ((status = mlki_check_apart(ctx, "ids", &ids, &ei, "queries", &queries, &eq)) != MLK_OK) return status;
-  if ((status = mlki_check_apart(ctx, "ids", &ids, &ei, "base", &base, &ex)) != MLK_OK) return status;
+  if ((status = mlki_check_apart(ctx, run, "ids", &ids, &ei, "queries", &queries, &eq)) != MLK_OK) return status;
+  if ((status = mlki_check_apart(ctx, run, "ids", &ids, &ei, "base", &base, &ex)) != MLK_OK) return status;
   knn->ids = (int64_t *)ids.data, knn->ids_rs = ids.stride[0];
   ed.count = 0;
   if (distances.data) {
     if ((status = mlki_knn_output(ctx, "distances", &distances, MLK_F32, knn->nq, knn->k, &ed)) != MLK_OK) return status;
-    if ((status = mlki_check_apart(ctx, "distances", &distances, &ed, "queries", &queries, &eq)) != MLK_OK) return status;
-    if ((status = mlki_check_apart(ctx, "distances", &distances, &ed, "base", &base, &ex)) != MLK_OK) return status;
-    if ((status = mlki_check_apart(ctx, "distances", &distances, &ed, "ids", &ids, &ei)) != MLK_OK) return status;
+    if ((status = mlki_check_apart(ctx, run, "distances", &distances, &ed, "queries", &queries, &eq)) != MLK_OK) return status;
+    if ((status = mlki_check_apart(ctx, run, "distances", &distances, &ed, "base", &base, &ex)) != MLK_OK) return status;
+    if ((status = mlki_check_apart(ctx, run, "distances", &distances, &ed, "ids", &ids, &ei)) != MLK_OK) return status;
     knn->distances = (float *)distances.data, knn->distances_rs = distances.stride[0];
   }
   if ((status = mlki_knn_cost(ctx, knn->nq, knn->n, knn->d, &flops)) != MLK_OK) return status;
   knn->flops = (uint64_t)flops;
-  knn->bytes = 4 * (uint64_t)(eq.count + ex.count + ed.count) + 8 * (uint64_t)ei.count;
+  knn->bytes = 4 * (uint64_t)(eq.stored + ex.stored + ed.count) + 8 * (uint64_t)ei.count;
   mlki_knn_constants(knn);
   return mlki_knn_block(ctx, knn);
 }
@@ -3191,7 +3260,7 @@ static void mlki_distances_task(void *arg, int index) {
     mlki_distances_step(dist, step * MLKI_DISTANCE_ROWS, mlki_min(dist->n - step * MLKI_DISTANCE_ROWS, MLKI_DISTANCE_ROWS), query, gathered);
 }
 
-static mlk_status mlki_distances_prepare(mlk_context *ctx, const mlk_distances_desc *desc, mlki_distances *dist) {
+static mlk_status mlki_distances_prepare(mlk_context *ctx, const mlk_distances_desc *desc, int run, mlki_distances *dist) {
   mlk_tensor queries, base, out;
   mlki_extent eq, ex, eo;
   mlki_carver carver = {NULL, 0};
@@ -3211,12 +3280,12 @@ static mlk_status mlki_distances_prepare(mlk_context *ctx, const mlk_distances_d
     return mlki_fail(ctx, MLK_ERR_SHAPE, "out: matrix is %lld x %lld, but must be Q x N = %lld x %lld", (long long)out.shape[0],
                      (long long)out.shape[1], (long long)dist->nq, (long long)dist->n);
   if ((status = mlki_check_output(ctx, "out", &out, &eo)) != MLK_OK) return status;
-  if ((status = mlki_check_apart(ctx, "out", &out, &eo, "queries", &queries, &eq)) != MLK_OK) return status;
-  if ((status = mlki_check_apart(ctx, "out", &out, &eo, "base", &base, &ex)) != MLK_OK) return status;
+  if ((status = mlki_check_apart(ctx, run, "out", &out, &eo, "queries", &queries, &eq)) != MLK_OK) return status;
+  if ((status = mlki_check_apart(ctx, run, "out", &out, &eo, "base", &base, &ex)) != MLK_OK) return status;
   if ((status = mlki_broadcast(ctx, "out", &out, out.shape, 2, &dist->out)) != MLK_OK) return status;
   if ((status = mlki_knn_cost(ctx, dist->nq, dist->n, dist->d, &flops)) != MLK_OK) return status;
   dist->flops = (uint64_t)flops;
-  dist->bytes = 4 * (uint64_t)(eq.count + ex.count + eo.count);
+  dist->bytes = 4 * (uint64_t)(eq.stored + ex.stored + eo.count);
   dist->steps = dist->nq ? mlki_ceil_div(dist->n, MLKI_DISTANCE_ROWS) : 0;
   work = (double)dist->nq * (double)dist->n * (double)dist->d;
   dist->tasks = (int)mlki_max(mlki_min(mlki_min(mlki_task_limit(ctx), (int64_t)(work / MLKI_TASK_WORK)), dist->steps), 1);
@@ -3340,7 +3409,7 @@ MLK_API mlk_status mlk_matmul_plan(mlk_context *ctx, const mlk_matmul_desc *desc
   mlk_status status;
   if (!ctx) return MLK_ERR_ARGUMENT;
   if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
-  if ((status = mlki_matmul_prepare(ctx, desc, &mm)) != MLK_OK) return status;
+  if ((status = mlki_matmul_prepare(ctx, desc, 0, &mm)) != MLK_OK) return status;
   mlki_fill_plan(ctx, plan, mm.flops, mm.bytes, 4 * (uint64_t)(mm.floats * mm.tasks), mm.tasks, mlki_matmul_variant_names[mm.variant]);
   return MLK_OK;
 }
@@ -3349,7 +3418,7 @@ MLK_API mlk_status mlk_matmul(mlk_context *ctx, const mlk_matmul_desc *desc) {
   mlki_matmul mm;
   mlk_status status;
   if (!ctx) return MLK_ERR_ARGUMENT;
-  if ((status = mlki_matmul_prepare(ctx, desc, &mm)) != MLK_OK) return status;
+  if ((status = mlki_matmul_prepare(ctx, desc, 1, &mm)) != MLK_OK) return status;
   if ((status = mlki_workspace(ctx, 4 * (uint64_t)(mm.floats * mm.tasks))) != MLK_OK) return status;
   mm.workspace = (float *)ctx->workspace;
   mm.next = 0;
@@ -3389,7 +3458,7 @@ MLK_API mlk_status mlk_knn_plan(mlk_context *ctx, const mlk_knn_desc *desc, mlk_
   mlk_status status;
   if (!ctx) return MLK_ERR_ARGUMENT;
   if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
-  if ((status = mlki_knn_prepare_call(ctx, desc, &knn)) != MLK_OK) return status;
+  if ((status = mlki_knn_prepare_call(ctx, desc, 0, &knn)) != MLK_OK) return status;
   mlki_fill_plan(ctx, plan, knn.flops, knn.bytes, knn.task_bytes * (uint64_t)knn.tasks, knn.tasks, mlki_knn_variant_names[knn.variant]);
   return MLK_OK;
 }
@@ -3398,7 +3467,7 @@ MLK_API mlk_status mlk_knn(mlk_context *ctx, const mlk_knn_desc *desc) {
   mlki_knn knn;
   mlk_status status;
   if (!ctx) return MLK_ERR_ARGUMENT;
-  if ((status = mlki_knn_prepare_call(ctx, desc, &knn)) != MLK_OK) return status;
+  if ((status = mlki_knn_prepare_call(ctx, desc, 1, &knn)) != MLK_OK) return status;
   if (knn.variant == MLKI_KNN_EMPTY) return MLK_OK;
   if ((status = mlki_workspace(ctx, knn.task_bytes * (uint64_t)knn.tasks)) != MLK_OK) return status;
   knn.workspace = (char *)ctx->workspace;
@@ -3412,7 +3481,7 @@ MLK_API mlk_status mlk_distances_plan(mlk_context *ctx, const mlk_distances_desc
   mlk_status status;
   if (!ctx) return MLK_ERR_ARGUMENT;
   if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
-  if ((status = mlki_distances_prepare(ctx, desc, &dist)) != MLK_OK) return status;
+  if ((status = mlki_distances_prepare(ctx, desc, 0, &dist)) != MLK_OK) return status;
   mlki_fill_plan(ctx, plan, dist.flops, dist.bytes, dist.task_bytes * (uint64_t)dist.tasks, dist.tasks,
                  dist.reference ? "reference" : "pairs");
   return MLK_OK;
@@ -3422,7 +3491,7 @@ MLK_API mlk_status mlk_distances(mlk_context *ctx, const mlk_distances_desc *des
   mlki_distances dist;
   mlk_status status;
   if (!ctx) return MLK_ERR_ARGUMENT;
-  if ((status = mlki_distances_prepare(ctx, desc, &dist)) != MLK_OK) return status;
+  if ((status = mlki_distances_prepare(ctx, desc, 1, &dist)) != MLK_OK) return status;
   if ((status = mlki_workspace(ctx, dist.task_bytes * (uint64_t)dist.tasks)) != MLK_OK) return status;
   dist.workspace = (char *)ctx->workspace;
   mlki_parallel_for(ctx, dist.tasks, mlki_distances_task, &dist);
