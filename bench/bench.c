@@ -14,7 +14,6 @@
 #include "mlk.h"
 
 #include <dlfcn.h>
-#include <glob.h>
 #include <sys/types.h>
 #include <sys/wait.h>
 #include <unistd.h>

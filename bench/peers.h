@@ -282,47 +282,30 @@ typedef struct cxx_string {
   char inside[16];
 } cxx_string;
 
-/* FAISS has no C interface in its package; its free functions do, once their mangled names are known. Its OpenMP runtime and
-   its OpenBLAS are its own copies. */
+/* FAISS has no C interface in its package; its free functions do, once their mangled names are known. Its OpenMP runtime and its
+   OpenBLAS are its own copies, which a look-up in libfaiss finds through its dependencies. */
 static int faiss_load(peer *p) {
-  cxx_string (*level)(void);
   const char *(*blas_core)(void);
-  void *library, *blas = NULL, *omp = NULL;
-  char pattern[1024];
-  glob_t found;
-  text(pattern, sizeof pattern, "%s/faiss/faiss_cpu.libs/*.so*", peers_dir);
-  memset(&found, 0, sizeof found);
-  if (glob(pattern, 0, NULL, &found) == 0) {
-    size_t i;
-    for (i = 0; i < found.gl_pathc; i++) {
-      const char *file = strrchr(found.gl_pathv[i], '/') + 1;
-      if (strncmp(file, "libopenblas", 11) == 0) {
-        openblas_core_type("faiss/faiss_cpu.libs", file, "openblas_get_corename");
-        blas = open_library("faiss/faiss_cpu.libs", file);
-      }
-      if (strncmp(file, "libgomp", 7) == 0) omp = open_library("faiss/faiss_cpu.libs", file);
-    }
-    globfree(&found);
-  }
+  cxx_string (*level)(void);
+  void *library;
+  openblas_core_type("faiss", "faiss/libfaiss.so", "openblas_get_corename");
   library = open_library("faiss", "faiss/libfaiss.so");
   if (!opt.keep_env) unsetenv("OPENBLAS_CORETYPE");
   if (!library) return peer_absent(p, "faiss", "faiss/libfaiss.so");
   if (!find_symbol(library, "_ZN5faiss9knn_L2sqrEPKfS1_mmmmPfPlS1_PKNS_10IDSelectorE", &faiss_only.knn_l2) ||
-      !find_symbol(library, "_ZN5faiss17knn_inner_productEPKfS1_mmmmPfPlPKNS_10IDSelectorE", &faiss_only.knn_ip))
+      !find_symbol(library, "_ZN5faiss17knn_inner_productEPKfS1_mmmmPfPlPKNS_10IDSelectorE", &faiss_only.knn_ip) ||
+      !find_symbol(library, "omp_set_num_threads", &faiss_omp_threads))
     return peer_absent(p, "faiss", "faiss/libfaiss.so");
   find_symbol(library, "_ZN5faiss14pairwise_L2sqrEllPKflS1_Pflll", &faiss_only.pairwise);
+  find_symbol(library, "openblas_set_num_threads", &faiss_blas_threads);
   peer_version(p, "faiss");
   if (find_symbol(library, "_ZN5faiss10SIMDConfig14get_level_nameB5cxx11Ev", &level)) {
     const cxx_string answer = level();
     if (answer.length < sizeof answer.inside) text(p->core, sizeof p->core, "%.*s", (int)answer.length, answer.inside);
   }
-  if (omp) find_symbol(omp, "omp_set_num_threads", &faiss_omp_threads);
-  if (blas) {
-    find_symbol(blas, "openblas_set_num_threads", &faiss_blas_threads);
-    if (find_symbol(blas, "openblas_get_corename", &blas_core)) {
-      const size_t used = strlen(p->core);
-      text(p->core + used, sizeof p->core - used, "%swith OpenBLAS %s", used ? ", " : "", blas_core());
-    }
+  if (find_symbol(library, "openblas_get_corename", &blas_core)) {
+    const size_t used = strlen(p->core);
+    text(p->core + used, sizeof p->core - used, ", its OpenBLAS: %s", blas_core());
   }
   return 1;
 }
@@ -359,19 +342,24 @@ static void peers_load(void) {
   }
 }
 
-/* The same number of threads for everybody. */
-static void peers_set_threads(int threads) {
-  if (openblas_threads) openblas_threads(threads);
-  if (mkl_threads) mkl_threads(threads);
-  if (blis_threads) blis_threads(threads);
-  if (faiss_omp_threads) faiss_omp_threads(threads);
-  if (faiss_blas_threads) faiss_blas_threads(threads);
-  if (tbb_create && tbb_destroy) {
+static void peer_set_threads(int which, int threads) {
+  if (which == OPENBLAS && openblas_threads) openblas_threads(threads);
+  if (which == MKL && mkl_threads) mkl_threads(threads);
+  if (which == BLIS && blis_threads) blis_threads(threads);
+  if (which == FAISS && faiss_omp_threads) faiss_omp_threads(threads);
+  if (which == FAISS && faiss_blas_threads) faiss_blas_threads(threads);
+  if (which == ONEDNN && tbb_create && tbb_destroy) {
     if (tbb_limited) tbb_destroy(&tbb_limit);
     tbb_limit.value = (size_t)threads, tbb_limit.reserved = 0, tbb_limit.parameter = 0;
     tbb_create(&tbb_limit);
     tbb_limited = 1;
   }
+}
+
+/* The same number of threads for everybody. */
+static void peers_set_threads(int threads) {
+  int i;
+  for (i = 0; i < PEER_COUNT; i++) peer_set_threads(i, threads);
 #ifdef _OPENMP
   omp_set_num_threads(threads); /* of a oneDNN that runs on the OpenMP of this process */
 #endif

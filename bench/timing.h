@@ -171,13 +171,14 @@ static void row_run(row *r) {
   /* The best of the row's probes is the ceiling; a median far below says that others took the machine away meanwhile. */
   if (probes_fma) {
     busy = median_of(probe_fma, rounds) < 0.8 * probe_fma[rounds - 1] || probe_fma[rounds - 1] < 0.7 * ceiling->fma_own;
-    fma = probe_fma[rounds - 1];
+    fma = probe_fma[rounds - 1] < 0.7 * ceiling->fma_own ? ceiling->fma_own : probe_fma[rounds - 1];
   } else {
     fma = ceiling ? ceiling->fma_mlk : 0;
   }
   if (r->bytes > 0) {
     median_of(probe_read, rounds);
     read = probe_read[rounds - 1];
+    if (ceiling && read < 0.7 * ceiling->read_own) read = ceiling->read_own, busy = 1;
   }
   if (fma > 0) roof = r->flops / fma;
   if (read > 0 && r->bytes / read > roof) roof = r->bytes / read;
