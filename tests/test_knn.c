@@ -46,7 +46,10 @@ REF_INLINE float ref_ip(const float *q, const float *x, int64_t dim) {
   int l;
   for (; j + LANES <= dim; j += LANES)
     for (l = 0; l < LANES; l++) lane[l] = fmaf(q[j + l], x[j + l], lane[l]);
-  for (l = 0; j + l < dim; l++) lane[l] = fmaf(q[j + l], x[j + l], lane[l]);
+  for (l = 0; l < LANES && j < dim; l++) { /* elements past the end count as zeros: a lane of -0 becomes +0 */
+    const int inside = j + l < dim;
+    lane[l] = fmaf(inside ? q[j + l] : 0.0f, inside ? x[j + l] : 0.0f, lane[l]);
+  }
   return ref_tree(lane);
 }
 
@@ -58,7 +61,7 @@ REF_INLINE float ref_l2sq(const float *q, const float *x, int64_t dim) {
     for (l = 0; l < LANES; l++) t[l] = q[j + l] - x[j + l];
     for (l = 0; l < LANES; l++) lane[l] = fmaf(t[l], t[l], lane[l]);
   }
-  for (l = 0; j + l < dim; l++) {
+  for (l = 0; j + l < dim; l++) { /* zeros past the end add nothing to squares */
     t[l] = q[j + l] - x[j + l];
     lane[l] = fmaf(t[l], t[l], lane[l]);
   }
