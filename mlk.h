@@ -340,8 +340,8 @@ MLK_API mlk_status mlk_get_info(const mlk_context *ctx, mlk_info *info);
 /* Grows the workspace to at least bytes now (never shrinks it) and sets whether later calls may grow it. */
 MLK_API mlk_status mlk_reserve(mlk_context *ctx, uint64_t bytes, mlk_growth growth);
 
-/* Measures the ceilings that plans and benchmarks refer to: a register-only FMA loop and a read of 64 MiB per thread, each the
-   best of a few runs, on one and on all threads. Takes about half a second, allocates and frees 64 MiB per thread. */
+/* Measures the ceilings that plans and benchmarks refer to: a register-only FMA loop and a read of 256 MiB (at least 64 MiB a thread), each
+   the best of a few runs, on one and on all threads. Takes about half a second; allocates and frees what it reads. */
 MLK_API mlk_status mlk_measure(mlk_context *ctx, mlk_ceilings *ceilings);
 
 /* Matrix product with epilogue: see mlk_matmul_desc.
@@ -514,6 +514,7 @@ static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_
 #  define MLKI_LIKELY(x)    __builtin_expect(!!(x), 1)
 #  define MLKI_PREFETCH(p)  __builtin_prefetch((p), 0, 3)
 #  define MLKI_PREFETCHW(p) __builtin_prefetch((p), 1, 3)
+#  define MLKI_PREFETCH2(p) __builtin_prefetch((p), 0, 2) /* into level 2: rows that share a set of level 1 would evict each other */
 #else
 #  define MLKI_INLINE static inline
 #  define MLKI_TARGET(isas)
@@ -521,6 +522,7 @@ static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_
 #  define MLKI_LIKELY(x)    (x)
 #  define MLKI_PREFETCH(p)  ((void)(p))
 #  define MLKI_PREFETCHW(p) ((void)(p))
+#  define MLKI_PREFETCH2(p) ((void)(p))
 #endif
 
 /* Unroll the following loop completely (its count is a constant after inlining): keeps accumulator arrays in registers at -O2. */
@@ -1360,7 +1362,7 @@ struct mlki_kernels {
   void (*pack)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws, int64_t ks);
   void (*pack_panels)(float *to, int64_t cols, int64_t k, const float *from, int64_t ws, int64_t ks);
   void (*strip)(const mlki_strip *s);
-  void (*sweep)(const mlki_strip *s); /* a strip of MLKI_SWEEP terms and whole panels of columns, START or CONTINUE */
+  void (*sweep)(const mlki_strip *s, int64_t height); /* a strip of MLKI_SWEEP terms and whole panels of columns, START or CONTINUE */
   /* rows x cols sums at acc, placed at (i0, j0) of the matrices of e */
   void (*epilogue)(const mlki_epilogue *e, const float *acc, int64_t acc_rs, int64_t i0, int64_t j0, int64_t rows, int64_t cols);
   /* c += t, n floats */
@@ -1608,6 +1610,8 @@ MLKI_KERNEL void MLKI_FN(mlki_pack_runs)(float *to, int64_t width, int64_t pitch
   }
 }
 
+#define MLKI_FAR 128 /* floats ahead in a row that is read once */
+
 /* Packs where k is dense in memory: square blocks of LANES rows are transposed in registers. */
 MLKI_KERNEL void MLKI_FN(mlki_pack_transposed)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws) {
   int64_t p, i;
@@ -1619,7 +1623,7 @@ MLKI_KERNEL void MLKI_FN(mlki_pack_transposed)(float *to, int64_t width, int64_t
       const float *at = from + i * ws + p;
       float *row = to + p * pitch + i;
       mlki_vec r[MLKI_LANES];
-      MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) MLKI_PREFETCH(at + v * ws + 64);
+      MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) MLKI_PREFETCH2(at + v * ws + MLKI_FAR);
       if (rows == MLKI_LANES && terms == MLKI_LANES) {
         MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) r[v] = mlki_v_load(at + v * ws);
       } else {
@@ -1725,34 +1729,37 @@ MLKI_KERNEL void MLKI_FN(mlki_strip_any)(const mlki_strip *s) {
   }
 }
 
-/* MLKI_SWEEP terms for rows (a constant) of C at once: C is the chain so far, or starts it. For B that is not packed and comes from memory:
-   its rows are read side by side, and the next ones are asked for. */
+/* MLKI_SWEEP terms for rows (a constant) of C at once, as often as rows divides s->rows: C is the chain so far, or starts it. For B that is not
+   packed and comes from memory: its rows are read side by side, once for all rows of C. */
 MLKI_INLINE_ISA void MLKI_FN(mlki_sweep_rows)(const int rows, const mlki_strip *s) {
   const int64_t a_rs = s->a_rs, a_cs = s->a_cs, b_rs = s->b_rs, c_rs = s->c_rs;
-  int64_t j;
+  int64_t j, r;
   int i, v, p;
-  for (j = 0; j + MLKI_NR <= s->cols; j += MLKI_NR) {
-    mlki_vec acc[MLKI_MR][MLKI_NV];
-    MLKI_UNROLL for (i = 0; i < rows; i++) {
-      MLKI_UNROLL for (v = 0; v < MLKI_NV; v++)
-        acc[i][v] = s->chain == MLKI_START ? mlki_v_zero() : mlki_v_load(s->c + i * c_rs + j + v * MLKI_LANES);
-    }
-    MLKI_UNROLL for (p = 0; p < MLKI_SWEEP; p++) {
-      const float *b = s->b + p * b_rs + j;
-      mlki_vec bv[MLKI_NV];
-      MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) {
-        MLKI_PREFETCH(b + MLKI_SWEEP * b_rs + v * MLKI_LANES);
-        bv[v] = mlki_v_load(b + v * MLKI_LANES);
+  for (j = 0; j + MLKI_NR <= s->cols; j += MLKI_NR)
+    for (r = 0; r < s->rows; r += rows) {
+      const float *a = s->a + r * a_rs;
+      float *c = s->c + r * c_rs + j;
+      mlki_vec acc[MLKI_MR][MLKI_NV];
+      MLKI_UNROLL for (i = 0; i < rows; i++) {
+        MLKI_UNROLL for (v = 0; v < MLKI_NV; v++)
+          acc[i][v] = s->chain == MLKI_START ? mlki_v_zero() : mlki_v_load(c + i * c_rs + v * MLKI_LANES);
+      }
+      MLKI_UNROLL for (p = 0; p < MLKI_SWEEP; p++) {
+        const float *b = s->b + p * b_rs + j;
+        mlki_vec bv[MLKI_NV];
+        MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) {
+          bv[v] = mlki_v_load(b + v * MLKI_LANES);
+          if (r == 0) MLKI_PREFETCH(b + MLKI_SWEEP * b_rs + v * MLKI_LANES);
+        }
+        MLKI_UNROLL for (i = 0; i < rows; i++) {
+          const mlki_vec av = mlki_v_set1(a[i * a_rs + p * a_cs]);
+          MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) acc[i][v] = mlki_v_fma(av, bv[v], acc[i][v]);
+        }
       }
       MLKI_UNROLL for (i = 0; i < rows; i++) {
-        const mlki_vec av = mlki_v_set1(s->a[i * a_rs + p * a_cs]);
-        MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) acc[i][v] = mlki_v_fma(av, bv[v], acc[i][v]);
+        MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) mlki_v_store(c + i * c_rs + v * MLKI_LANES, acc[i][v]);
       }
     }
-    MLKI_UNROLL for (i = 0; i < rows; i++) {
-      MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) mlki_v_store(s->c + i * c_rs + j + v * MLKI_LANES, acc[i][v]);
-    }
-  }
 }
 
 #define MLKI_SWEEP_CASE(r)                                                                                             \
@@ -1760,9 +1767,9 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_sweep_rows)(const int rows, const mlki_strip *
     if (r <= MLKI_MR) MLKI_FN(mlki_sweep_rows)(r > MLKI_MR ? 1 : r, s);                                                \
     break;
 
-/* Needs k == MLKI_SWEEP and cols a multiple of NR; else the strip does the same. */
-MLKI_KERNEL void MLKI_FN(mlki_sweep_any)(const mlki_strip *s) {
-  switch (s->rows) {
+/* Needs k == MLKI_SWEEP, cols a multiple of NR and rows one of height; else the strip does the same. */
+MLKI_KERNEL void MLKI_FN(mlki_sweep_any)(const mlki_strip *s, int64_t height) {
+  switch (height) {
     MLKI_SWEEP_CASE(1) MLKI_SWEEP_CASE(2) MLKI_SWEEP_CASE(3) MLKI_SWEEP_CASE(4) MLKI_SWEEP_CASE(5)
     MLKI_SWEEP_CASE(6) MLKI_SWEEP_CASE(7) MLKI_SWEEP_CASE(8) MLKI_SWEEP_CASE(9) MLKI_SWEEP_CASE(10)
     MLKI_SWEEP_CASE(11) MLKI_SWEEP_CASE(12) MLKI_SWEEP_CASE(13) MLKI_SWEEP_CASE(14)
@@ -2100,11 +2107,12 @@ static float mlki_ref_distance(mlk_metric metric, int64_t d, const float *q, int
 
 /* >>plan --------------------------------------------------------------------------------------------------------- */
 
-#define MLKI_PROBE_BYTES (64ll << 20) /* read by each thread: beyond the share of any last-level cache that one thread has */
+#define MLKI_PROBE_BYTES (256ll << 20) /* read by all threads together, but at least a quarter of it by each: beyond the last-level cache */
 
 typedef struct mlki_probe {
   const mlki_kernels *row;
   const char *memory;
+  int64_t bytes;  /* read by each thread */
   int64_t rounds; /* > 0: multiply-adds; 0: read memory */
 } mlki_probe;
 
@@ -2115,7 +2123,7 @@ static void mlki_probe_body(void *arg, int index) {
   if (probe->rounds)
     probe->row->spin(probe->rounds, out);
   else
-    probe->row->read((const float *)(const void *)(probe->memory + index * MLKI_PROBE_BYTES), MLKI_PROBE_BYTES / 4, out);
+    probe->row->read((const float *)(const void *)(probe->memory + index * probe->bytes), probe->bytes / 4, out);
   sink = out[0];
   (void)sink;
 }
@@ -2136,7 +2144,8 @@ static double mlki_probe_best(const mlk_context *ctx, mlki_probe *probe, int thr
 
 static mlk_status mlki_measure(mlk_context *ctx) {
   const int threads = mlki_task_limit(ctx);
-  const uint64_t bytes = (uint64_t)MLKI_PROBE_BYTES * (uint64_t)threads;
+  const int64_t share = mlki_max(MLKI_PROBE_BYTES / threads, MLKI_PROBE_BYTES / 4) / 4096 * 4096;
+  const uint64_t bytes = (uint64_t)mlki_max(share * threads, MLKI_PROBE_BYTES);
   const double flops = 2.0 * 10.0 * ctx->row->lanes;
   char *memory = (char *)mlki_alloc(ctx, bytes);
   mlki_probe spin, read;
@@ -2146,11 +2155,14 @@ static mlk_status mlki_measure(mlk_context *ctx) {
   spin.row = read.row = ctx->row;
   spin.memory = read.memory = memory;
   spin.rounds = 1000, read.rounds = 0;
+  spin.bytes = 0;
   while (mlki_probe_best(ctx, &spin, 1, 1) < 4e-3) spin.rounds *= 2;
   ctx->ceilings.flops_1 = flops * (double)spin.rounds / mlki_probe_best(ctx, &spin, 1, 5);
   ctx->ceilings.flops_all = flops * (double)spin.rounds * threads / mlki_probe_best(ctx, &spin, threads, 5);
-  ctx->ceilings.read_1 = (double)MLKI_PROBE_BYTES / mlki_probe_best(ctx, &read, 1, 5);
-  ctx->ceilings.read_all = (double)bytes / mlki_probe_best(ctx, &read, threads, 5);
+  read.bytes = MLKI_PROBE_BYTES;
+  ctx->ceilings.read_1 = (double)read.bytes / mlki_probe_best(ctx, &read, 1, 5);
+  read.bytes = share;
+  ctx->ceilings.read_all = (double)share * threads / mlki_probe_best(ctx, &read, threads, 5);
   if (ctx->ceilings.flops_all < ctx->ceilings.flops_1) ctx->ceilings.flops_all = ctx->ceilings.flops_1; /* the other cores were busy */
   if (ctx->ceilings.read_all < ctx->ceilings.read_1) ctx->ceilings.read_all = ctx->ceilings.read_1;
   mlki_free(ctx, memory, bytes);
@@ -2189,7 +2201,9 @@ static void mlki_fill_plan(const mlk_context *ctx, mlk_plan *plan, uint64_t flop
 #define MLKI_SCRATCH_M     336  /* sums that cannot stay in D, because D is also read, live in a scratch of this many rows */
 #define MLKI_SCRATCH_N     1024 /* and columns */
 #define MLKI_SKINNY_PANEL  128  /* terms of a panel of B that is packed just in time */
-#define MLKI_SKINNY_FLOATS 8192 /* sums in flight: 32 KiB */
+#define MLKI_SKINNY_RUN    512  /* floats read from one row of B before the next: the rows asked for ahead must survive until then */
+#define MLKI_SKINNY_FLOATS 4096 /* sums in flight: a third of level 1 */
+#define MLKI_TINY          96   /* largest size of a product that skips planning */
 #define MLKI_TASK_WORK     (1 << 18) /* multiply-adds that pay for one more thread */
 
 /* What becomes of A: used where it is; a block of it copied as rows that do not conflict; packed as panels of MR rows. */
@@ -2300,7 +2314,10 @@ static void mlki_matmul_block(const mlk_context *ctx, mlki_matmul *mm) {
   mm->floats_a = mm->floats_b = mm->floats_c = 0;
   mm->scratch_m = mm->tile_m, mm->scratch_n = mm->tile_n;
   if (mm->variant == MLKI_SKINNY) {
-    mm->scratch_n = mlki_min(mm->pack_b || mm->panels ? nr : mlki_round_up(MLKI_SKINNY_FLOATS / mm->m, nr), mlki_round_up(mm->tile_n, nr));
+    if (mlki_conflicting_stride(mm->e.d.rs, mm->m)) mm->in_place = 0;
+    mm->scratch_n = mlki_min(mm->pack_b || mm->panels ? nr : mlki_round_up(mlki_min(MLKI_SKINNY_FLOATS / mm->m, MLKI_SKINNY_RUN), nr), mlki_round_up(mm->tile_n, nr));
+    if (!mm->pack_b && !mm->panels && mlki_conflicting_stride(mm->a.rs, mm->m)) mm->a_form = MLKI_A_PANELS;
+    mm->floats_a = mm->a_form == MLKI_A_PANELS ? mm->m * kc + MLKI_LANES_MAX : 0;
     mm->floats_b = mm->pack_b ? mlki_min(kc, MLKI_SKINNY_PANEL) * nr + MLKI_LANES_MAX : 0;
     mm->floats_c = mm->m * mm->scratch_n * ((segments > 1) + !mm->in_place);
   } else if (mm->variant != MLKI_EMPTY && mm->variant != MLKI_REFERENCE) {
@@ -2425,23 +2442,33 @@ static void mlki_matmul_blocked(const mlki_matmul_job *job, int64_t i0, int64_t 
   }
 }
 
-/* A strip whose whole panels are swept where the number of terms allows it. */
-static void mlki_matmul_sweep(const mlki_matmul *mm, const mlki_strip *strip) {
-  mlki_strip part = *strip;
-  if (!mm->pack_b && !mm->panels && strip->k == MLKI_SWEEP && strip->cols >= mm->row->nr) {
-    part.cols = strip->cols / mm->row->nr * mm->row->nr;
-    mm->row->sweep(&part);
-    part.b += part.cols, part.c += part.cols;
-    part.cols = strip->cols - part.cols;
+/* A step of a skinny product: a strip of all rows. Whole panels of columns are swept where B is read as it is. */
+static void mlki_matmul_sweep(const mlki_matmul *mm, const mlki_strip *all) {
+  const int64_t height = mlki_panel_rows(all->rows, mm->row->mr), even = all->rows / height * height;
+  const int swept = !mm->pack_b && !mm->panels && all->k == MLKI_SWEEP;
+  const int64_t cols = swept ? all->cols / mm->row->nr * mm->row->nr : 0;
+  mlki_strip part = *all;
+  int64_t i;
+  if (cols) {
+    part.cols = cols, part.rows = even;
+    mm->row->sweep(&part, height);
+    if (even < all->rows) {
+      part.a += even * part.a_rs, part.c += even * part.c_rs, part.rows = all->rows - even;
+      mm->row->sweep(&part, part.rows);
+    }
   }
-  if (part.cols) mm->row->strip(&part);
+  part = *all;
+  part.b += cols, part.cols -= cols;
+  for (i = 0; i < all->rows && part.cols; i += height) {
+    part.a = all->a + i * all->a_rs, part.c = all->c + cols + i * all->c_rs, part.rows = mlki_min(height, all->rows - i);
+    mm->row->strip(&part);
+  }
 }
 
 /* All rows (at most 2 MR) x columns [j, j + cols): B is passed over once, a few rows or one narrow panel at a time, while the sums of
    the current segment wait in level 1 or 2. total: sums of finished segments; chain: the running segment when it is not the first. */
 static void mlki_matmul_skinny_columns(const mlki_matmul_job *job, int64_t j, int64_t cols) {
   const mlki_matmul *mm = job->mm;
-  const int64_t height = mlki_panel_rows(mm->m, mm->row->mr);
   const int64_t step = mm->pack_b ? MLKI_SKINNY_PANEL : mm->panels ? MLK_SEGMENT : MLKI_SWEEP;
   float *total = mm->in_place ? job->e.d.p + j : job->scratch;
   const int64_t total_rs = mm->in_place ? job->e.d.rs : mm->scratch_n;
@@ -2449,10 +2476,13 @@ static void mlki_matmul_skinny_columns(const mlki_matmul_job *job, int64_t j, in
   int64_t s, p, i;
   for (s = 0; s == 0 || s < mm->k; s += MLK_SEGMENT) {
     const int64_t end = mlki_min(mm->k, s + MLK_SEGMENT);
+    if (mm->a_form == MLKI_A_PANELS)
+      mm->row->pack(job->block_a, mm->m, mm->m, end - s, job->a.p + s * job->a.cs, job->a.rs, job->a.cs);
     for (p = s; p == s || p < end; p += step) {
       mlki_strip strip;
       strip.k = mlki_min(step, end - p), strip.cols = cols;
-      strip.a_rs = job->a.rs, strip.a_cs = job->a.cs;
+      strip.a_rs = job->a.rs, strip.a_cs = job->a.cs, strip.a = job->a.p + p * job->a.cs;
+      if (mm->a_form == MLKI_A_PANELS) strip.a_rs = 1, strip.a_cs = mm->m, strip.a = job->block_a + (p - s) * mm->m;
       strip.c_rs = s ? mm->scratch_n : total_rs;
       strip.chain = p == s ? MLKI_START : MLKI_CONTINUE;
       if (mm->pack_b) {
@@ -2463,12 +2493,9 @@ static void mlki_matmul_skinny_columns(const mlki_matmul_job *job, int64_t j, in
       } else {
         strip.b = job->b.p + p * job->b.rs + j, strip.b_rs = job->b.rs, strip.b_panel = mm->row->nr;
       }
-      for (i = 0; i < mm->m; i += height) {
-        strip.rows = mlki_min(height, mm->m - i);
-        strip.a = job->a.p + i * job->a.rs + p * job->a.cs;
-        strip.c = (s ? chain : total) + i * strip.c_rs;
-        mlki_matmul_sweep(mm, &strip);
-      }
+      strip.rows = mm->m;
+      strip.c = s ? chain : total;
+      mlki_matmul_sweep(mm, &strip);
     }
     for (i = 0; i < mm->m && s; i++) mm->row->add(total + i * total_rs, chain + i * mm->scratch_n, cols);
   }
@@ -2670,6 +2697,44 @@ static mlk_status mlki_matmul_prepare(mlk_context *ctx, const mlk_matmul_desc *d
   mm->in_place = mm->e.d.cs == 1 && !(mm->e.c.p && mlki_same_view(&t.d, &t.c)) && !(mm->e.residual.p && mlki_same_view(&t.d, &t.residual));
   mlki_matmul_block(ctx, mm);
   return MLK_OK;
+}
+
+/* Is t a dense row-major matrix of f32, small enough for mlki_matmul_tiny? */
+MLKI_INLINE int mlki_tiny_matrix(const mlk_tensor *t) {
+  return t->rank == 2 && t->dtype == MLK_F32 && t->data && t->stride[0] == 0 && t->stride[1] == 0 && t->shape[0] > 0 && t->shape[1] > 0 &&
+         t->shape[0] <= MLKI_TINY && t->shape[1] <= MLKI_TINY;
+}
+
+/* Do two dense matrices overlap? */
+MLKI_INLINE int mlki_tiny_overlap(const mlk_tensor *x, const mlk_tensor *y) {
+  const uintptr_t x0 = (uintptr_t)x->data, y0 = (uintptr_t)y->data;
+  return x0 < y0 + 4 * (uintptr_t)(y->shape[0] * y->shape[1]) && y0 < x0 + 4 * (uintptr_t)(x->shape[0] * x->shape[1]);
+}
+
+/* A product of small dense matrices without an epilogue, where checking and planning would cost more than the arithmetic: done here, with the
+   same bits as the direct variant, if every condition holds at sight; else left to the general path, errors included. */
+static int mlki_matmul_tiny(const mlk_context *ctx, const mlk_matmul_desc *desc) {
+  mlki_strip strip;
+  int64_t m, n, i, height;
+  if (!desc || ctx->reference || desc->packed_b || desc->alpha || desc->beta || desc->activation != MLK_NONE || desc->c.data ||
+      desc->bias.data || desc->residual.data || desc->preact.data || !mlki_tiny_matrix(&desc->a) || !mlki_tiny_matrix(&desc->b) ||
+      !mlki_tiny_matrix(&desc->d))
+    return 0;
+  m = desc->d.shape[0], n = desc->d.shape[1];
+  if (desc->a.shape[0] != m || desc->b.shape[1] != n || desc->a.shape[1] != desc->b.shape[0] || mlki_tiny_overlap(&desc->d, &desc->a) ||
+      mlki_tiny_overlap(&desc->d, &desc->b))
+    return 0;
+  strip.k = desc->a.shape[1], strip.cols = n, strip.chain = MLKI_START;
+  strip.a_rs = strip.k, strip.a_cs = 1;
+  strip.b = (const float *)desc->b.data, strip.b_rs = n, strip.b_panel = ctx->row->nr;
+  strip.c_rs = n;
+  height = m <= ctx->row->mr ? m : mlki_panel_rows(m, ctx->row->mr);
+  for (i = 0; i < m; i += height) {
+    strip.rows = mlki_min(height, m - i);
+    strip.a = (const float *)desc->a.data + i * strip.k, strip.c = (float *)desc->d.data + i * n;
+    ctx->row->strip(&strip);
+  }
+  return 1;
 }
 
 /* >>knn ----------------------------------------------------------------------------------------------------------
@@ -3418,6 +3483,7 @@ MLK_API mlk_status mlk_matmul(mlk_context *ctx, const mlk_matmul_desc *desc) {
   mlki_matmul mm;
   mlk_status status;
   if (!ctx) return MLK_ERR_ARGUMENT;
+  if (mlki_matmul_tiny(ctx, desc)) return MLK_OK;
   if ((status = mlki_matmul_prepare(ctx, desc, 1, &mm)) != MLK_OK) return status;
   if ((status = mlki_workspace(ctx, 4 * (uint64_t)(mm.floats * mm.tasks))) != MLK_OK) return status;
   mm.workspace = (float *)ctx->workspace;
