@@ -1274,7 +1274,7 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
 #define MLKI_PX_avx2   2
 #define MLKI_MR_avx512 14
 #define MLKI_NV_avx512 2
-#define MLKI_PQ_avx512 4
+#define MLKI_PQ_avx512 5
 #define MLKI_PX_avx512 4
 
 #define MLKI_MR_MAX    14
@@ -1806,12 +1806,15 @@ MLKI_KERNEL void MLKI_FN(mlki_add)(float *c, const float *t, int64_t n) {
   if (j < n) mlki_v_store_n(c + j, mlki_v_add(mlki_v_load_n(c + j, n - j), mlki_v_load_n(t + j, n - j)), n - j);
 }
 
-/* 16-lane sums of PQ' x PX' pairs at once; nq, nx and kind are constants where it is inlined. */
+/* 16-lane sums of nq x nx pairs at once; nq, nx and kind are constants where it is inlined.
+   The next nx rows are asked for meanwhile: row j by pass part of parts, if j falls to it. */
 MLKI_INLINE_ISA void MLKI_FN(mlki_pair_tile)(const int nq, const int nx, const mlki_pair kind, int64_t d, const float *q, int64_t q_rs,
-                                             const float *x, int64_t x_rs, float *out, int64_t out_rs) {
+                                             const float *x, int64_t x_rs, float *out, int64_t out_rs, int64_t part, int64_t parts) {
+  const float *next[MLKI_PX];
   mlki_vec acc[MLKI_PQ][MLKI_PX][MLKI_V16];
   int64_t k;
   int i, j, v;
+  MLKI_UNROLL for (j = 0; j < nx; j++) next[j] = x + (j * parts / nx == part ? j + nx : j) * x_rs;
   MLKI_UNROLL for (i = 0; i < nq; i++) {
     MLKI_UNROLL for (j = 0; j < nx; j++) {
       MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) acc[i][j][v] = mlki_v_zero();
@@ -1825,6 +1828,7 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_pair_tile)(const int nq, const int nx, const m
       MLKI_UNROLL for (i = 0; i < nq; i++) qv[i] = whole ? mlki_v_load(q + i * q_rs + at) : mlki_v_load_n(q + i * q_rs + at, n);
       MLKI_UNROLL for (j = 0; j < nx; j++) {
         xv = whole ? mlki_v_load(x + j * x_rs + at) : mlki_v_load_n(x + j * x_rs + at, n);
+        MLKI_PREFETCH(next[j] + at);
         MLKI_UNROLL for (i = 0; i < nq; i++) {
           if (kind == MLKI_PAIR_L2) {
             const mlki_vec t = mlki_v_sub(qv[i], xv);
@@ -1841,13 +1845,22 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_pair_tile)(const int nq, const int nx, const m
   }
 }
 
+#define MLKI_PAIR_CASE(r)                                                                                              \
+  case r:                                                                                                              \
+    if (r <= MLKI_PQ) MLKI_FN(mlki_pair_tile)(r > MLKI_PQ ? 1 : r, nx, kind, d, q, q_rs, x, x_rs, out, out_rs, part, parts); \
+    break;
+
 /* All queries against PX (or one) base rows, so that a base row is read from memory once. */
 MLKI_INLINE_ISA void MLKI_FN(mlki_pair_columns)(const int nx, const mlki_pair kind, int64_t nq, int64_t d, const float *q, int64_t q_rs,
                                                 const float *x, int64_t x_rs, float *out, int64_t out_rs) {
-  int64_t i = 0;
-  for (; i + MLKI_PQ <= nq; i += MLKI_PQ)
-    MLKI_FN(mlki_pair_tile)(MLKI_PQ, nx, kind, d, q + i * q_rs, q_rs, x, x_rs, out + i * out_rs, out_rs);
-  for (; i < nq; i++) MLKI_FN(mlki_pair_tile)(1, nx, kind, d, q + i * q_rs, q_rs, x, x_rs, out + i * out_rs, out_rs);
+  const int64_t parts = mlki_ceil_div(nq, MLKI_PQ), height = mlki_ceil_div(nq, parts);
+  int64_t i, part;
+  for (i = 0, part = 0; i < nq; i += height, part++, q += height * q_rs, out += height * out_rs) {
+    switch (mlki_min(height, nq - i)) {
+      MLKI_PAIR_CASE(1) MLKI_PAIR_CASE(2) MLKI_PAIR_CASE(3) MLKI_PAIR_CASE(4) MLKI_PAIR_CASE(5)
+    default: break;
+    }
+  }
 }
 
 MLKI_KERNEL void MLKI_FN(mlki_pairs)(mlki_pair kind, int64_t nq, int64_t nx, int64_t d, const float *q, int64_t q_rs, const float *x,
@@ -2764,7 +2777,7 @@ static int mlki_matmul_tiny(const mlk_context *ctx, const mlk_matmul_desc *desc)
 #define MLKI_FILTER_PANELS   8     /* base panels between two looks at the hits */
 #define MLKI_KNN_QUERIES     1024  /* queries in flight per task */
 #define MLKI_KNN_SCAN_ROWS   256   /* base rows per step of a scan */
-#define MLKI_KNN_SCAN_MAX    8     /* queries up to which reading the base dominates */
+#define MLKI_KNN_SCAN_MAX    12    /* queries up to which reading the base dominates, and that stay in level 1 */
 #define MLKI_KNN_CENTER_ROWS 64    /* base rows whose mean is the center */
 #define MLKI_U               5.9604644775390625e-8
 
@@ -3139,7 +3152,7 @@ static mlk_status mlki_knn_block(mlk_context *ctx, mlki_knn *knn) {
     knn->variant = knn->nq <= MLKI_KNN_SCAN_MAX || knn->d > MLKI_FILTER_D || knn->d == 0 || knn->n == 0 ? MLKI_KNN_SCAN : MLKI_KNN_FILTER;
 
   /* queries in flight: heaps of at most 32 MiB where k allows, all queries where tasks split the base */
-  knn->block_queries = knn->variant == MLKI_KNN_SCAN ? 4 * MLKI_KNN_SCAN_MAX : MLKI_KNN_QUERIES;
+  knn->block_queries = knn->variant == MLKI_KNN_SCAN ? 2 * MLKI_KNN_SCAN_MAX : MLKI_KNN_QUERIES;
   knn->block_queries = mlki_min(knn->block_queries, mlki_max((int64_t)(2 << 20) / mlki_max(knn->kept, 1), mr));
   if (limit > (int64_t)(work / MLKI_TASK_WORK)) limit = mlki_max((int64_t)(work / MLKI_TASK_WORK), 1);
   knn->split_base = limit > 1 && knn->nq <= knn->block_queries && knn->nq < 16 * mr * limit && knn->n >= 4 * nr * limit;
