@@ -129,7 +129,7 @@
 #define MLK_VERSION_MAJOR 0
 #define MLK_VERSION_MINOR 1
 #define MLK_VERSION_PATCH 0
-#define MLK_VERSION (MLK_VERSION_MAJOR * 10000 + MLK_VERSION_MINOR * 100 + MLK_VERSION_PATCH)
+#define MLK_VERSION       (MLK_VERSION_MAJOR * 10000 + MLK_VERSION_MINOR * 100 + MLK_VERSION_PATCH)
 
 #ifdef MLK_STATIC
 #  undef MLK_API
@@ -149,8 +149,8 @@ extern "C" {
 
 /* >>types -------------------------------------------------------------------------------------------------------- */
 
-#define MLK_MAX_RANK 6  /* axes of a tensor */
-#define MLK_SEGMENT 512 /* terms of one chain of fused multiply-adds along k; part of the numeric contract */
+#define MLK_MAX_RANK 6   /* axes of a tensor */
+#define MLK_SEGMENT  512 /* terms of one chain of fused multiply-adds along k; part of the numeric contract */
 
 typedef enum mlk_status {
   MLK_OK = 0,
@@ -179,7 +179,15 @@ typedef struct mlk_tensor {
 } mlk_tensor;
 
 /* MLK_ISA_REFERENCE runs every operator as its naive definition: slow, one thread, the same bits. */
-typedef enum mlk_isa { MLK_ISA_BEST = 0, MLK_ISA_SCALAR, MLK_ISA_NEON, MLK_ISA_AVX2, MLK_ISA_AVX512, MLK_ISA_REFERENCE, MLK_ISA_COUNT } mlk_isa;
+typedef enum mlk_isa {
+  MLK_ISA_BEST = 0,
+  MLK_ISA_SCALAR,
+  MLK_ISA_NEON,
+  MLK_ISA_AVX2,
+  MLK_ISA_AVX512,
+  MLK_ISA_REFERENCE,
+  MLK_ISA_COUNT
+} mlk_isa;
 typedef enum mlk_numerics { MLK_STRICT = 0, MLK_FAST } mlk_numerics;
 typedef enum mlk_growth { MLK_GROWS = 0, MLK_FIXED } mlk_growth;
 
@@ -265,16 +273,16 @@ typedef struct mlk_packed {
    equal it, are 1, or are missing. D may be transposed
    or strided as long as each stride, taken in ascending order, steps over all that the smaller ones span. */
 typedef struct mlk_matmul_desc {
-  mlk_tensor a;              /* [..., M, K] f32 */
-  mlk_tensor b;              /* [..., K, N] f32; absent when packed_b is given */
+  mlk_tensor a;               /* [..., M, K] f32 */
+  mlk_tensor b;               /* [..., K, N] f32; absent when packed_b is given */
   const mlk_packed *packed_b; /* B as mlk_matmul_pack made it (no batch axes) */
-  mlk_tensor d;              /* [..., M, N] f32, output, required */
-  mlk_tensor c;              /* broadcast to D's shape; may be D itself. With beta and no c: c = D (accumulate) */
-  mlk_tensor bias;           /* broadcast to D's shape: [N] per column, [M, 1] per row */
-  mlk_tensor residual;       /* broadcast to D's shape; may be D itself */
-  mlk_tensor preact;         /* D's shape, output, optional: the argument of act, for a backward pass */
-  const float *alpha;        /* NULL: 1 */
-  const float *beta;         /* NULL: 1 when c is given, else 0 */
+  mlk_tensor d;               /* [..., M, N] f32, output, required */
+  mlk_tensor c;               /* broadcast to D's shape; may be D itself. With beta and no c: c = D (accumulate) */
+  mlk_tensor bias;            /* broadcast to D's shape: [N] per column, [M, 1] per row */
+  mlk_tensor residual;        /* broadcast to D's shape; may be D itself */
+  mlk_tensor preact;          /* D's shape, output, optional: the argument of act, for a backward pass */
+  const float *alpha;         /* NULL: 1 */
+  const float *beta;          /* NULL: 1 when c is given, else 0 */
   mlk_activation activation;
 } mlk_matmul_desc;
 
@@ -293,13 +301,13 @@ typedef enum mlk_metric {
    Rows whose distance is NaN are nobody's neighbour. Where fewer than k rows qualify, the rest of ids is -1 and the
    rest of distances is +infinity (L2SQ, L2) or -infinity (INNER_PRODUCT, COSINE). */
 typedef struct mlk_knn_desc {
-  mlk_tensor queries;   /* [Q, D] f32, any strides */
-  mlk_tensor base;      /* [N, D] f32, any strides */
-  int64_t k;            /* >= 0 */
+  mlk_tensor queries; /* [Q, D] f32, any strides */
+  mlk_tensor base;    /* [N, D] f32, any strides */
+  int64_t k;          /* >= 0 */
   mlk_metric metric;
   mlk_tensor ids;       /* [Q, k] i64, output, required; last axis dense */
   mlk_tensor distances; /* [Q, k] f32, output, optional; last axis dense */
-  int64_t first_id;     /* added to every row number: the shard's place in a larger base */
+  int64_t first_id;     /* >= 0, added to every row number: the shard's place in a larger base */
 } mlk_knn_desc;
 
 /* All distances: out[i][j] = d(queries[i], base[j]). */
@@ -307,7 +315,7 @@ typedef struct mlk_distances_desc {
   mlk_tensor queries; /* [Q, D] f32, any strides */
   mlk_tensor base;    /* [N, D] f32, any strides */
   mlk_metric metric;
-  mlk_tensor out;     /* [Q, N] f32, output, any strides without overlap */
+  mlk_tensor out; /* [Q, N] f32, output, any strides without overlap */
 } mlk_distances_desc;
 
 /* >>api ---------------------------------------------------------------------------------------------------------- */
@@ -354,7 +362,8 @@ MLK_API mlk_status mlk_matmul_plan(mlk_context *ctx, const mlk_matmul_desc *desc
 /* Weights used many times, packed once. Call with buffer NULL to learn packed->bytes; then give a buffer of that many bytes,
    64-byte aligned, which must outlive every use. b is [K, N] f32 with any strides (a [N, K] weight: mlk_transposed).
    The result fits contexts of the same instruction set; another one refuses it by name (MLK_ERR_ARGUMENT). Same bits as unpacked. */
-MLK_API mlk_status mlk_matmul_pack(mlk_context *ctx, mlk_tensor b, void *buffer, uint64_t buffer_bytes, mlk_packed *packed);
+MLK_API mlk_status mlk_matmul_pack(mlk_context *ctx, mlk_tensor b, void *buffer, uint64_t buffer_bytes,
+                                   mlk_packed *packed);
 
 /* Exact nearest neighbours: see mlk_knn_desc and mlk_metric. FLOPs are 2 Q N D (of the definition by inner products).
    Workspace is bounded by the blocking and grows with k Q, never with Q N.
@@ -367,8 +376,10 @@ MLK_API mlk_status mlk_distances(mlk_context *ctx, const mlk_distances_desc *des
 MLK_API mlk_status mlk_distances_plan(mlk_context *ctx, const mlk_distances_desc *desc, mlk_plan *plan);
 
 /* Views. mlk_f32(data, 3, 4) is a dense row-major 3 x 4 matrix of float; up to MLK_MAX_RANK sizes of any integer type. */
-#define mlk_f32(data, ...) MLKI_VIEW(mlki_view_f32, data, __VA_ARGS__, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END)
-#define mlk_i64(data, ...) MLKI_VIEW(mlki_view_i64, data, __VA_ARGS__, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END)
+#define mlk_f32(data, ...)                                                                                             \
+  MLKI_VIEW(mlki_view_f32, data, __VA_ARGS__, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END)
+#define mlk_i64(data, ...)                                                                                             \
+  MLKI_VIEW(mlki_view_i64, data, __VA_ARGS__, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END)
 
 /* The same view with the last two axes swapped. Rank < 2: unchanged. */
 static inline mlk_tensor mlk_transposed(mlk_tensor t);
@@ -381,7 +392,7 @@ static inline mlk_tensor mlk_with_row_stride(mlk_tensor t, int64_t stride);
 static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_t count);
 
 #define MLKI_END INT64_MIN
-#define MLKI_VIEW(make, data, s0, s1, s2, s3, s4, s5, ...) \
+#define MLKI_VIEW(make, data, s0, s1, s2, s3, s4, s5, ...)                                                             \
   make(data, (int64_t)(s0), (int64_t)(s1), (int64_t)(s2), (int64_t)(s3), (int64_t)(s4), (int64_t)(s5))
 
 static inline mlk_tensor mlki_view(const void *data, mlk_dtype dtype, const int64_t *size) {
@@ -395,12 +406,14 @@ static inline mlk_tensor mlki_view(const void *data, mlk_dtype dtype, const int6
   return t;
 }
 
-static inline mlk_tensor mlki_view_f32(const float *data, int64_t s0, int64_t s1, int64_t s2, int64_t s3, int64_t s4, int64_t s5) {
+static inline mlk_tensor mlki_view_f32(const float *data, int64_t s0, int64_t s1, int64_t s2, int64_t s3, int64_t s4,
+                                       int64_t s5) {
   const int64_t size[MLK_MAX_RANK] = {s0, s1, s2, s3, s4, s5};
   return mlki_view(data, MLK_F32, size);
 }
 
-static inline mlk_tensor mlki_view_i64(const int64_t *data, int64_t s0, int64_t s1, int64_t s2, int64_t s3, int64_t s4, int64_t s5) {
+static inline mlk_tensor mlki_view_i64(const int64_t *data, int64_t s0, int64_t s1, int64_t s2, int64_t s3, int64_t s4,
+                                       int64_t s5) {
   const int64_t size[MLK_MAX_RANK] = {s0, s1, s2, s3, s4, s5};
   return mlki_view(data, MLK_I64, size);
 }
@@ -457,102 +470,104 @@ static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_
 /* >>implementation ----------------------------------------------------------------------------------------------- */
 #if defined(MLK_IMPLEMENTATION) && (!defined(MLKI_IMPLEMENTED) || defined(MLKI_PASS))
 #if !defined(MLKI_PASS) /* first time through; the passes of >>isa come back to >>math and >>kernels only */
-#define MLKI_IMPLEMENTED
+#  define MLKI_IMPLEMENTED
 
 /* >>platform -----------------------------------------------------------------------------------------------------
    The only place, with >>cpu, >>vec and >>isa, for compiler and processor macros. */
 
-#if defined(__FAST_MATH__) && !defined(MLK_ALLOW_FAST_MATH)
-#  error "mlk.h: -ffast-math (or -Ofast) voids the numeric contract; compile this file without it, or define MLK_ALLOW_FAST_MATH"
-#endif
-#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ == 2
-#  error "mlk.h: x87 arithmetic rounds twice; compile with -msse2 -mfpmath=sse"
-#endif
+#  if defined(__FAST_MATH__) && !defined(MLK_ALLOW_FAST_MATH)
+#    error                                                                                                             \
+        "mlk.h: -ffast-math (or -Ofast) voids the numeric contract; compile this file without it, or define MLK_ALLOW_FAST_MATH"
+#  endif
+#  if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ == 2
+#    error "mlk.h: x87 arithmetic rounds twice; compile with -msse2 -mfpmath=sse"
+#  endif
 
-#include <float.h>
-#include <math.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
+#  include <float.h>
+#  include <math.h>
+#  include <stdarg.h>
+#  include <stdio.h>
+#  include <stdlib.h>
+#  include <string.h>
+#  include <time.h>
 
-#if defined(_OPENMP) && !defined(MLK_NO_OPENMP)
-#  define MLKI_OPENMP 1
-#  include <omp.h>
-#else
-#  define MLKI_OPENMP 0
-#endif
+#  if defined(_OPENMP) && !defined(MLK_NO_OPENMP)
+#    define MLKI_OPENMP 1
+#    include <omp.h>
+#  else
+#    define MLKI_OPENMP 0
+#  endif
 
 /* MLKI_X86, MLKI_ARM64: may the instruction sets beyond the scalar row be compiled here? nvcc's host pass is left with the scalar row:
    several pairs of gcc and CUDA cannot parse immintrin.h. */
-#if (defined(__x86_64__) || defined(_M_X64)) && !defined(__CUDACC__)
-#  define MLKI_X86 1
-#else
-#  define MLKI_X86 0
-#endif
-#if (defined(__aarch64__) || defined(_M_ARM64)) && !defined(__CUDACC__) && !defined(MLK_NO_NEON)
-#  define MLKI_NEON 1
-#else
-#  define MLKI_NEON 0
-#endif
-#if MLKI_X86 && !defined(MLK_NO_AVX2)
-#  define MLKI_AVX2 1
-#else
-#  define MLKI_AVX2 0
-#endif
-#if MLKI_X86 && !defined(MLK_NO_AVX512) && !(defined(_MSC_VER) && !defined(__clang__))
-#  define MLKI_AVX512 1
-#else
-#  define MLKI_AVX512 0
-#endif
+#  if (defined(__x86_64__) || defined(_M_X64)) && !defined(__CUDACC__)
+#    define MLKI_X86 1
+#  else
+#    define MLKI_X86 0
+#  endif
+#  if (defined(__aarch64__) || defined(_M_ARM64)) && !defined(__CUDACC__) && !defined(MLK_NO_NEON)
+#    define MLKI_NEON 1
+#  else
+#    define MLKI_NEON 0
+#  endif
+#  if MLKI_X86 && !defined(MLK_NO_AVX2)
+#    define MLKI_AVX2 1
+#  else
+#    define MLKI_AVX2 0
+#  endif
+#  if MLKI_X86 && !defined(MLK_NO_AVX512) && !(defined(_MSC_VER) && !defined(__clang__))
+#    define MLKI_AVX512 1
+#  else
+#    define MLKI_AVX512 0
+#  endif
 
-#if defined(__GNUC__)
-#  define MLKI_INLINE       static inline __attribute__((always_inline))
-#  define MLKI_TARGET(isas) __attribute__((target(isas)))
-#  define MLKI_PRINTF(f, a) __attribute__((format(printf, f, a)))
-#  define MLKI_LIKELY(x)    __builtin_expect(!!(x), 1)
-#  define MLKI_PREFETCH(p)  __builtin_prefetch((p), 0, 3)
-#  define MLKI_PREFETCHW(p) __builtin_prefetch((p), 1, 3)
-#  define MLKI_PREFETCH2(p) __builtin_prefetch((p), 0, 2) /* into level 2: rows that share a set of level 1 would evict each other */
-#else
-#  define MLKI_INLINE static inline
-#  define MLKI_TARGET(isas)
-#  define MLKI_PRINTF(f, a)
-#  define MLKI_LIKELY(x)    (x)
-#  define MLKI_PREFETCH(p)  ((void)(p))
-#  define MLKI_PREFETCHW(p) ((void)(p))
-#  define MLKI_PREFETCH2(p) ((void)(p))
-#endif
+#  if defined(__GNUC__)
+#    define MLKI_INLINE       static inline __attribute__((always_inline))
+#    define MLKI_TARGET(isas) __attribute__((target(isas)))
+#    define MLKI_PRINTF(f, a) __attribute__((format(printf, f, a)))
+#    define MLKI_LIKELY(x)    __builtin_expect(!!(x), 1)
+#    define MLKI_PREFETCH(p)  __builtin_prefetch((p), 0, 3)
+#    define MLKI_PREFETCHW(p) __builtin_prefetch((p), 1, 3)
+#    define MLKI_PREFETCH2(p)                                                                                          \
+      __builtin_prefetch((p), 0, 2) /* into level 2: rows that share a set of level 1 would evict each other */
+#  else
+#    define MLKI_INLINE static inline
+#    define MLKI_TARGET(isas)
+#    define MLKI_PRINTF(f, a)
+#    define MLKI_LIKELY(x)    (x)
+#    define MLKI_PREFETCH(p)  ((void)(p))
+#    define MLKI_PREFETCHW(p) ((void)(p))
+#    define MLKI_PREFETCH2(p) ((void)(p))
+#  endif
 
 /* Unroll the following loop completely (its count is a constant after inlining): keeps accumulator arrays in registers at -O2. */
-#if defined(__clang__)
-#  define MLKI_UNROLL _Pragma("clang loop unroll(full)")
-#elif defined(__GNUC__)
-#  define MLKI_UNROLL _Pragma("GCC unroll 32")
-#else
-#  define MLKI_UNROLL
-#endif
+#  if defined(__clang__)
+#    define MLKI_UNROLL _Pragma("clang loop unroll(full)")
+#  elif defined(__GNUC__)
+#    define MLKI_UNROLL _Pragma("GCC unroll 32")
+#  else
+#    define MLKI_UNROLL
+#  endif
 
 /* Hides how v was made from the optimiser, so that GCC cannot contract a product into a later addition, as it does by default and
    whatever the pragmas say, intrinsics included. Costs no instruction. */
-#if defined(__GNUC__) && !defined(__clang__) && MLKI_X86
-#  define MLKI_OPAQUE(v) __asm__("" : "+v"(v))
-#elif defined(__GNUC__) && !defined(__clang__) && defined(__aarch64__)
-#  define MLKI_OPAQUE(v) __asm__("" : "+w"(v))
-#elif defined(__GNUC__)
-#  define MLKI_OPAQUE(v) __asm__("" : "+m"(v))
-#else
-#  define MLKI_OPAQUE(v) ((void)(v))
-#endif
+#  if defined(__GNUC__) && !defined(__clang__) && MLKI_X86
+#    define MLKI_OPAQUE(v) __asm__("" : "+v"(v))
+#  elif defined(__GNUC__) && !defined(__clang__) && defined(__aarch64__)
+#    define MLKI_OPAQUE(v) __asm__("" : "+w"(v))
+#  elif defined(__GNUC__)
+#    define MLKI_OPAQUE(v) __asm__("" : "+m"(v))
+#  else
+#    define MLKI_OPAQUE(v) ((void)(v))
+#  endif
 
 /* Takes the next value of a counter that several threads share. */
-#if defined(_MSC_VER) && !defined(__clang__)
-#  include <intrin.h>
+#  if defined(_MSC_VER) && !defined(__clang__)
+#    include <intrin.h>
 MLKI_INLINE int64_t mlki_take(int64_t *counter) { return _InterlockedExchangeAdd64((volatile __int64 *)counter, 1); }
-#else
+#  else
 MLKI_INLINE int64_t mlki_take(int64_t *counter) { return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); }
-#endif
+#  endif
 
 MLKI_INLINE int64_t mlki_min(int64_t a, int64_t b) { return a < b ? a : b; }
 MLKI_INLINE int64_t mlki_max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -561,13 +576,13 @@ MLKI_INLINE int64_t mlki_round_up(int64_t a, int64_t step) { return mlki_ceil_di
 
 /* Seconds of a monotonic clock where there is one. */
 static double mlki_seconds(void) {
-#if defined(CLOCK_MONOTONIC)
+#  if defined(CLOCK_MONOTONIC)
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-#else
+#  else
   return (double)clock() / (double)CLOCKS_PER_SEC;
-#endif
+#  endif
 }
 
 /* >>status ------------------------------------------------------------------------------------------------------- */
@@ -606,17 +621,17 @@ MLKI_PRINTF(3, 4) static mlk_status mlki_fail(mlk_context *ctx, mlk_status statu
 
 /* >>memory ------------------------------------------------------------------------------------------------------- */
 
-#define MLKI_ALIGN 64
+#  define MLKI_ALIGN 64
 
 /* a * b and a + b in 63 bits: 0 when they fit, for a, b >= 0. */
 MLKI_INLINE int mlki_mul_overflows(int64_t a, int64_t b, int64_t *product) {
-#if defined(__GNUC__)
+#  if defined(__GNUC__)
   return __builtin_mul_overflow(a, b, product);
-#else
+#  else
   if (a != 0 && b > INT64_MAX / a) return 1;
   *product = a * b;
   return 0;
-#endif
+#  endif
 }
 
 MLKI_INLINE int mlki_add_overflows(int64_t a, int64_t b, int64_t *sum) {
@@ -658,13 +673,15 @@ static void mlki_free(mlk_context *ctx, void *memory, uint64_t bytes) {
 static mlk_status mlki_workspace(mlk_context *ctx, uint64_t bytes) {
   if (MLKI_LIKELY(bytes <= ctx->workspace_bytes)) return MLK_OK;
   if (ctx->growth == MLK_FIXED)
-    return mlki_fail(ctx, MLK_ERR_WORKSPACE, "workspace: this call needs %llu bytes, but it is fixed at %llu; see mlk_reserve",
+    return mlki_fail(ctx, MLK_ERR_WORKSPACE,
+                     "workspace: this call needs %llu bytes, but it is fixed at %llu; see mlk_reserve",
                      (unsigned long long)bytes, (unsigned long long)ctx->workspace_bytes);
   mlki_free(ctx, ctx->workspace, ctx->workspace_bytes);
   ctx->workspace_bytes = 0;
   ctx->workspace = mlki_alloc(ctx, bytes);
   if (!ctx->workspace)
-    return mlki_fail(ctx, MLK_ERR_MEMORY, "workspace: the allocator could not give %llu bytes", (unsigned long long)bytes);
+    return mlki_fail(ctx, MLK_ERR_MEMORY, "workspace: the allocator could not give %llu bytes",
+                     (unsigned long long)bytes);
   ctx->workspace_bytes = bytes;
   return MLK_OK;
 }
@@ -685,9 +702,9 @@ static void *mlki_carve(mlki_carver *carver, int64_t count, int64_t element_byte
 
 /* Tasks a call may make here and now: one inside somebody else's parallel region. */
 static int mlki_task_limit(const mlk_context *ctx) {
-#if MLKI_OPENMP
+#  if MLKI_OPENMP
   if (!ctx->parallel.run && omp_in_parallel()) return 1;
-#endif
+#  endif
   return ctx->threads;
 }
 
@@ -698,43 +715,45 @@ static void mlki_parallel_for(const mlk_context *ctx, int count, void (*body)(vo
     ctx->parallel.run(ctx->parallel.user, count, body, arg);
     return;
   }
-#if MLKI_OPENMP
+#  if MLKI_OPENMP
   if (count > 1 && !omp_in_parallel()) {
-#  pragma omp parallel for schedule(static, 1) num_threads(count)
+#    pragma omp parallel for schedule(static, 1) num_threads(count)
     for (i = 0; i < count; i++) body(arg, i);
     return;
   }
-#endif
+#  endif
   for (i = 0; i < count; i++) body(arg, i);
 }
 
 /* >>cpu ---------------------------------------------------------------------------------------------------------- */
 
-#if MLKI_X86
-#  if !(defined(_MSC_VER) && !defined(__clang__))
-#    include <cpuid.h>
-#  endif
+#  if MLKI_X86
+#    if !(defined(_MSC_VER) && !defined(__clang__))
+#      include <cpuid.h>
+#    endif
 
 static void mlki_cpuid(unsigned leaf, unsigned sub, unsigned out[4]) {
-#  if defined(_MSC_VER) && !defined(__clang__)
+#    if defined(_MSC_VER) && !defined(__clang__)
   int r[4];
   __cpuidex(r, (int)leaf, (int)sub);
   memcpy(out, r, sizeof r);
-#  else
+#    else
   out[0] = out[1] = out[2] = out[3] = 0;
   __cpuid_count(leaf, sub, out[0], out[1], out[2], out[3]);
-#  endif
+#    endif
 }
 
 /* Register states that the operating system saves: bit 1 SSE, 2 AVX, 5-7 AVX-512. */
 static uint64_t mlki_xgetbv(void) {
-#  if defined(_MSC_VER) && !defined(__clang__)
+#    if defined(_MSC_VER) && !defined(__clang__)
   return _xgetbv(0);
-#  else
+#    else
   unsigned low, high;
-  __asm__ volatile(".byte 0x0f, 0x01, 0xd0" : "=a"(low), "=d"(high) : "c"(0)); /* xgetbv, spelled for assemblers without it */
+  __asm__ volatile(".byte 0x0f, 0x01, 0xd0"
+                   : "=a"(low), "=d"(high)
+                   : "c"(0)); /* xgetbv, spelled for assemblers without it */
   return ((uint64_t)high << 32) | low;
-#  endif
+#    endif
 }
 
 /* Bit i set: mlk_isa i runs here (Intel SDM vol. 1, 14.3 and 15.2: both the processor and the operating system must agree). */
@@ -743,12 +762,14 @@ static unsigned mlki_isa_mask(void) {
   mlki_cpuid(0, 0, r);
   leaves = r[0];
   mlki_cpuid(1, 0, r);
-  if (leaves >= 7 && (r[2] >> 27 & 1) && (r[2] >> 28 & 1) && (r[2] >> 12 & 1) && (r[2] >> 29 & 1)) { /* OSXSAVE AVX FMA F16C */
+  if (leaves >= 7 && (r[2] >> 27 & 1) && (r[2] >> 28 & 1) && (r[2] >> 12 & 1) &&
+      (r[2] >> 29 & 1)) { /* OSXSAVE AVX FMA F16C */
     const uint64_t saved = mlki_xgetbv();
     mlki_cpuid(7, 0, r);
     if ((saved & 0x6) == 0x6 && (r[1] >> 5 & 1)) {
       mask |= 1u << MLK_ISA_AVX2;
-      if ((saved & 0xe6) == 0xe6 && (r[1] >> 16 & 1) && (r[1] >> 17 & 1) && (r[1] >> 30 & 1) && (r[1] >> 31 & 1)) /* F DQ BW VL */
+      if ((saved & 0xe6) == 0xe6 && (r[1] >> 16 & 1) && (r[1] >> 17 & 1) && (r[1] >> 30 & 1) &&
+          (r[1] >> 31 & 1)) /* F DQ BW VL */
         mask |= 1u << MLK_ISA_AVX512;
     }
   }
@@ -771,10 +792,10 @@ static int64_t mlki_l2_bytes(void) {
   }
   return 0;
 }
-#else
+#  else
 static unsigned mlki_isa_mask(void) { return 1u << MLK_ISA_SCALAR | (unsigned)MLKI_NEON << MLK_ISA_NEON; }
 static int64_t mlki_l2_bytes(void) { return 0; }
-#endif
+#  endif
 
 /* >>tensor ------------------------------------------------------------------------------------------------------- */
 
@@ -785,29 +806,32 @@ typedef struct mlki_extent {
 } mlki_extent;
 
 /* Checks a tensor argument and makes its strides explicit. An empty tensor may have data NULL. */
-static mlk_status mlki_check_tensor(mlk_context *ctx, const char *name, mlk_tensor *t, mlk_dtype dtype, int min_rank, int max_rank,
-                                    mlki_extent *extent) {
+static mlk_status mlki_check_tensor(mlk_context *ctx, const char *name, mlk_tensor *t, mlk_dtype dtype, int min_rank,
+                                    int max_rank, mlki_extent *extent) {
   static const char *const dtype_names[MLK_DTYPE_COUNT] = {"f32", "i64"};
   int64_t count = 1, low = 0, high = 0, bytes;
   int i, dense = 1;
   if (t->rank < min_rank || t->rank > max_rank)
-    return mlki_fail(ctx, t->data ? MLK_ERR_SHAPE : MLK_ERR_ARGUMENT, "%s: rank is %d, but must be %d to %d%s", name, (int)t->rank,
-                     min_rank, max_rank, t->data ? "" : " (data is NULL: is the argument missing?)");
+    return mlki_fail(ctx, t->data ? MLK_ERR_SHAPE : MLK_ERR_ARGUMENT, "%s: rank is %d, but must be %d to %d%s", name,
+                     (int)t->rank, min_rank, max_rank, t->data ? "" : " (data is NULL: is the argument missing?)");
   if (t->dtype != (int32_t)dtype)
     return mlki_fail(ctx, MLK_ERR_DTYPE, "%s: dtype is %s (%d), but must be %s", name,
                      t->dtype >= 0 && t->dtype < MLK_DTYPE_COUNT ? dtype_names[t->dtype] : "unknown", (int)t->dtype,
                      dtype_names[dtype]);
   for (i = t->rank - 1; i >= 0; i--) {
     if (t->shape[i] < 0)
-      return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: size of axis %d is %lld, but must be at least 0", name, i, (long long)t->shape[i]);
+      return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: size of axis %d is %lld, but must be at least 0", name, i,
+                       (long long)t->shape[i]);
     if (t->shape[i] != 0 && mlki_mul_overflows(count, t->shape[i], &count))
-      return mlki_fail(ctx, MLK_ERR_SIZE, "%s: the number of elements from axis %d on does not fit in 63 bits", name, i);
+      return mlki_fail(ctx, MLK_ERR_SIZE, "%s: the number of elements from axis %d on does not fit in 63 bits", name,
+                       i);
     dense &= t->stride[i] == 0;
   }
   for (i = 0; i < t->rank; i++) {
     if (t->shape[i] == 0) count = 0;
     if (t->shape[i] > INT64_MAX / 8)
-      return mlki_fail(ctx, MLK_ERR_SIZE, "%s: size of axis %d is %lld, but must be below 2^60", name, i, (long long)t->shape[i]);
+      return mlki_fail(ctx, MLK_ERR_SIZE, "%s: size of axis %d is %lld, but must be below 2^60", name, i,
+                       (long long)t->shape[i]);
   }
   if (dense) *t = mlki_explicit_strides(*t);
   for (i = 0; i < t->rank && count; i++) {
@@ -815,11 +839,13 @@ static mlk_status mlki_check_tensor(mlk_context *ctx, const char *name, mlk_tens
     const int64_t steps = t->shape[i] - 1, stride = t->stride[i];
     if (stride == INT64_MIN || mlki_mul_overflows(steps, stride < 0 ? -stride : stride, &reach) ||
         (stride < 0 ? mlki_add_overflows(-low, reach, &low) : mlki_add_overflows(high, reach, &high)))
-      return mlki_fail(ctx, MLK_ERR_SIZE, "%s: stride %lld of axis %d reaches beyond 63 bits", name, (long long)stride, i);
+      return mlki_fail(ctx, MLK_ERR_SIZE, "%s: stride %lld of axis %d reaches beyond 63 bits", name, (long long)stride,
+                       i);
     if (stride < 0) low = -low;
   }
-  if (mlki_mul_overflows(high, 8, &bytes) || mlki_mul_overflows(-low, 8, &bytes) || mlki_add_overflows(high, -low, &bytes) ||
-      mlki_mul_overflows(bytes, 8, &bytes) || mlki_mul_overflows(count, 8, &bytes))
+  if (mlki_mul_overflows(high, 8, &bytes) || mlki_mul_overflows(-low, 8, &bytes) ||
+      mlki_add_overflows(high, -low, &bytes) || mlki_mul_overflows(bytes, 8, &bytes) ||
+      mlki_mul_overflows(count, 8, &bytes))
     return mlki_fail(ctx, MLK_ERR_SIZE, "%s: the bytes it spans do not fit in 63 bits", name);
   if (!t->data && count)
     return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: data is NULL, but the argument is required", name);
@@ -830,7 +856,8 @@ static mlk_status mlki_check_tensor(mlk_context *ctx, const char *name, mlk_tens
 }
 
 /* An output must not map two elements to one place. Sorted by size, each stride must step over what the smaller ones span. */
-static mlk_status mlki_check_output(mlk_context *ctx, const char *name, const mlk_tensor *t, const mlki_extent *extent) {
+static mlk_status mlki_check_output(mlk_context *ctx, const char *name, const mlk_tensor *t,
+                                    const mlki_extent *extent) {
   int64_t span = 0, last = 0; /* axes with |stride| <= last are done; they span span elements beyond the first */
   int left = 0, i;
   if (!extent->count) return MLK_OK;
@@ -844,7 +871,8 @@ static mlk_status mlki_check_output(mlk_context *ctx, const char *name, const ml
       if (t->shape[i] > 1 && s > last && s < next) next = s, size = t->shape[i];
     }
     if (next == INT64_MAX || next <= span)
-      return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: an output, but its strides map several elements to one place (stride %lld)", name,
+      return mlki_fail(ctx, MLK_ERR_SHAPE,
+                       "%s: an output, but its strides map several elements to one place (stride %lld)", name,
                        (long long)(next == INT64_MAX ? last : next));
     span += (size - 1) * next;
     last = next;
@@ -865,8 +893,10 @@ static int mlki_same_view(const mlk_tensor *a, const mlk_tensor *b) {
    for a step R that divides or is larger than nothing else, each view occupies an interval of residues modulo R. */
 static int mlki_overlap(const mlk_tensor *a, const mlki_extent *ea, const mlk_tensor *b, const mlki_extent *eb) {
   const int64_t size = a->dtype == MLK_I64 ? 8 : 4, size_b = b->dtype == MLK_I64 ? 8 : 4;
-  const intptr_t a0 = (intptr_t)a->data + (intptr_t)(ea->low * size), a1 = (intptr_t)a->data + (intptr_t)((ea->high + 1) * size);
-  const intptr_t b0 = (intptr_t)b->data + (intptr_t)(eb->low * size_b), b1 = (intptr_t)b->data + (intptr_t)((eb->high + 1) * size_b);
+  const intptr_t a0 = (intptr_t)a->data + (intptr_t)(ea->low * size),
+                 a1 = (intptr_t)a->data + (intptr_t)((ea->high + 1) * size);
+  const intptr_t b0 = (intptr_t)b->data + (intptr_t)(eb->low * size_b),
+                 b1 = (intptr_t)b->data + (intptr_t)((eb->high + 1) * size_b);
   int r, i;
   if (!ea->count || !eb->count || a1 <= b0 || b1 <= a0) return 0;
   if (size != size_b || (b0 - a0) % size != 0) return 1;
@@ -893,17 +923,20 @@ typedef struct mlki_mat {
 } mlki_mat;
 
 /* Fits t to shape[0 .. rank) by the broadcasting rule: axes align at the right, sizes are equal, or 1, or missing. */
-static mlk_status mlki_broadcast(mlk_context *ctx, const char *name, const mlk_tensor *t, const int64_t *shape, int rank,
-                                 mlki_mat *out) {
+static mlk_status mlki_broadcast(mlk_context *ctx, const char *name, const mlk_tensor *t, const int64_t *shape,
+                                 int rank, mlki_mat *out) {
   int64_t stride[MLK_MAX_RANK] = {0, 0, 0, 0, 0, 0};
   int i;
-  if (t->rank > rank) return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: rank is %d, but d has %d axes", name, (int)t->rank, rank);
+  if (t->rank > rank)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: rank is %d, but d has %d axes", name, (int)t->rank, rank);
   for (i = 0; i < t->rank; i++) {
     const int at = rank - t->rank + i;
     if (t->shape[i] != shape[at] && t->shape[i] != 1)
-      return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: size of axis %d is %lld, but must be %lld or 1", name, i, (long long)t->shape[i],
-                       (long long)shape[at]);
-    stride[at] = shape[at] == 1 ? 1 : t->shape[i] == 1 ? 0 : t->stride[i]; /* an axis of one element: any stride; 1 suits the loops */
+      return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: size of axis %d is %lld, but must be %lld or 1", name, i,
+                       (long long)t->shape[i], (long long)shape[at]);
+    stride[at] = shape[at] == 1     ? 1
+                 : t->shape[i] == 1 ? 0
+                                    : t->stride[i]; /* an axis of one element: any stride; 1 suits the loops */
   }
   out->p = (float *)t->data;
   out->rs = stride[rank - 2], out->cs = stride[rank - 1];
@@ -934,9 +967,9 @@ static mlk_status mlki_broadcast(mlk_context *ctx, const char *name, const mlk_t
    exact product in double, adds with the rounding error known (Knuth's TwoSum), and rounds to odd, after which the rounding to float
    is the only one (Boldo & Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008). */
 static inline float mlki_fma1(float a, float b, float c) {
-#if defined(FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)
+#  if defined(FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)
   return fmaf(a, b, c);
-#else
+#  else
   const double p = (double)a * (double)b, s = p + (double)c; /* p is exact: 48 bits */
   const double t = s - p, e = (p - (s - t)) + ((double)c - t);
   uint64_t bits;
@@ -947,62 +980,141 @@ static inline float mlki_fma1(float a, float b, float c) {
     memcpy(&odd, &bits, 8);
   }
   return (float)odd;
-#endif
+#  endif
 }
+
+/* clang-format off: one operation a line */
 
 /* scalar: four lanes in a struct, so that tails and lane trees run here as elsewhere */
-typedef struct { float f[4]; } mlki_vec_scalar;
-typedef struct { int b[4]; } mlki_mask_scalar;
-#define MLKI_LANES_scalar 4
-#define MLKI_EACH4(i)     for (i = 0; i < 4; i++)
+typedef struct {
+  float f[4];
+} mlki_vec_scalar;
+typedef struct {
+  int b[4];
+} mlki_mask_scalar;
+#  define MLKI_LANES_scalar 4
+#  define MLKI_EACH4(i)     for (i = 0; i < 4; i++)
 
-MLKI_INLINE mlki_vec_scalar mlki_v_set1_scalar(float x) { mlki_vec_scalar r = {{x, x, x, x}}; return r; }
+MLKI_INLINE mlki_vec_scalar mlki_v_set1_scalar(float x) {
+  mlki_vec_scalar r = {{x, x, x, x}};
+  return r;
+}
 MLKI_INLINE mlki_vec_scalar mlki_v_zero_scalar(void) { return mlki_v_set1_scalar(0.0f); }
-MLKI_INLINE mlki_vec_scalar mlki_v_load_scalar(const float *p) { mlki_vec_scalar r = {{p[0], p[1], p[2], p[3]}}; return r; }
-MLKI_INLINE void mlki_v_store_scalar(float *p, mlki_vec_scalar v) { int i; MLKI_EACH4(i) p[i] = v.f[i]; }
+MLKI_INLINE mlki_vec_scalar mlki_v_load_scalar(const float *p) {
+  mlki_vec_scalar r = {{p[0], p[1], p[2], p[3]}};
+  return r;
+}
+MLKI_INLINE void mlki_v_store_scalar(float *p, mlki_vec_scalar v) {
+  int i;
+  MLKI_EACH4(i) p[i] = v.f[i];
+}
 MLKI_INLINE mlki_vec_scalar mlki_v_load_n_scalar(const float *p, int64_t n) {
-  mlki_vec_scalar r; int i; MLKI_EACH4(i) r.f[i] = i < n ? p[i] : 0.0f; return r;
+  mlki_vec_scalar r;
+  int i;
+  MLKI_EACH4(i) r.f[i] = i < n ? p[i] : 0.0f;
+  return r;
 }
-MLKI_INLINE void mlki_v_store_n_scalar(float *p, mlki_vec_scalar v, int64_t n) { int i; MLKI_EACH4(i) if (i < n) p[i] = v.f[i]; }
-MLKI_INLINE mlki_vec_scalar mlki_v_add_scalar(mlki_vec_scalar a, mlki_vec_scalar b) { int i; MLKI_EACH4(i) a.f[i] += b.f[i]; return a; }
-MLKI_INLINE mlki_vec_scalar mlki_v_sub_scalar(mlki_vec_scalar a, mlki_vec_scalar b) { int i; MLKI_EACH4(i) a.f[i] -= b.f[i]; return a; }
+MLKI_INLINE void mlki_v_store_n_scalar(float *p, mlki_vec_scalar v, int64_t n) {
+  int i;
+  MLKI_EACH4(i) if (i < n) p[i] = v.f[i];
+}
+MLKI_INLINE mlki_vec_scalar mlki_v_add_scalar(mlki_vec_scalar a, mlki_vec_scalar b) {
+  int i;
+  MLKI_EACH4(i) a.f[i] += b.f[i];
+  return a;
+}
+MLKI_INLINE mlki_vec_scalar mlki_v_sub_scalar(mlki_vec_scalar a, mlki_vec_scalar b) {
+  int i;
+  MLKI_EACH4(i) a.f[i] -= b.f[i];
+  return a;
+}
 MLKI_INLINE mlki_vec_scalar mlki_v_mul_scalar(mlki_vec_scalar a, mlki_vec_scalar b) {
-  int i; MLKI_EACH4(i) { float p = a.f[i] * b.f[i]; MLKI_OPAQUE(p); a.f[i] = p; } return a;
+  int i;
+  MLKI_EACH4(i) {
+    float p = a.f[i] * b.f[i];
+    MLKI_OPAQUE(p);
+    a.f[i] = p;
+  }
+  return a;
 }
-MLKI_INLINE mlki_vec_scalar mlki_v_div_scalar(mlki_vec_scalar a, mlki_vec_scalar b) { int i; MLKI_EACH4(i) a.f[i] /= b.f[i]; return a; }
-MLKI_INLINE mlki_vec_scalar mlki_v_sqrt_scalar(mlki_vec_scalar a) { int i; MLKI_EACH4(i) a.f[i] = sqrtf(a.f[i]); return a; }
+MLKI_INLINE mlki_vec_scalar mlki_v_div_scalar(mlki_vec_scalar a, mlki_vec_scalar b) {
+  int i;
+  MLKI_EACH4(i) a.f[i] /= b.f[i];
+  return a;
+}
+MLKI_INLINE mlki_vec_scalar mlki_v_sqrt_scalar(mlki_vec_scalar a) {
+  int i;
+  MLKI_EACH4(i) a.f[i] = sqrtf(a.f[i]);
+  return a;
+}
 MLKI_INLINE mlki_vec_scalar mlki_v_fma_scalar(mlki_vec_scalar a, mlki_vec_scalar b, mlki_vec_scalar c) {
-  int i; MLKI_EACH4(i) c.f[i] = mlki_fma1(a.f[i], b.f[i], c.f[i]); return c;
+  int i;
+  MLKI_EACH4(i) c.f[i] = mlki_fma1(a.f[i], b.f[i], c.f[i]);
+  return c;
 }
 MLKI_INLINE mlki_vec_scalar mlki_v_fnma_scalar(mlki_vec_scalar a, mlki_vec_scalar b, mlki_vec_scalar c) {
-  int i; MLKI_EACH4(i) c.f[i] = mlki_fma1(-a.f[i], b.f[i], c.f[i]); return c;
+  int i;
+  MLKI_EACH4(i) c.f[i] = mlki_fma1(-a.f[i], b.f[i], c.f[i]);
+  return c;
 }
 MLKI_INLINE mlki_vec_scalar mlki_v_min_scalar(mlki_vec_scalar a, mlki_vec_scalar b) {
-  int i; MLKI_EACH4(i) a.f[i] = a.f[i] < b.f[i] ? a.f[i] : b.f[i]; return a;
+  int i;
+  MLKI_EACH4(i) a.f[i] = a.f[i] < b.f[i] ? a.f[i] : b.f[i];
+  return a;
 }
 MLKI_INLINE mlki_vec_scalar mlki_v_max_scalar(mlki_vec_scalar a, mlki_vec_scalar b) {
-  int i; MLKI_EACH4(i) a.f[i] = a.f[i] > b.f[i] ? a.f[i] : b.f[i]; return a;
+  int i;
+  MLKI_EACH4(i) a.f[i] = a.f[i] > b.f[i] ? a.f[i] : b.f[i];
+  return a;
 }
-MLKI_INLINE mlki_vec_scalar mlki_v_abs_scalar(mlki_vec_scalar a) { int i; MLKI_EACH4(i) a.f[i] = fabsf(a.f[i]); return a; }
+MLKI_INLINE mlki_vec_scalar mlki_v_abs_scalar(mlki_vec_scalar a) {
+  int i;
+  MLKI_EACH4(i) a.f[i] = fabsf(a.f[i]);
+  return a;
+}
 MLKI_INLINE mlki_vec_scalar mlki_v_copysign_scalar(mlki_vec_scalar m, mlki_vec_scalar s) {
-  int i; MLKI_EACH4(i) m.f[i] = copysignf(m.f[i], s.f[i]); return m;
+  int i;
+  MLKI_EACH4(i) m.f[i] = copysignf(m.f[i], s.f[i]);
+  return m;
 }
 MLKI_INLINE mlki_mask_scalar mlki_v_lt_scalar(mlki_vec_scalar a, mlki_vec_scalar b) {
-  mlki_mask_scalar m; int i; MLKI_EACH4(i) m.b[i] = a.f[i] < b.f[i]; return m;
+  mlki_mask_scalar m;
+  int i;
+  MLKI_EACH4(i) m.b[i] = a.f[i] < b.f[i];
+  return m;
 }
 MLKI_INLINE mlki_mask_scalar mlki_v_gt_scalar(mlki_vec_scalar a, mlki_vec_scalar b) { return mlki_v_lt_scalar(b, a); }
 MLKI_INLINE mlki_vec_scalar mlki_v_select_scalar(mlki_mask_scalar m, mlki_vec_scalar a, mlki_vec_scalar b) {
-  int i; MLKI_EACH4(i) b.f[i] = m.b[i] ? a.f[i] : b.f[i]; return b;
+  int i;
+  MLKI_EACH4(i) b.f[i] = m.b[i] ? a.f[i] : b.f[i];
+  return b;
 }
-MLKI_INLINE unsigned mlki_v_bits_scalar(mlki_mask_scalar m) { return (unsigned)(m.b[0] | m.b[1] << 1 | m.b[2] << 2 | m.b[3] << 3); }
+MLKI_INLINE unsigned mlki_v_bits_scalar(mlki_mask_scalar m) {
+  return (unsigned)(m.b[0] | m.b[1] << 1 | m.b[2] << 2 | m.b[3] << 3);
+}
 MLKI_INLINE mlki_vec_scalar mlki_v_round_scalar(mlki_vec_scalar a) {
   const float big = 12582912.0f; /* 1.5 * 2^23: the sum drops the fraction, to nearest even */
-  int i; MLKI_EACH4(i) { float t = a.f[i] + big; MLKI_OPAQUE(t); a.f[i] = t - big; } return a;
+  int i;
+  MLKI_EACH4(i) {
+    float t = a.f[i] + big;
+    MLKI_OPAQUE(t);
+    a.f[i] = t - big;
+  }
+  return a;
 }
-MLKI_INLINE float mlki_float_of(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
-MLKI_INLINE uint32_t mlki_bits_of(float f) { uint32_t bits; memcpy(&bits, &f, 4); return bits; }
+MLKI_INLINE float mlki_float_of(uint32_t bits) {
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+MLKI_INLINE uint32_t mlki_bits_of(float f) {
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  return bits;
+}
 MLKI_INLINE mlki_vec_scalar mlki_v_scale2_scalar(mlki_vec_scalar a, mlki_vec_scalar n) {
-  int i; MLKI_EACH4(i) { /* n from the low bits of n + 1.5 * 2^23: (int)NaN would be undefined; half = floor(n / 2) */
+  int i;
+  MLKI_EACH4(i) { /* n from the low bits of n + 1.5 * 2^23: (int)NaN would be undefined; half = floor(n / 2) */
     const uint32_t e = mlki_bits_of(n.f[i] + 12582912.0f) - 0x4b400000u, half = ((e + 256u) >> 1) - 128u;
     float p = a.f[i] * mlki_float_of((half + 127u) << 23);
     MLKI_OPAQUE(p);
@@ -1013,7 +1125,12 @@ MLKI_INLINE mlki_vec_scalar mlki_v_scale2_scalar(mlki_vec_scalar a, mlki_vec_sca
   return a;
 }
 MLKI_INLINE void mlki_v_transpose_scalar(mlki_vec_scalar *r) {
-  int i, j; MLKI_EACH4(i) for (j = 0; j < i; j++) { const float t = r[i].f[j]; r[i].f[j] = r[j].f[i]; r[j].f[i] = t; }
+  int i, j;
+  MLKI_EACH4(i) for (j = 0; j < i; j++) {
+    const float t = r[i].f[j];
+    r[i].f[j] = r[j].f[i];
+    r[j].f[i] = t;
+  }
 }
 MLKI_INLINE float mlki_v_sum16_scalar(const mlki_vec_scalar *r) {
   const mlki_vec_scalar s = mlki_v_add_scalar(mlki_v_add_scalar(r[0], r[2]), mlki_v_add_scalar(r[1], r[3]));
@@ -1021,19 +1138,21 @@ MLKI_INLINE float mlki_v_sum16_scalar(const mlki_vec_scalar *r) {
   return s0 + s1;
 }
 
-#if MLKI_X86
-#  include <immintrin.h>
-#endif
+#  if MLKI_X86
+#    include <immintrin.h>
+#  endif
 
-#if MLKI_AVX2
-#  define MLKI_TARGET_avx2 MLKI_TARGET("avx2,fma,f16c")
-#  define MLKI_V_avx2      MLKI_TARGET_avx2 MLKI_INLINE
-#  define MLKI_LANES_avx2  8
+#  if MLKI_AVX2
+#    define MLKI_TARGET_avx2 MLKI_TARGET("avx2,fma,f16c")
+#    define MLKI_V_avx2      MLKI_TARGET_avx2 MLKI_INLINE
+#    define MLKI_LANES_avx2  8
 typedef __m256 mlki_vec_avx2;
 typedef __m256 mlki_mask_avx2;
 
 static const int32_t mlki_first_lanes_avx2[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
-MLKI_V_avx2 __m256i mlki_v_first_avx2(int64_t n) { return _mm256_loadu_si256((const __m256i *)(const void *)(mlki_first_lanes_avx2 + 8 - n)); }
+MLKI_V_avx2 __m256i mlki_v_first_avx2(int64_t n) {
+  return _mm256_loadu_si256((const __m256i *)(const void *)(mlki_first_lanes_avx2 + 8 - n));
+}
 MLKI_V_avx2 __m256 mlki_v_set1_avx2(float x) { return _mm256_set1_ps(x); }
 MLKI_V_avx2 __m256 mlki_v_zero_avx2(void) { return _mm256_setzero_ps(); }
 MLKI_V_avx2 __m256 mlki_v_load_avx2(const float *p) { return _mm256_loadu_ps(p); }
@@ -1042,7 +1161,11 @@ MLKI_V_avx2 __m256 mlki_v_load_n_avx2(const float *p, int64_t n) { return _mm256
 MLKI_V_avx2 void mlki_v_store_n_avx2(float *p, __m256 v, int64_t n) { _mm256_maskstore_ps(p, mlki_v_first_avx2(n), v); }
 MLKI_V_avx2 __m256 mlki_v_add_avx2(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
 MLKI_V_avx2 __m256 mlki_v_sub_avx2(__m256 a, __m256 b) { return _mm256_sub_ps(a, b); }
-MLKI_V_avx2 __m256 mlki_v_mul_avx2(__m256 a, __m256 b) { __m256 r = _mm256_mul_ps(a, b); MLKI_OPAQUE(r); return r; }
+MLKI_V_avx2 __m256 mlki_v_mul_avx2(__m256 a, __m256 b) {
+  __m256 r = _mm256_mul_ps(a, b);
+  MLKI_OPAQUE(r);
+  return r;
+}
 MLKI_V_avx2 __m256 mlki_v_div_avx2(__m256 a, __m256 b) { return _mm256_div_ps(a, b); }
 MLKI_V_avx2 __m256 mlki_v_sqrt_avx2(__m256 a) { return _mm256_sqrt_ps(a); }
 MLKI_V_avx2 __m256 mlki_v_fma_avx2(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
@@ -1058,7 +1181,9 @@ MLKI_V_avx2 __m256 mlki_v_lt_avx2(__m256 a, __m256 b) { return _mm256_cmp_ps(a, 
 MLKI_V_avx2 __m256 mlki_v_gt_avx2(__m256 a, __m256 b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
 MLKI_V_avx2 __m256 mlki_v_select_avx2(__m256 m, __m256 a, __m256 b) { return _mm256_blendv_ps(b, a, m); }
 MLKI_V_avx2 unsigned mlki_v_bits_avx2(__m256 m) { return (unsigned)_mm256_movemask_ps(m); }
-MLKI_V_avx2 __m256 mlki_v_round_avx2(__m256 a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+MLKI_V_avx2 __m256 mlki_v_round_avx2(__m256 a) {
+  return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 MLKI_V_avx2 __m256 mlki_v_pow2_avx2(__m256i n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
 }
@@ -1069,7 +1194,8 @@ MLKI_V_avx2 __m256 mlki_v_scale2_avx2(__m256 a, __m256 n) {
 MLKI_V_avx2 void mlki_v_transpose_avx2(__m256 *r) {
   __m256 t[8], u[8];
   int i;
-  MLKI_UNROLL for (i = 0; i < 4; i++) t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]), t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+  MLKI_UNROLL for (i = 0; i < 4; i++) t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]),
+                                            t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
   MLKI_UNROLL for (i = 0; i < 8; i += 4) {
     u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44), u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
     u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44), u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
@@ -1087,31 +1213,39 @@ MLKI_V_avx2 float mlki_v_sum16_avx2(const __m256 *r) {
   const __m256 s = _mm256_add_ps(r[0], r[1]);
   return mlki_v_sum4_avx2(_mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
 }
-#endif
+#  endif
 
-#if MLKI_AVX512
-#  define MLKI_TARGET_avx512 MLKI_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
-#  define MLKI_V_avx512      MLKI_TARGET_avx512 MLKI_INLINE
-#  define MLKI_LANES_avx512  16
+#  if MLKI_AVX512
+#    define MLKI_TARGET_avx512 MLKI_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#    define MLKI_V_avx512      MLKI_TARGET_avx512 MLKI_INLINE
+#    define MLKI_LANES_avx512  16
 typedef __m512 mlki_vec_avx512;
 typedef __mmask16 mlki_mask_avx512;
 
 /* The next functions call intrinsics that gcc implements with a deliberately undefined operand; g++ then warns of it (gcc bug 105593). */
-#  if defined(__GNUC__) && !defined(__clang__)
-#    pragma GCC diagnostic push
-#    pragma GCC diagnostic ignored "-Wuninitialized"
-#    pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#  endif
+#    if defined(__GNUC__) && !defined(__clang__)
+#      pragma GCC diagnostic push
+#      pragma GCC diagnostic ignored "-Wuninitialized"
+#      pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#    endif
 MLKI_V_avx512 __mmask16 mlki_v_first_avx512(int64_t n) { return (__mmask16)((1u << n) - 1u); }
 MLKI_V_avx512 __m512 mlki_v_set1_avx512(float x) { return _mm512_set1_ps(x); }
 MLKI_V_avx512 __m512 mlki_v_zero_avx512(void) { return _mm512_setzero_ps(); }
 MLKI_V_avx512 __m512 mlki_v_load_avx512(const float *p) { return _mm512_loadu_ps(p); }
 MLKI_V_avx512 void mlki_v_store_avx512(float *p, __m512 v) { _mm512_storeu_ps(p, v); }
-MLKI_V_avx512 __m512 mlki_v_load_n_avx512(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(mlki_v_first_avx512(n), p); }
-MLKI_V_avx512 void mlki_v_store_n_avx512(float *p, __m512 v, int64_t n) { _mm512_mask_storeu_ps(p, mlki_v_first_avx512(n), v); }
+MLKI_V_avx512 __m512 mlki_v_load_n_avx512(const float *p, int64_t n) {
+  return _mm512_maskz_loadu_ps(mlki_v_first_avx512(n), p);
+}
+MLKI_V_avx512 void mlki_v_store_n_avx512(float *p, __m512 v, int64_t n) {
+  _mm512_mask_storeu_ps(p, mlki_v_first_avx512(n), v);
+}
 MLKI_V_avx512 __m512 mlki_v_add_avx512(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
 MLKI_V_avx512 __m512 mlki_v_sub_avx512(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
-MLKI_V_avx512 __m512 mlki_v_mul_avx512(__m512 a, __m512 b) { __m512 r = _mm512_mul_ps(a, b); MLKI_OPAQUE(r); return r; }
+MLKI_V_avx512 __m512 mlki_v_mul_avx512(__m512 a, __m512 b) {
+  __m512 r = _mm512_mul_ps(a, b);
+  MLKI_OPAQUE(r);
+  return r;
+}
 MLKI_V_avx512 __m512 mlki_v_div_avx512(__m512 a, __m512 b) { return _mm512_div_ps(a, b); }
 MLKI_V_avx512 __m512 mlki_v_sqrt_avx512(__m512 a) { return _mm512_sqrt_ps(a); }
 MLKI_V_avx512 __m512 mlki_v_fma_avx512(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
@@ -1127,7 +1261,8 @@ MLKI_V_avx512 __mmask16 mlki_v_lt_avx512(__m512 a, __m512 b) { return _mm512_cmp
 MLKI_V_avx512 __mmask16 mlki_v_gt_avx512(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 MLKI_V_avx512 __m512 mlki_v_select_avx512(__mmask16 m, __m512 a, __m512 b) { return _mm512_mask_blend_ps(m, b, a); }
 MLKI_V_avx512 unsigned mlki_v_bits_avx512(__mmask16 m) { return (unsigned)m; }
-MLKI_V_avx512 __m512 mlki_v_round_avx512(__m512 a) { /* as the scalar row: gcc's roundscale macro warns of a conversion at -O0 */
+MLKI_V_avx512 __m512
+mlki_v_round_avx512(__m512 a) { /* as the scalar row: gcc's roundscale macro warns of a conversion at -O0 */
   const __m512 big = _mm512_set1_ps(12582912.0f);
   return _mm512_sub_ps(_mm512_add_ps(a, big), big);
 }
@@ -1136,23 +1271,27 @@ MLKI_V_avx512 __m512 mlki_v_pow2_avx512(__m512i n) {
 }
 MLKI_V_avx512 __m512 mlki_v_scale2_avx512(__m512 a, __m512 n) {
   const __m512i e = _mm512_cvttps_epi32(n), half = _mm512_srai_epi32(e, 1);
-  return mlki_v_mul_avx512(mlki_v_mul_avx512(a, mlki_v_pow2_avx512(half)), mlki_v_pow2_avx512(_mm512_sub_epi32(e, half)));
+  return mlki_v_mul_avx512(mlki_v_mul_avx512(a, mlki_v_pow2_avx512(half)),
+                           mlki_v_pow2_avx512(_mm512_sub_epi32(e, half)));
 }
 MLKI_V_avx512 void mlki_v_transpose_avx512(__m512 *r) {
   __m512 t[16], u[16];
   int i;
-  MLKI_UNROLL for (i = 0; i < 16; i += 2) t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+  MLKI_UNROLL for (i = 0; i < 16; i += 2) t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]),
+                                          t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
   MLKI_UNROLL for (i = 0; i < 16; i += 4) { /* u[i + c]: column c of each quarter, rows i .. i + 3 */
     u[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44), u[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
     u[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44), u[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
   }
   MLKI_UNROLL for (i = 0; i < 4; i++) { /* quarters of rows 0-3 with 4-7, and 8-11 with 12-15 */
     t[i] = _mm512_shuffle_f32x4(u[i], u[i + 4], 0x88), t[i + 4] = _mm512_shuffle_f32x4(u[i], u[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0x88), t[i + 12] = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0xdd);
+    t[i + 8] = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0x88),
+          t[i + 12] = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0xdd);
   }
   MLKI_UNROLL for (i = 0; i < 4; i++) {
     r[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88), r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
-    r[i + 4] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88), r[i + 12] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd);
+    r[i + 4] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88),
+          r[i + 12] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd);
   }
 }
 MLKI_V_avx512 float mlki_v_sum16_avx512(const __m512 *r) {
@@ -1161,16 +1300,16 @@ MLKI_V_avx512 float mlki_v_sum16_avx512(const __m512 *r) {
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
-#  if defined(__GNUC__) && !defined(__clang__)
-#    pragma GCC diagnostic pop
+#    if defined(__GNUC__) && !defined(__clang__)
+#      pragma GCC diagnostic pop
+#    endif
 #  endif
-#endif
 
-#if MLKI_NEON
-#  include <arm_neon.h>
-#  define MLKI_TARGET_neon
-#  define MLKI_V_neon     MLKI_INLINE
-#  define MLKI_LANES_neon 4
+#  if MLKI_NEON
+#    include <arm_neon.h>
+#    define MLKI_TARGET_neon
+#    define MLKI_V_neon     MLKI_INLINE
+#    define MLKI_LANES_neon 4
 typedef float32x4_t mlki_vec_neon;
 typedef uint32x4_t mlki_mask_neon;
 
@@ -1194,7 +1333,11 @@ MLKI_V_neon void mlki_v_store_n_neon(float *p, float32x4_t v, int64_t n) {
 }
 MLKI_V_neon float32x4_t mlki_v_add_neon(float32x4_t a, float32x4_t b) { return vaddq_f32(a, b); }
 MLKI_V_neon float32x4_t mlki_v_sub_neon(float32x4_t a, float32x4_t b) { return vsubq_f32(a, b); }
-MLKI_V_neon float32x4_t mlki_v_mul_neon(float32x4_t a, float32x4_t b) { float32x4_t r = vmulq_f32(a, b); MLKI_OPAQUE(r); return r; }
+MLKI_V_neon float32x4_t mlki_v_mul_neon(float32x4_t a, float32x4_t b) {
+  float32x4_t r = vmulq_f32(a, b);
+  MLKI_OPAQUE(r);
+  return r;
+}
 MLKI_V_neon float32x4_t mlki_v_div_neon(float32x4_t a, float32x4_t b) { return vdivq_f32(a, b); }
 MLKI_V_neon float32x4_t mlki_v_sqrt_neon(float32x4_t a) { return vsqrtq_f32(a); }
 MLKI_V_neon float32x4_t mlki_v_fma_neon(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
@@ -1205,13 +1348,17 @@ MLKI_V_neon float32x4_t mlki_v_select_neon(uint32x4_t m, float32x4_t a, float32x
 MLKI_V_neon float32x4_t mlki_v_min_neon(float32x4_t a, float32x4_t b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 MLKI_V_neon float32x4_t mlki_v_max_neon(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 MLKI_V_neon float32x4_t mlki_v_abs_neon(float32x4_t a) { return vabsq_f32(a); }
-MLKI_V_neon float32x4_t mlki_v_copysign_neon(float32x4_t m, float32x4_t s) { return vbslq_f32(vdupq_n_u32(0x80000000u), s, m); }
+MLKI_V_neon float32x4_t mlki_v_copysign_neon(float32x4_t m, float32x4_t s) {
+  return vbslq_f32(vdupq_n_u32(0x80000000u), s, m);
+}
 MLKI_V_neon unsigned mlki_v_bits_neon(uint32x4_t m) {
   static const uint32_t weight[4] = {1, 2, 4, 8};
   return vaddvq_u32(vandq_u32(m, vld1q_u32(weight)));
 }
 MLKI_V_neon float32x4_t mlki_v_round_neon(float32x4_t a) { return vrndnq_f32(a); }
-MLKI_V_neon float32x4_t mlki_v_pow2_neon(int32x4_t n) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23)); }
+MLKI_V_neon float32x4_t mlki_v_pow2_neon(int32x4_t n) {
+  return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
+}
 MLKI_V_neon float32x4_t mlki_v_scale2_neon(float32x4_t a, float32x4_t n) {
   const int32x4_t e = vcvtq_s32_f32(n), half = vshrq_n_s32(e, 1);
   return mlki_v_mul_neon(mlki_v_mul_neon(a, mlki_v_pow2_neon(half)), mlki_v_pow2_neon(vsubq_s32(e, half)));
@@ -1228,7 +1375,9 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
   const float32x2_t t = vadd_f32(vget_low_f32(s), vget_high_f32(s));
   return vget_lane_f32(t, 0) + vget_lane_f32(t, 1);
 }
-#endif
+#  endif
+
+/* clang-format on */
 
 /* >>isa ----------------------------------------------------------------------------------------------------------
    One kernel source, one row of functions per instruction set. The sections >>math and >>kernels are written in the vocabulary's
@@ -1237,89 +1386,89 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
    the scalar one, and the scalar pass follows by falling through, so that an editor shows live code.
    A header cannot include itself by __FILE__: that is relative to the working directory, quoted includes to the including file. */
 
-#ifndef MLK_FILENAME
-#  define MLK_FILENAME "mlk.h"
-#endif
-#if defined(__has_include)
-#  if !__has_include(MLK_FILENAME)
-#    error "mlk.h was renamed: define MLK_FILENAME to its present name, with quotes, before the implementation"
+#  ifndef MLK_FILENAME
+#    define MLK_FILENAME "mlk.h"
 #  endif
-#endif
+#  if defined(__has_include)
+#    if !__has_include(MLK_FILENAME)
+#      error "mlk.h was renamed: define MLK_FILENAME to its present name, with quotes, before the implementation"
+#    endif
+#  endif
 
-#define MLKI_PASTE(a, b)  a##b
-#define MLKI_APPEND(a, b) MLKI_PASTE(a, b)
-#define MLKI_FN(name)     MLKI_APPEND(name, MLKI_SUFFIX)
+#  define MLKI_PASTE(a, b)  a##b
+#  define MLKI_APPEND(a, b) MLKI_PASTE(a, b)
+#  define MLKI_FN(name)     MLKI_APPEND(name, MLKI_SUFFIX)
 
-#define MLKI_V_scalar      MLKI_INLINE
-#define MLKI_TARGET_scalar /* the baseline of the compilation */
+#  define MLKI_V_scalar      MLKI_INLINE
+#  define MLKI_TARGET_scalar /* the baseline of the compilation */
 
 /* The register tile of the matmul strip, MR rows x NV vectors. The accumulators, NV vectors of B and one broadcast of A must fit the
    16 (avx2) or 32 registers; at least 8 chains hide the latency of two multiply-add units. The tile of distances, PQ queries x PX rows,
    takes 16 / LANES accumulators a pair. */
-#define MLKI_ISA_scalar MLK_ISA_SCALAR
-#define MLKI_ISA_neon   MLK_ISA_NEON
-#define MLKI_ISA_avx2   MLK_ISA_AVX2
-#define MLKI_ISA_avx512 MLK_ISA_AVX512
-#define MLKI_MR_scalar 4
-#define MLKI_NV_scalar 2
-#define MLKI_PQ_scalar 1
-#define MLKI_PX_scalar 1
-#define MLKI_MR_neon   8
-#define MLKI_NV_neon   3
-#define MLKI_PQ_neon   2
-#define MLKI_PX_neon   2
-#define MLKI_MR_avx2   6
-#define MLKI_NV_avx2   2
-#define MLKI_PQ_avx2   2
-#define MLKI_PX_avx2   2
-#define MLKI_MR_avx512 14
-#define MLKI_NV_avx512 2
-#define MLKI_PQ_avx512 5
-#define MLKI_PX_avx512 4
+#  define MLKI_ISA_scalar MLK_ISA_SCALAR
+#  define MLKI_ISA_neon   MLK_ISA_NEON
+#  define MLKI_ISA_avx2   MLK_ISA_AVX2
+#  define MLKI_ISA_avx512 MLK_ISA_AVX512
+#  define MLKI_MR_scalar  4
+#  define MLKI_NV_scalar  2
+#  define MLKI_PQ_scalar  1
+#  define MLKI_PX_scalar  1
+#  define MLKI_MR_neon    8
+#  define MLKI_NV_neon    3
+#  define MLKI_PQ_neon    2
+#  define MLKI_PX_neon    2
+#  define MLKI_MR_avx2    6
+#  define MLKI_NV_avx2    2
+#  define MLKI_PQ_avx2    2
+#  define MLKI_PX_avx2    2
+#  define MLKI_MR_avx512  14
+#  define MLKI_NV_avx512  2
+#  define MLKI_PQ_avx512  5
+#  define MLKI_PX_avx512  4
 
-#define MLKI_MR_MAX    14
-#define MLKI_NR_MAX    32
-#define MLKI_LANES_MAX 16
+#  define MLKI_MR_MAX    14
+#  define MLKI_NR_MAX    32
+#  define MLKI_LANES_MAX 16
 
-#define MLKI_KERNEL     static MLKI_FN(MLKI_TARGET)
-#define MLKI_INLINE_ISA MLKI_FN(MLKI_V)
-#define MLKI_LANES      MLKI_FN(MLKI_LANES)
-#define MLKI_MR         MLKI_FN(MLKI_MR)
-#define MLKI_NV         MLKI_FN(MLKI_NV)
-#define MLKI_NR         (MLKI_NV * MLKI_LANES)
-#define MLKI_PQ         MLKI_FN(MLKI_PQ)
-#define MLKI_PX         MLKI_FN(MLKI_PX)
-#define MLKI_V16        (16 / MLKI_LANES) /* vectors that hold the 16 lanes of a sum */
+#  define MLKI_KERNEL     static MLKI_FN(MLKI_TARGET)
+#  define MLKI_INLINE_ISA MLKI_FN(MLKI_V)
+#  define MLKI_LANES      MLKI_FN(MLKI_LANES)
+#  define MLKI_MR         MLKI_FN(MLKI_MR)
+#  define MLKI_NV         MLKI_FN(MLKI_NV)
+#  define MLKI_NR         (MLKI_NV * MLKI_LANES)
+#  define MLKI_PQ         MLKI_FN(MLKI_PQ)
+#  define MLKI_PX         MLKI_FN(MLKI_PX)
+#  define MLKI_V16        (16 / MLKI_LANES) /* vectors that hold the 16 lanes of a sum */
 
-#define mlki_vec        MLKI_FN(mlki_vec)
-#define mlki_mask       MLKI_FN(mlki_mask)
-#define mlki_v_zero     MLKI_FN(mlki_v_zero)
-#define mlki_v_set1     MLKI_FN(mlki_v_set1)
-#define mlki_v_load     MLKI_FN(mlki_v_load)
-#define mlki_v_store    MLKI_FN(mlki_v_store)
-#define mlki_v_load_n   MLKI_FN(mlki_v_load_n)
-#define mlki_v_store_n  MLKI_FN(mlki_v_store_n)
-#define mlki_v_add      MLKI_FN(mlki_v_add)
-#define mlki_v_sub      MLKI_FN(mlki_v_sub)
-#define mlki_v_mul      MLKI_FN(mlki_v_mul)
-#define mlki_v_div      MLKI_FN(mlki_v_div)
-#define mlki_v_sqrt     MLKI_FN(mlki_v_sqrt)
-#define mlki_v_fma      MLKI_FN(mlki_v_fma)
-#define mlki_v_fnma     MLKI_FN(mlki_v_fnma)
-#define mlki_v_min      MLKI_FN(mlki_v_min)
-#define mlki_v_max      MLKI_FN(mlki_v_max)
-#define mlki_v_abs      MLKI_FN(mlki_v_abs)
-#define mlki_v_copysign MLKI_FN(mlki_v_copysign)
-#define mlki_v_lt       MLKI_FN(mlki_v_lt)
-#define mlki_v_gt       MLKI_FN(mlki_v_gt)
-#define mlki_v_select   MLKI_FN(mlki_v_select)
-#define mlki_v_bits     MLKI_FN(mlki_v_bits)
-#define mlki_v_round    MLKI_FN(mlki_v_round)
-#define mlki_v_scale2   MLKI_FN(mlki_v_scale2)
-#define mlki_v_transpose MLKI_FN(mlki_v_transpose)
-#define mlki_v_sum16    MLKI_FN(mlki_v_sum16)
+#  define mlki_vec         MLKI_FN(mlki_vec)
+#  define mlki_mask        MLKI_FN(mlki_mask)
+#  define mlki_v_zero      MLKI_FN(mlki_v_zero)
+#  define mlki_v_set1      MLKI_FN(mlki_v_set1)
+#  define mlki_v_load      MLKI_FN(mlki_v_load)
+#  define mlki_v_store     MLKI_FN(mlki_v_store)
+#  define mlki_v_load_n    MLKI_FN(mlki_v_load_n)
+#  define mlki_v_store_n   MLKI_FN(mlki_v_store_n)
+#  define mlki_v_add       MLKI_FN(mlki_v_add)
+#  define mlki_v_sub       MLKI_FN(mlki_v_sub)
+#  define mlki_v_mul       MLKI_FN(mlki_v_mul)
+#  define mlki_v_div       MLKI_FN(mlki_v_div)
+#  define mlki_v_sqrt      MLKI_FN(mlki_v_sqrt)
+#  define mlki_v_fma       MLKI_FN(mlki_v_fma)
+#  define mlki_v_fnma      MLKI_FN(mlki_v_fnma)
+#  define mlki_v_min       MLKI_FN(mlki_v_min)
+#  define mlki_v_max       MLKI_FN(mlki_v_max)
+#  define mlki_v_abs       MLKI_FN(mlki_v_abs)
+#  define mlki_v_copysign  MLKI_FN(mlki_v_copysign)
+#  define mlki_v_lt        MLKI_FN(mlki_v_lt)
+#  define mlki_v_gt        MLKI_FN(mlki_v_gt)
+#  define mlki_v_select    MLKI_FN(mlki_v_select)
+#  define mlki_v_bits      MLKI_FN(mlki_v_bits)
+#  define mlki_v_round     MLKI_FN(mlki_v_round)
+#  define mlki_v_scale2    MLKI_FN(mlki_v_scale2)
+#  define mlki_v_transpose MLKI_FN(mlki_v_transpose)
+#  define mlki_v_sum16     MLKI_FN(mlki_v_sum16)
 
-#define MLKI_SWEEP 8 /* rows of B that a sweep reads side by side */
+#  define MLKI_SWEEP 8 /* rows of B that a sweep reads side by side */
 
 /* How a strip's sums meet what is in C: a chain from zero that replaces C; the chain that C holds, continued; a chain from zero that
    is added to C (the next segment). */
@@ -1362,44 +1511,47 @@ struct mlki_kernels {
   void (*pack)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws, int64_t ks);
   void (*pack_panels)(float *to, int64_t cols, int64_t k, const float *from, int64_t ws, int64_t ks);
   void (*strip)(const mlki_strip *s);
-  void (*sweep)(const mlki_strip *s, int64_t height); /* a strip of MLKI_SWEEP terms and whole panels of columns, START or CONTINUE */
+  void (*sweep)(const mlki_strip *s,
+                int64_t height); /* a strip of MLKI_SWEEP terms and whole panels of columns, START or CONTINUE */
   /* rows x cols sums at acc, placed at (i0, j0) of the matrices of e */
-  void (*epilogue)(const mlki_epilogue *e, const float *acc, int64_t acc_rs, int64_t i0, int64_t j0, int64_t rows, int64_t cols);
+  void (*epilogue)(const mlki_epilogue *e, const float *acc, int64_t acc_rs, int64_t i0, int64_t j0, int64_t rows,
+                   int64_t cols);
   /* c += t, n floats */
   void (*add)(float *c, const float *t, int64_t n);
   /* out[i * out_rs + j] = 16-lane sum of kind over q[i * q_rs ..] and x[j * x_rs ..] */
-  void (*pairs)(mlki_pair kind, int64_t nq, int64_t nx, int64_t d, const float *q, int64_t q_rs, const float *x, int64_t x_rs,
-                float *out, int64_t out_rs);
+  void (*pairs)(mlki_pair kind, int64_t nq, int64_t nx, int64_t d, const float *q, int64_t q_rs, const float *x,
+                int64_t x_rs, float *out, int64_t out_rs);
   /* see mlki_knn_prepare */
   void (*prepare)(mlk_metric metric, float *panel, int64_t d, const float *center, float coefficient, float *init);
   int64_t (*filter)(const mlki_filter *f); /* how many hits */
-  int64_t (*below)(const float *key, int64_t n, float limit, uint32_t *index); /* indices with !(key > limit); how many */
-  void (*spin)(int64_t rounds, float *out);                    /* 10 fused multiply-adds of LANES a round */
-  void (*read)(const float *from, int64_t n, float *out);      /* reads n floats, n a multiple of 128 */
+  int64_t (*below)(const float *key, int64_t n, float limit,
+                   uint32_t *index);                      /* indices with !(key > limit); how many */
+  void (*spin)(int64_t rounds, float *out);               /* 10 fused multiply-adds of LANES a round */
+  void (*read)(const float *from, int64_t n, float *out); /* reads n floats, n a multiple of 128 */
 };
 
-#if MLKI_AVX512
-#  define MLKI_PASS
-#  define MLKI_SUFFIX _avx512
-#  include MLK_FILENAME
-#  undef MLKI_SUFFIX
-#  undef MLKI_PASS
-#endif
-#if MLKI_AVX2
-#  define MLKI_PASS
-#  define MLKI_SUFFIX _avx2
-#  include MLK_FILENAME
-#  undef MLKI_SUFFIX
-#  undef MLKI_PASS
-#endif
-#if MLKI_NEON
-#  define MLKI_PASS
-#  define MLKI_SUFFIX _neon
-#  include MLK_FILENAME
-#  undef MLKI_SUFFIX
-#  undef MLKI_PASS
-#endif
-#define MLKI_SUFFIX _scalar
+#  if MLKI_AVX512
+#    define MLKI_PASS
+#    define MLKI_SUFFIX _avx512
+#    include MLK_FILENAME
+#    undef MLKI_SUFFIX
+#    undef MLKI_PASS
+#  endif
+#  if MLKI_AVX2
+#    define MLKI_PASS
+#    define MLKI_SUFFIX _avx2
+#    include MLK_FILENAME
+#    undef MLKI_SUFFIX
+#    undef MLKI_PASS
+#  endif
+#  if MLKI_NEON
+#    define MLKI_PASS
+#    define MLKI_SUFFIX _neon
+#    include MLK_FILENAME
+#    undef MLKI_SUFFIX
+#    undef MLKI_PASS
+#  endif
+#  define MLKI_SUFFIX _scalar
 #endif /* !MLKI_PASS */
 
 /* >>math ---------------------------------------------------------------------------------------------------------
@@ -1493,8 +1645,7 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_sigmoid)(mlki_vec x) {
 /* x sigmoid(t), where t has the sign of x and |t| = hi + lo, 0 <= hi < 200, |lo| << 1; a = |x|
    bounded so that the product underflows at the bound.  For x <= 0 the factor 2^n of e^-|t| is
    applied last: the one rounding into the denormals is the final one, and -inf gives -0. */
-MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_x_sigmoid)(mlki_vec x, mlki_vec a, mlki_vec hi,
-                                                 mlki_vec lo) {
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_x_sigmoid)(mlki_vec x, mlki_vec a, mlki_vec hi, mlki_vec lo) {
   mlki_vec zero = mlki_v_set1(0.0f), n, r, p, y;
   mlki_mask pos = mlki_v_gt(x, zero);
   r = MLKI_FN(mlki_exp_reduce2)(mlki_v_sub(zero, hi), mlki_v_sub(zero, lo), &n);
@@ -1551,8 +1702,7 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_mills)(mlki_vec y, mlki_vec a) {
 MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_gelu_erf)(mlki_vec x) {
   mlki_vec a = mlki_v_min(mlki_v_set1(14.5f), mlki_v_abs(x)), half = mlki_v_set1(0.5f), n;
   mlki_vec s = mlki_v_mul(a, a), ds = mlki_v_fnma(a, a, s);
-  mlki_vec r = MLKI_FN(mlki_exp_reduce2)(mlki_v_mul(mlki_v_set1(-0.5f), s),
-                                         mlki_v_mul(half, ds), &n);
+  mlki_vec r = MLKI_FN(mlki_exp_reduce2)(mlki_v_mul(mlki_v_set1(-0.5f), s), mlki_v_mul(half, ds), &n);
   mlki_vec p = MLKI_FN(mlki_exp_poly)(r);
   mlki_vec v = mlki_v_mul(mlki_v_copysign(a, x), MLKI_FN(mlki_mills)(p, a));
   v = mlki_v_scale2(v, n);
@@ -1600,7 +1750,8 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_store_any)(float *p, int64_t stride, int64_t n
 
 /* Packs where the width is dense in memory: row p of the panel is a run of from. A store may run up to LANES - 1 floats into the next row,
    which is written after it. */
-MLKI_KERNEL void MLKI_FN(mlki_pack_runs)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ks) {
+MLKI_KERNEL void MLKI_FN(mlki_pack_runs)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from,
+                                         int64_t ks) {
   int64_t p, i;
   for (p = 0; p < k; p++, from += ks, to += pitch) {
     for (i = 0; i < width; i += 16) MLKI_PREFETCH(from + i + 16 * ks);
@@ -1613,7 +1764,8 @@ MLKI_KERNEL void MLKI_FN(mlki_pack_runs)(float *to, int64_t width, int64_t pitch
 #define MLKI_FAR 128 /* floats ahead in a row that is read once */
 
 /* Packs where k is dense in memory: square blocks of LANES rows are transposed in registers. */
-MLKI_KERNEL void MLKI_FN(mlki_pack_transposed)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws) {
+MLKI_KERNEL void MLKI_FN(mlki_pack_transposed)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from,
+                                               int64_t ws) {
   int64_t p, i;
   int v;
   for (p = 0; p < k; p += MLKI_LANES) {
@@ -1627,19 +1779,23 @@ MLKI_KERNEL void MLKI_FN(mlki_pack_transposed)(float *to, int64_t width, int64_t
       if (rows == MLKI_LANES && terms == MLKI_LANES) {
         MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) r[v] = mlki_v_load(at + v * ws);
       } else {
-        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) r[v] = v < rows ? mlki_v_load_n(at + v * ws, terms) : mlki_v_zero();
+        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) r[v] = v < rows ? mlki_v_load_n(at + v * ws, terms)
+                                                                     : mlki_v_zero();
       }
       mlki_v_transpose(r);
-      if (terms == MLKI_LANES && (room >= MLKI_LANES || i == 0)) { /* i == 0: the spill is overwritten by the next row */
+      if (terms == MLKI_LANES &&
+          (room >= MLKI_LANES || i == 0)) { /* i == 0: the spill is overwritten by the next row */
         MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) mlki_v_store(row + v * pitch, r[v]);
       } else {
-        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) if (v < terms) mlki_v_store_n(row + v * pitch, r[v], mlki_min(room, MLKI_LANES));
+        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) if (v < terms)
+            mlki_v_store_n(row + v * pitch, r[v], mlki_min(room, MLKI_LANES));
       }
     }
   }
 }
 
-MLKI_KERNEL void MLKI_FN(mlki_pack)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws, int64_t ks) {
+MLKI_KERNEL void MLKI_FN(mlki_pack)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws,
+                                    int64_t ks) {
   int64_t p, i;
   if (ws == 1) {
     MLKI_FN(mlki_pack_runs)(to, width, pitch, k, from, ks);
@@ -1652,8 +1808,9 @@ MLKI_KERNEL void MLKI_FN(mlki_pack)(float *to, int64_t width, int64_t pitch, int
 }
 
 /* The register tile: rows x vecs vectors of C, the last of last lanes. rows, vecs and whole are constants where it is inlined. */
-MLKI_INLINE_ISA void MLKI_FN(mlki_tile)(const int rows, const int vecs, const int whole, int64_t last, const float *a, int64_t a_rs,
-                                        int64_t a_cs, const float *b, int64_t b_rs, float *c, int64_t c_rs, int64_t k, mlki_chain chain) {
+MLKI_INLINE_ISA void MLKI_FN(mlki_tile)(const int rows, const int vecs, const int whole, int64_t last, const float *a,
+                                        int64_t a_rs, int64_t a_cs, const float *b, int64_t b_rs, float *c,
+                                        int64_t c_rs, int64_t k, mlki_chain chain) {
   mlki_vec acc[MLKI_MR][MLKI_NV], bv[MLKI_NV];
   int64_t p;
   int i, v;
@@ -1663,9 +1820,7 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_tile)(const int rows, const int vecs, const in
       MLKI_PREFETCHW(c + i * c_rs + MLKI_NR - 1);
     }
   }
-  MLKI_UNROLL for (i = 0; i < rows; i++) {
-    MLKI_UNROLL for (v = 0; v < vecs; v++) acc[i][v] = mlki_v_zero();
-  }
+  MLKI_UNROLL for (i = 0; i < rows; i++) { MLKI_UNROLL for (v = 0; v < vecs; v++) acc[i][v] = mlki_v_zero(); }
   if (chain == MLKI_CONTINUE) {
     MLKI_UNROLL for (i = 0; i < rows; i++) {
       MLKI_UNROLL for (v = 0; v < vecs; v++) {
@@ -1675,8 +1830,8 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_tile)(const int rows, const int vecs, const in
     }
   }
   for (p = 0; p < k; p++) {
-    MLKI_UNROLL for (v = 0; v < vecs; v++)
-      bv[v] = whole || v + 1 < vecs ? mlki_v_load(b + v * MLKI_LANES) : mlki_v_load_n(b + v * MLKI_LANES, last);
+    MLKI_UNROLL for (v = 0; v < vecs; v++) bv[v] = whole || v + 1 < vecs ? mlki_v_load(b + v * MLKI_LANES)
+                                                                         : mlki_v_load_n(b + v * MLKI_LANES, last);
     MLKI_UNROLL for (i = 0; i < rows; i++) {
       const mlki_vec av = mlki_v_set1(a[i * a_rs]);
       MLKI_UNROLL for (v = 0; v < vecs; v++) acc[i][v] = mlki_v_fma(av, bv[v], acc[i][v]);
@@ -1704,7 +1859,8 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_strip_rows)(const int rows, const int packed, 
   for (; left >= MLKI_NR; left -= MLKI_NR, b += s->b_panel, c += MLKI_NR)
     MLKI_FN(mlki_tile)(rows, MLKI_NV, 1, 0, s->a, a_rs, a_cs, b, s->b_rs, c, s->c_rs, s->k, s->chain);
   if (left > 2 * MLKI_LANES) /* only where NV > 2 */
-    MLKI_FN(mlki_tile)(rows, MLKI_NV, 0, left - 2 * MLKI_LANES, s->a, a_rs, a_cs, b, s->b_rs, c, s->c_rs, s->k, s->chain);
+    MLKI_FN(mlki_tile)
+    (rows, MLKI_NV, 0, left - 2 * MLKI_LANES, s->a, a_rs, a_cs, b, s->b_rs, c, s->c_rs, s->k, s->chain);
   else if (left > MLKI_LANES)
     MLKI_FN(mlki_tile)(rows, 2, 0, left - MLKI_LANES, s->a, a_rs, a_cs, b, s->b_rs, c, s->c_rs, s->k, s->chain);
   else if (left > 0)
@@ -1712,20 +1868,20 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_strip_rows)(const int rows, const int packed, 
 }
 
 #define MLKI_STRIP_CASE(r)                                                                                             \
-  case r:                                                                                                              \
-    if (r > MLKI_MR) break;                                                                                            \
-    if (s->a_rs == 1 && s->a_cs == r)                                                                                  \
-      MLKI_FN(mlki_strip_rows)(r > MLKI_MR ? 1 : r, 1, s);                                                             \
-    else                                                                                                               \
-      MLKI_FN(mlki_strip_rows)(r > MLKI_MR ? 1 : r, 0, s);                                                             \
-    break;
+case r:                                                                                                                \
+  if (r > MLKI_MR) break;                                                                                              \
+  if (s->a_rs == 1 && s->a_cs == r)                                                                                    \
+    MLKI_FN(mlki_strip_rows)(r > MLKI_MR ? 1 : r, 1, s);                                                               \
+  else                                                                                                                 \
+    MLKI_FN(mlki_strip_rows)(r > MLKI_MR ? 1 : r, 0, s);                                                               \
+  break;
 
 MLKI_KERNEL void MLKI_FN(mlki_strip_any)(const mlki_strip *s) {
   switch (s->rows) {
-    MLKI_STRIP_CASE(1) MLKI_STRIP_CASE(2) MLKI_STRIP_CASE(3) MLKI_STRIP_CASE(4) MLKI_STRIP_CASE(5)
-    MLKI_STRIP_CASE(6) MLKI_STRIP_CASE(7) MLKI_STRIP_CASE(8) MLKI_STRIP_CASE(9) MLKI_STRIP_CASE(10)
-    MLKI_STRIP_CASE(11) MLKI_STRIP_CASE(12) MLKI_STRIP_CASE(13) MLKI_STRIP_CASE(14)
-  default: break;
+    MLKI_STRIP_CASE(1)
+    MLKI_STRIP_CASE(2) MLKI_STRIP_CASE(3) MLKI_STRIP_CASE(4) MLKI_STRIP_CASE(5) MLKI_STRIP_CASE(6) MLKI_STRIP_CASE(7)
+        MLKI_STRIP_CASE(8) MLKI_STRIP_CASE(9) MLKI_STRIP_CASE(10) MLKI_STRIP_CASE(11) MLKI_STRIP_CASE(12)
+            MLKI_STRIP_CASE(13) MLKI_STRIP_CASE(14) default : break;
   }
 }
 
@@ -1742,7 +1898,7 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_sweep_rows)(const int rows, const mlki_strip *
       mlki_vec acc[MLKI_MR][MLKI_NV];
       MLKI_UNROLL for (i = 0; i < rows; i++) {
         MLKI_UNROLL for (v = 0; v < MLKI_NV; v++)
-          acc[i][v] = s->chain == MLKI_START ? mlki_v_zero() : mlki_v_load(c + i * c_rs + v * MLKI_LANES);
+            acc[i][v] = s->chain == MLKI_START ? mlki_v_zero() : mlki_v_load(c + i * c_rs + v * MLKI_LANES);
       }
       MLKI_UNROLL for (p = 0; p < MLKI_SWEEP; p++) {
         const float *b = s->b + p * b_rs + j;
@@ -1763,23 +1919,23 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_sweep_rows)(const int rows, const mlki_strip *
 }
 
 #define MLKI_SWEEP_CASE(r)                                                                                             \
-  case r:                                                                                                              \
-    if (r <= MLKI_MR) MLKI_FN(mlki_sweep_rows)(r > MLKI_MR ? 1 : r, s);                                                \
-    break;
+case r:                                                                                                                \
+  if (r <= MLKI_MR) MLKI_FN(mlki_sweep_rows)(r > MLKI_MR ? 1 : r, s);                                                  \
+  break;
 
 /* Needs k == MLKI_SWEEP, cols a multiple of NR and rows one of height; else the strip does the same. */
 MLKI_KERNEL void MLKI_FN(mlki_sweep_any)(const mlki_strip *s, int64_t height) {
   switch (height) {
-    MLKI_SWEEP_CASE(1) MLKI_SWEEP_CASE(2) MLKI_SWEEP_CASE(3) MLKI_SWEEP_CASE(4) MLKI_SWEEP_CASE(5)
-    MLKI_SWEEP_CASE(6) MLKI_SWEEP_CASE(7) MLKI_SWEEP_CASE(8) MLKI_SWEEP_CASE(9) MLKI_SWEEP_CASE(10)
-    MLKI_SWEEP_CASE(11) MLKI_SWEEP_CASE(12) MLKI_SWEEP_CASE(13) MLKI_SWEEP_CASE(14)
-  default: break;
+    MLKI_SWEEP_CASE(1)
+    MLKI_SWEEP_CASE(2) MLKI_SWEEP_CASE(3) MLKI_SWEEP_CASE(4) MLKI_SWEEP_CASE(5) MLKI_SWEEP_CASE(6) MLKI_SWEEP_CASE(7)
+        MLKI_SWEEP_CASE(8) MLKI_SWEEP_CASE(9) MLKI_SWEEP_CASE(10) MLKI_SWEEP_CASE(11) MLKI_SWEEP_CASE(12)
+            MLKI_SWEEP_CASE(13) MLKI_SWEEP_CASE(14) default : break;
   }
 }
 
 /* The end of a matrix product, in the order of NUMERICS. */
-MLKI_KERNEL void MLKI_FN(mlki_epilogue_tile)(const mlki_epilogue *e, const float *acc, int64_t acc_rs, int64_t i0, int64_t j0,
-                                             int64_t rows, int64_t cols) {
+MLKI_KERNEL void MLKI_FN(mlki_epilogue_tile)(const mlki_epilogue *e, const float *acc, int64_t acc_rs, int64_t i0,
+                                             int64_t j0, int64_t rows, int64_t cols) {
   const mlki_vec alpha = mlki_v_set1(e->alpha), beta = mlki_v_set1(e->beta);
   int64_t i, j;
   for (i = i0; i < i0 + rows; i++, acc += acc_rs) {
@@ -1794,7 +1950,8 @@ MLKI_KERNEL void MLKI_FN(mlki_epilogue_tile)(const mlki_epilogue *e, const float
       if (e->preact.p) MLKI_FN(mlki_store_any)(e->preact.p + i * e->preact.rs + j * e->preact.cs, e->preact.cs, n, t);
       t = MLKI_FN(mlki_activate)(e->activation, t);
       if (e->residual.p)
-        t = mlki_v_add(t, MLKI_FN(mlki_load_any)(e->residual.p + i * e->residual.rs + j * e->residual.cs, e->residual.cs, n));
+        t = mlki_v_add(
+            t, MLKI_FN(mlki_load_any)(e->residual.p + i * e->residual.rs + j * e->residual.cs, e->residual.cs, n));
       MLKI_FN(mlki_store_any)(e->d.p + i * e->d.rs + j * e->d.cs, e->d.cs, n, t);
     }
   }
@@ -1802,30 +1959,31 @@ MLKI_KERNEL void MLKI_FN(mlki_epilogue_tile)(const mlki_epilogue *e, const float
 
 MLKI_KERNEL void MLKI_FN(mlki_add)(float *c, const float *t, int64_t n) {
   int64_t j;
-  for (j = 0; j + MLKI_LANES <= n; j += MLKI_LANES) mlki_v_store(c + j, mlki_v_add(mlki_v_load(c + j), mlki_v_load(t + j)));
+  for (j = 0; j + MLKI_LANES <= n; j += MLKI_LANES)
+    mlki_v_store(c + j, mlki_v_add(mlki_v_load(c + j), mlki_v_load(t + j)));
   if (j < n) mlki_v_store_n(c + j, mlki_v_add(mlki_v_load_n(c + j, n - j), mlki_v_load_n(t + j, n - j)), n - j);
 }
 
 /* 16-lane sums of nq x nx pairs at once; nq, nx and kind are constants where it is inlined.
    The next nx rows are asked for meanwhile: row j by pass part of parts, if j falls to it. */
-MLKI_INLINE_ISA void MLKI_FN(mlki_pair_tile)(const int nq, const int nx, const mlki_pair kind, int64_t d, const float *q, int64_t q_rs,
-                                             const float *x, int64_t x_rs, float *out, int64_t out_rs, int64_t part, int64_t parts) {
+MLKI_INLINE_ISA void MLKI_FN(mlki_pair_tile)(const int nq, const int nx, const mlki_pair kind, int64_t d,
+                                             const float *q, int64_t q_rs, const float *x, int64_t x_rs, float *out,
+                                             int64_t out_rs, int64_t part, int64_t parts) {
   const float *next[MLKI_PX];
   mlki_vec acc[MLKI_PQ][MLKI_PX][MLKI_V16];
   int64_t k;
   int i, j, v;
   MLKI_UNROLL for (j = 0; j < nx; j++) next[j] = x + (j * parts / nx == part ? j + nx : j) * x_rs;
   MLKI_UNROLL for (i = 0; i < nq; i++) {
-    MLKI_UNROLL for (j = 0; j < nx; j++) {
-      MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) acc[i][j][v] = mlki_v_zero();
-    }
+    MLKI_UNROLL for (j = 0; j < nx; j++) { MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) acc[i][j][v] = mlki_v_zero(); }
   }
   for (k = 0; k < d; k += 16) {
     const int whole = d - k >= 16;
     MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) {
       const int64_t at = k + v * MLKI_LANES, n = mlki_max(mlki_min(d - at, MLKI_LANES), 0);
       mlki_vec qv[MLKI_PQ], xv;
-      MLKI_UNROLL for (i = 0; i < nq; i++) qv[i] = whole ? mlki_v_load(q + i * q_rs + at) : mlki_v_load_n(q + i * q_rs + at, n);
+      MLKI_UNROLL for (i = 0; i < nq; i++) qv[i] = whole ? mlki_v_load(q + i * q_rs + at)
+                                                         : mlki_v_load_n(q + i * q_rs + at, n);
       MLKI_UNROLL for (j = 0; j < nx; j++) {
         xv = whole ? mlki_v_load(x + j * x_rs + at) : mlki_v_load_n(x + j * x_rs + at, n);
         MLKI_PREFETCH(next[j] + at);
@@ -1846,34 +2004,37 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_pair_tile)(const int nq, const int nx, const m
 }
 
 #define MLKI_PAIR_CASE(r)                                                                                              \
-  case r:                                                                                                              \
-    if (r <= MLKI_PQ) MLKI_FN(mlki_pair_tile)(r > MLKI_PQ ? 1 : r, nx, kind, d, q, q_rs, x, x_rs, out, out_rs, part, parts); \
-    break;
+case r:                                                                                                                \
+  if (r <= MLKI_PQ)                                                                                                    \
+    MLKI_FN(mlki_pair_tile)(r > MLKI_PQ ? 1 : r, nx, kind, d, q, q_rs, x, x_rs, out, out_rs, part, parts);             \
+  break;
 
 /* All queries against PX (or one) base rows, so that a base row is read from memory once. */
-MLKI_INLINE_ISA void MLKI_FN(mlki_pair_columns)(const int nx, const mlki_pair kind, int64_t nq, int64_t d, const float *q, int64_t q_rs,
-                                                const float *x, int64_t x_rs, float *out, int64_t out_rs) {
+MLKI_INLINE_ISA void MLKI_FN(mlki_pair_columns)(const int nx, const mlki_pair kind, int64_t nq, int64_t d,
+                                                const float *q, int64_t q_rs, const float *x, int64_t x_rs, float *out,
+                                                int64_t out_rs) {
   const int64_t parts = mlki_ceil_div(nq, MLKI_PQ), height = mlki_ceil_div(nq, parts);
   int64_t i, part;
   for (i = 0, part = 0; i < nq; i += height, part++, q += height * q_rs, out += height * out_rs) {
     switch (mlki_min(height, nq - i)) {
-      MLKI_PAIR_CASE(1) MLKI_PAIR_CASE(2) MLKI_PAIR_CASE(3) MLKI_PAIR_CASE(4) MLKI_PAIR_CASE(5)
-    default: break;
+      MLKI_PAIR_CASE(1) MLKI_PAIR_CASE(2) MLKI_PAIR_CASE(3) MLKI_PAIR_CASE(4) MLKI_PAIR_CASE(5) default : break;
     }
   }
 }
 
-MLKI_KERNEL void MLKI_FN(mlki_pairs)(mlki_pair kind, int64_t nq, int64_t nx, int64_t d, const float *q, int64_t q_rs, const float *x,
-                                     int64_t x_rs, float *out, int64_t out_rs) {
+MLKI_KERNEL void MLKI_FN(mlki_pairs)(mlki_pair kind, int64_t nq, int64_t nx, int64_t d, const float *q, int64_t q_rs,
+                                     const float *x, int64_t x_rs, float *out, int64_t out_rs) {
   int64_t j = 0;
   if (kind == MLKI_PAIR_L2) {
     for (; j + MLKI_PX <= nx; j += MLKI_PX)
       MLKI_FN(mlki_pair_columns)(MLKI_PX, MLKI_PAIR_L2, nq, d, q, q_rs, x + j * x_rs, x_rs, out + j, out_rs);
-    for (; j < nx; j++) MLKI_FN(mlki_pair_columns)(1, MLKI_PAIR_L2, nq, d, q, q_rs, x + j * x_rs, x_rs, out + j, out_rs);
+    for (; j < nx; j++)
+      MLKI_FN(mlki_pair_columns)(1, MLKI_PAIR_L2, nq, d, q, q_rs, x + j * x_rs, x_rs, out + j, out_rs);
   } else {
     for (; j + MLKI_PX <= nx; j += MLKI_PX)
       MLKI_FN(mlki_pair_columns)(MLKI_PX, MLKI_PAIR_IP, nq, d, q, q_rs, x + j * x_rs, x_rs, out + j, out_rs);
-    for (; j < nx; j++) MLKI_FN(mlki_pair_columns)(1, MLKI_PAIR_IP, nq, d, q, q_rs, x + j * x_rs, x_rs, out + j, out_rs);
+    for (; j < nx; j++)
+      MLKI_FN(mlki_pair_columns)(1, MLKI_PAIR_IP, nq, d, q, q_rs, x + j * x_rs, x_rs, out + j, out_rs);
   }
 }
 
@@ -1885,8 +2046,10 @@ MLKI_KERNEL void MLKI_FN(mlki_pairs)(mlki_pair kind, int64_t nq, int64_t nx, int
    >>knn for the bounds behind coefficient.
    L2: x - center;  init = coefficient |x - center|^2.    IP: x;  init = -coefficient |x|.    COSINE: x / |x|;  init = 0.
    init = -infinity where the norm is out of bounds or NaN: no sum that starts there exceeds a limit. */
-MLKI_KERNEL void MLKI_FN(mlki_prepare)(mlk_metric metric, float *panel, int64_t d, const float *center, float coefficient, float *init) {
-  const mlki_vec never = mlki_v_set1(-INFINITY), largest = mlki_v_set1(MLKI_NORM2_MAX), factor = mlki_v_set1(coefficient);
+MLKI_KERNEL void MLKI_FN(mlki_prepare)(mlk_metric metric, float *panel, int64_t d, const float *center,
+                                       float coefficient, float *init) {
+  const mlki_vec never = mlki_v_set1(-INFINITY), largest = mlki_v_set1(MLKI_NORM2_MAX),
+                 factor = mlki_v_set1(coefficient);
   mlki_vec norm2[MLKI_NV];
   int64_t k;
   int v;
@@ -1904,9 +2067,12 @@ MLKI_KERNEL void MLKI_FN(mlki_prepare)(mlk_metric metric, float *panel, int64_t 
   }
   for (v = 0; v < MLKI_NV; v++) {
     mlki_vec start = mlki_v_zero();
-    if (metric == MLK_INNER_PRODUCT) start = mlki_v_sub(start, mlki_v_mul(factor, mlki_v_sqrt(norm2[v])));
-    else if (metric != MLK_COSINE) start = mlki_v_mul(factor, norm2[v]);
-    else start = mlki_v_select(mlki_v_gt(norm2[v], mlki_v_set1(MLKI_NORM2_MIN)), start, never);
+    if (metric == MLK_INNER_PRODUCT)
+      start = mlki_v_sub(start, mlki_v_mul(factor, mlki_v_sqrt(norm2[v])));
+    else if (metric != MLK_COSINE)
+      start = mlki_v_mul(factor, norm2[v]);
+    else
+      start = mlki_v_select(mlki_v_gt(norm2[v], mlki_v_set1(MLKI_NORM2_MIN)), start, never);
     mlki_v_store(init + v * MLKI_LANES, mlki_v_select(mlki_v_lt(norm2[v], largest), start, never));
   }
   if (metric == MLK_COSINE) {
@@ -1952,14 +2118,14 @@ MLKI_INLINE_ISA int64_t MLKI_FN(mlki_filter_rows)(const int rows, const mlki_fil
 }
 
 #define MLKI_FILTER_CASE(r)                                                                                            \
-  case r: return r > MLKI_MR ? 0 : MLKI_FN(mlki_filter_rows)(r > MLKI_MR ? 1 : r, f);
+case r: return r > MLKI_MR ? 0 : MLKI_FN(mlki_filter_rows)(r > MLKI_MR ? 1 : r, f);
 
 MLKI_KERNEL int64_t MLKI_FN(mlki_filter_any)(const mlki_filter *f) {
   switch (f->rows) {
-    MLKI_FILTER_CASE(1) MLKI_FILTER_CASE(2) MLKI_FILTER_CASE(3) MLKI_FILTER_CASE(4) MLKI_FILTER_CASE(5)
-    MLKI_FILTER_CASE(6) MLKI_FILTER_CASE(7) MLKI_FILTER_CASE(8) MLKI_FILTER_CASE(9) MLKI_FILTER_CASE(10)
-    MLKI_FILTER_CASE(11) MLKI_FILTER_CASE(12) MLKI_FILTER_CASE(13) MLKI_FILTER_CASE(14)
-  default: return 0;
+    MLKI_FILTER_CASE(1)
+    MLKI_FILTER_CASE(2) MLKI_FILTER_CASE(3) MLKI_FILTER_CASE(4) MLKI_FILTER_CASE(5) MLKI_FILTER_CASE(6)
+        MLKI_FILTER_CASE(7) MLKI_FILTER_CASE(8) MLKI_FILTER_CASE(9) MLKI_FILTER_CASE(10) MLKI_FILTER_CASE(11)
+            MLKI_FILTER_CASE(12) MLKI_FILTER_CASE(13) MLKI_FILTER_CASE(14) default : return 0;
   }
 }
 
@@ -1981,9 +2147,7 @@ MLKI_KERNEL void MLKI_FN(mlki_spin)(int64_t rounds, float *out) {
   int64_t r;
   int i;
   for (i = 0; i < 10; i++) acc[i] = mlki_v_set1(out[i % 4]);
-  for (r = 0; r < rounds; r++) {
-    MLKI_UNROLL for (i = 0; i < 10; i++) acc[i] = mlki_v_fma(acc[i], x, y);
-  }
+  for (r = 0; r < rounds; r++) { MLKI_UNROLL for (i = 0; i < 10; i++) acc[i] = mlki_v_fma(acc[i], x, y); }
   for (i = 1; i < 10; i++) acc[0] = mlki_v_add(acc[0], acc[i]);
   mlki_v_store(out, acc[0]);
 }
@@ -2001,20 +2165,24 @@ MLKI_KERNEL void MLKI_FN(mlki_read)(const float *from, int64_t n, float *out) {
 }
 
 /* Packs terms x cols of B into panels of NR columns. Rows of B that are dense in memory are read along their whole length. */
-MLKI_KERNEL void MLKI_FN(mlki_pack_panels)(float *to, int64_t cols, int64_t k, const float *from, int64_t ws, int64_t ks) {
+MLKI_KERNEL void MLKI_FN(mlki_pack_panels)(float *to, int64_t cols, int64_t k, const float *from, int64_t ws,
+                                           int64_t ks) {
   const int64_t whole = cols / MLKI_NR * MLKI_NR;
   int64_t p, j;
   int v;
   if (ws != 1) {
-    for (j = 0; j < cols; j += MLKI_NR) MLKI_FN(mlki_pack)(to + j * k, mlki_min(cols - j, MLKI_NR), MLKI_NR, k, from + j * ws, ws, ks);
+    for (j = 0; j < cols; j += MLKI_NR)
+      MLKI_FN(mlki_pack)(to + j * k, mlki_min(cols - j, MLKI_NR), MLKI_NR, k, from + j * ws, ws, ks);
     return;
   }
   for (p = 0; p < k; p++) {
     const float *row = from + p * ks;
     float *at = to + p * MLKI_NR;
     for (j = 0; j < whole; j += MLKI_NR, at += k * MLKI_NR) {
-      MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) { MLKI_PREFETCH(row + j + v * MLKI_LANES + 4 * ks);
-        mlki_v_store(at + v * MLKI_LANES, mlki_v_load(row + j + v * MLKI_LANES));}
+      MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) {
+        MLKI_PREFETCH(row + j + v * MLKI_LANES + 4 * ks);
+        mlki_v_store(at + v * MLKI_LANES, mlki_v_load(row + j + v * MLKI_LANES));
+      }
     }
   }
   if (whole < cols) MLKI_FN(mlki_pack)(to + whole * k, cols - whole, MLKI_NR, k, from + whole, 1, ks);
@@ -2048,16 +2216,16 @@ static const char *const mlki_isa_names[MLK_ISA_COUNT] = {"best", "scalar", "neo
 /* The row of isa if it was compiled and this machine runs it, else NULL. mask: mlki_isa_mask(). */
 static const mlki_kernels *mlki_find_row(mlk_isa isa, unsigned mask) {
   static const mlki_kernels *const rows[] = {
-#if MLKI_AVX512
-      &mlki_row_avx512,
-#endif
-#if MLKI_AVX2
-      &mlki_row_avx2,
-#endif
-#if MLKI_NEON
-      &mlki_row_neon,
-#endif
-      &mlki_row_scalar, /* best first */
+#  if MLKI_AVX512
+    &mlki_row_avx512,
+#  endif
+#  if MLKI_AVX2
+    &mlki_row_avx2,
+#  endif
+#  if MLKI_NEON
+    &mlki_row_neon,
+#  endif
+    &mlki_row_scalar, /* best first */
   };
   size_t i;
   for (i = 0; i < sizeof rows / sizeof rows[0]; i++)
@@ -2087,7 +2255,8 @@ static float mlki_ref_activate(mlk_activation activation, float x) {
 }
 
 /* The sum of 16 lanes: lane l takes elements l, l + 16, ... */
-static float mlki_ref_sum16(mlki_pair kind, int64_t d, const float *q, int64_t q_stride, const float *x, int64_t x_stride) {
+static float mlki_ref_sum16(mlki_pair kind, int64_t d, const float *q, int64_t q_stride, const float *x,
+                            int64_t x_stride) {
   float lane[16] = {0};
   int64_t j;
   int l, half;
@@ -2107,20 +2276,25 @@ static float mlki_metric_distance(mlk_metric metric, float sum, float norm_q, fl
   return norm_q == 0.0f || norm_x == 0.0f ? 0.0f : (sum / norm_q) / norm_x;
 }
 
-static mlki_pair mlki_metric_pair(mlk_metric metric) { return metric == MLK_L2SQ || metric == MLK_L2 ? MLKI_PAIR_L2 : MLKI_PAIR_IP; }
+static mlki_pair mlki_metric_pair(mlk_metric metric) {
+  return metric == MLK_L2SQ || metric == MLK_L2 ? MLKI_PAIR_L2 : MLKI_PAIR_IP;
+}
 
-static float mlki_ref_distance(mlk_metric metric, int64_t d, const float *q, int64_t q_stride, const float *x, int64_t x_stride) {
+static float mlki_ref_distance(mlk_metric metric, int64_t d, const float *q, int64_t q_stride, const float *x,
+                               int64_t x_stride) {
   float norm_q = 1.0f, norm_x = 1.0f;
   if (metric == MLK_COSINE) {
     norm_q = sqrtf(mlki_ref_sum16(MLKI_PAIR_IP, d, q, q_stride, q, q_stride));
     norm_x = sqrtf(mlki_ref_sum16(MLKI_PAIR_IP, d, x, x_stride, x, x_stride));
   }
-  return mlki_metric_distance(metric, mlki_ref_sum16(mlki_metric_pair(metric), d, q, q_stride, x, x_stride), norm_q, norm_x);
+  return mlki_metric_distance(metric, mlki_ref_sum16(mlki_metric_pair(metric), d, q, q_stride, x, x_stride), norm_q,
+                              norm_x);
 }
 
 /* >>plan --------------------------------------------------------------------------------------------------------- */
 
-#define MLKI_PROBE_BYTES (256ll << 20) /* read by all threads together, but at least a quarter of it by each: beyond the last-level cache */
+#  define MLKI_PROBE_BYTES                                                                                             \
+    (256ll << 20) /* read by all threads together, but at least a quarter of it by each: beyond the last-level cache */
 
 typedef struct mlki_probe {
   const mlki_kernels *row;
@@ -2163,7 +2337,8 @@ static mlk_status mlki_measure(mlk_context *ctx) {
   char *memory = (char *)mlki_alloc(ctx, bytes);
   mlki_probe spin, read;
   if (!memory)
-    return mlki_fail(ctx, MLK_ERR_MEMORY, "measure: the allocator could not give %llu bytes", (unsigned long long)bytes);
+    return mlki_fail(ctx, MLK_ERR_MEMORY, "measure: the allocator could not give %llu bytes",
+                     (unsigned long long)bytes);
   memset(memory, 0, (size_t)bytes);
   spin.row = read.row = ctx->row;
   spin.memory = read.memory = memory;
@@ -2176,15 +2351,16 @@ static mlk_status mlki_measure(mlk_context *ctx) {
   ctx->ceilings.read_1 = (double)read.bytes / mlki_probe_best(ctx, &read, 1, 5);
   read.bytes = share;
   ctx->ceilings.read_all = (double)share * threads / mlki_probe_best(ctx, &read, threads, 5);
-  if (ctx->ceilings.flops_all < ctx->ceilings.flops_1) ctx->ceilings.flops_all = ctx->ceilings.flops_1; /* the other cores were busy */
+  if (ctx->ceilings.flops_all < ctx->ceilings.flops_1)
+    ctx->ceilings.flops_all = ctx->ceilings.flops_1; /* the other cores were busy */
   if (ctx->ceilings.read_all < ctx->ceilings.read_1) ctx->ceilings.read_all = ctx->ceilings.read_1;
   mlki_free(ctx, memory, bytes);
   return MLK_OK;
 }
 
 /* Fills what all plans share. Ceilings between one and all threads are taken to grow in proportion. */
-static void mlki_fill_plan(const mlk_context *ctx, mlk_plan *plan, uint64_t flops, uint64_t bytes, uint64_t workspace, int threads,
-                           const char *variant) {
+static void mlki_fill_plan(const mlk_context *ctx, mlk_plan *plan, uint64_t flops, uint64_t bytes, uint64_t workspace,
+                           int threads, const char *variant) {
   const mlk_ceilings *c = &ctx->ceilings;
   const double share = ctx->threads > 1 ? (double)(threads - 1) / (double)(ctx->threads - 1) : 0.0;
   plan->flops = flops, plan->bytes = bytes, plan->workspace_bytes = workspace;
@@ -2210,20 +2386,28 @@ static void mlki_fill_plan(const mlk_context *ctx, mlk_plan *plan, uint64_t flop
    skinny    few rows: B is read once, at the speed of memory; it is not packed, or packed by panels that stay in level 1
    Each task computes rectangles of D on its own, packing for itself: no barrier, and no bit depends on who computes what. */
 
-#define MLKI_MC            1344 /* rows of A packed at a time: at most 2.6 MiB, a share of level 3; a multiple of every MR */
-#define MLKI_SCRATCH_M     336  /* sums that cannot stay in D, because D is also read, live in a scratch of this many rows */
-#define MLKI_SCRATCH_N     1024 /* and columns */
-#define MLKI_SKINNY_PANEL  128  /* terms of a panel of B that is packed just in time */
-#define MLKI_SKINNY_RUN    512  /* floats read from one row of B before the next: the rows asked for ahead must survive until then */
-#define MLKI_SKINNY_FLOATS 4096 /* sums in flight: a third of level 1 */
-#define MLKI_TINY          96   /* largest size of a product that skips planning */
-#define MLKI_TASK_WORK     (1 << 18) /* multiply-adds that pay for one more thread */
+#  define MLKI_MC 1344 /* rows of A packed at a time: at most 2.6 MiB, a share of level 3; a multiple of every MR */
+#  define MLKI_SCRATCH_M                                                                                               \
+    336 /* sums that cannot stay in D, because D is also read, live in a scratch of this many rows */
+#  define MLKI_SCRATCH_N    1024 /* and columns */
+#  define MLKI_SKINNY_PANEL 128  /* terms of a panel of B that is packed just in time */
+#  define MLKI_SKINNY_RUN                                                                                              \
+    512 /* floats read from one row of B before the next: the rows asked for ahead must survive until then */
+#  define MLKI_SKINNY_FLOATS 4096      /* sums in flight: a third of level 1 */
+#  define MLKI_TINY          96        /* largest size of a product that skips planning */
+#  define MLKI_TASK_WORK     (1 << 18) /* multiply-adds that pay for one more thread */
 
 /* What becomes of A: used where it is; a block of it copied as rows that do not conflict; packed as panels of MR rows. */
 typedef enum mlki_a_form { MLKI_A_IS, MLKI_A_ROWS, MLKI_A_PANELS } mlki_a_form;
-#define MLKI_A_PITCH(kc) ((kc) + 16) /* of copied rows: never a multiple of 4 KiB */
+#  define MLKI_A_PITCH(kc) ((kc) + 16) /* of copied rows: never a multiple of 4 KiB */
 
-typedef enum mlki_matmul_variant { MLKI_EMPTY, MLKI_REFERENCE, MLKI_DIRECT, MLKI_BLOCKED, MLKI_SKINNY } mlki_matmul_variant;
+typedef enum mlki_matmul_variant {
+  MLKI_EMPTY,
+  MLKI_REFERENCE,
+  MLKI_DIRECT,
+  MLKI_BLOCKED,
+  MLKI_SKINNY
+} mlki_matmul_variant;
 static const char *const mlki_matmul_variant_names[] = {"empty", "reference", "direct", "blocked", "skinny"};
 
 typedef struct mlki_matmul {
@@ -2243,7 +2427,7 @@ typedef struct mlki_matmul {
   int64_t nc;             /* columns per block of B */
   int64_t tile_m, tile_n; /* a task's rectangle */
   int64_t tiles_m, tiles_n, items;
-  int64_t scratch_m, scratch_n;                /* sums outside D */
+  int64_t scratch_m, scratch_n;                 /* sums outside D */
   int64_t floats_a, floats_b, floats_c, floats; /* workspace of one task */
   int tasks;
   float *workspace;
@@ -2268,7 +2452,9 @@ static void mlki_matmul_transpose(mlki_matmul *mm) {
 }
 
 /* Rows whose distance is a multiple of 4 KiB fall into the same few cache sets. */
-static int mlki_conflicting_stride(int64_t stride, int64_t rows) { return rows > 4 && stride != 0 && stride % 1024 == 0; }
+static int mlki_conflicting_stride(int64_t stride, int64_t rows) {
+  return rows > 4 && stride != 0 && stride % 1024 == 0;
+}
 
 /* Columns of B per block: one segment of them fills half of level 2. */
 static int64_t mlki_matmul_block_columns(const mlk_context *ctx) {
@@ -2293,11 +2479,13 @@ static void mlki_matmul_block(const mlk_context *ctx, mlki_matmul *mm) {
   else
     mm->variant = small ? MLKI_DIRECT : MLKI_BLOCKED;
 
-  mm->pack_b = !mm->panels && (mm->b.cs != 1 || (mm->variant == MLKI_BLOCKED && mm->m > mr) || mlki_conflicting_stride(mm->b.rs, mm->k));
+  mm->pack_b = !mm->panels && (mm->b.cs != 1 || (mm->variant == MLKI_BLOCKED && mm->m > mr) ||
+                               mlki_conflicting_stride(mm->b.rs, mm->k));
   mm->a_form = MLKI_A_IS;
   if (mm->variant == MLKI_BLOCKED && mm->n > 2 * nr && mm->a.cs != 1)
     mm->a_form = MLKI_A_PANELS;
-  else if (mm->n > 2 * nr && (mlki_conflicting_stride(mm->a.rs, mm->m) || (mm->variant == MLKI_BLOCKED && mm->m > MLKI_MC)))
+  else if (mm->n > 2 * nr &&
+           (mlki_conflicting_stride(mm->a.rs, mm->m) || (mm->variant == MLKI_BLOCKED && mm->m > MLKI_MC)))
     mm->a_form = mm->a.cs == 1 ? MLKI_A_ROWS : MLKI_A_PANELS;
   if (mm->variant == MLKI_SKINNY) mm->pack_b = mm->b.cs != 1 && !mm->panels, mm->a_form = MLKI_A_IS;
   mm->nc = mlki_min(mlki_matmul_block_columns(ctx), mlki_round_up(mm->n, nr));
@@ -2313,7 +2501,8 @@ static void mlki_matmul_block(const mlk_context *ctx, mlki_matmul *mm) {
     for (t = 1; t <= want; t++) {
       const int64_t u = want / t;
       const double cost = (double)t * (double)mm->n + (double)u * (double)mm->m + (t * u < want ? 1e30 : 0.0);
-      if (t <= mlki_ceil_div(mm->m, mr) && u <= mlki_ceil_div(mm->n, nr) && cost < best) best = cost, split_m = t, split_n = u;
+      if (t <= mlki_ceil_div(mm->m, mr) && u <= mlki_ceil_div(mm->n, nr) && cost < best)
+        best = cost, split_m = t, split_n = u;
     }
   }
   mm->tile_m = split_m == 1 ? mm->m : mlki_round_up(mlki_ceil_div(mm->m, split_m), mr);
@@ -2328,7 +2517,9 @@ static void mlki_matmul_block(const mlk_context *ctx, mlki_matmul *mm) {
   mm->scratch_m = mm->tile_m, mm->scratch_n = mm->tile_n;
   if (mm->variant == MLKI_SKINNY) {
     if (mlki_conflicting_stride(mm->e.d.rs, mm->m)) mm->in_place = 0;
-    mm->scratch_n = mlki_min(mm->pack_b || mm->panels ? nr : mlki_round_up(mlki_min(MLKI_SKINNY_FLOATS / mm->m, MLKI_SKINNY_RUN), nr), mlki_round_up(mm->tile_n, nr));
+    mm->scratch_n = mlki_min(
+        mm->pack_b || mm->panels ? nr : mlki_round_up(mlki_min(MLKI_SKINNY_FLOATS / mm->m, MLKI_SKINNY_RUN), nr),
+        mlki_round_up(mm->tile_n, nr));
     if (!mm->pack_b && !mm->panels && mlki_conflicting_stride(mm->a.rs, mm->m)) mm->a_form = MLKI_A_PANELS;
     mm->floats_a = mm->a_form == MLKI_A_PANELS ? mm->m * kc + MLKI_LANES_MAX : 0;
     mm->floats_b = mm->pack_b ? mlki_min(kc, MLKI_SKINNY_PANEL) * nr + MLKI_LANES_MAX : 0;
@@ -2338,8 +2529,11 @@ static void mlki_matmul_block(const mlk_context *ctx, mlki_matmul *mm) {
       mm->scratch_m = mlki_min(mm->tile_m, segments == 1 ? mr : MLKI_SCRATCH_M);
       mm->scratch_n = mlki_min(mm->tile_n, segments == 1 ? mm->nc : MLKI_SCRATCH_N);
     }
-    mm->floats_a = mm->a_form == MLKI_A_IS ? 0 : mlki_min(mm->tile_m, segments == 1 || mm->in_place ? MLKI_MC : MLKI_SCRATCH_M) *
-                                                     MLKI_A_PITCH(kc) + MLKI_LANES_MAX;
+    mm->floats_a = mm->a_form == MLKI_A_IS
+                       ? 0
+                       : mlki_min(mm->tile_m, segments == 1 || mm->in_place ? MLKI_MC : MLKI_SCRATCH_M) *
+                                 MLKI_A_PITCH(kc) +
+                             MLKI_LANES_MAX;
     mm->floats_b = mm->pack_b ? mlki_min(mm->nc, mlki_round_up(mm->tile_n, nr)) * kc + MLKI_LANES_MAX : 0;
     mm->floats_c = mm->in_place ? 0 : mm->scratch_m * mm->scratch_n;
   }
@@ -2377,7 +2571,8 @@ static void mlki_matmul_select(mlki_matmul_job *job, int64_t index) {
 }
 
 /* Packs terms [s, s + kc) of columns [j, j + cols) of B into panels of NR columns. */
-static void mlki_matmul_pack_columns(const mlki_kernels *row, float *to, const mlki_mat *b, int64_t s, int64_t kc, int64_t j, int64_t cols) {
+static void mlki_matmul_pack_columns(const mlki_kernels *row, float *to, const mlki_mat *b, int64_t s, int64_t kc,
+                                     int64_t j, int64_t cols) {
   row->pack_panels(to, cols, kc, b->p + s * b->rs + j * b->cs, b->cs, b->rs);
 }
 
@@ -2433,7 +2628,10 @@ static void mlki_matmul_strips(const mlki_matmul_job *job, int64_t i0, int64_t r
 static void mlki_matmul_blocked(const mlki_matmul_job *job, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
   const mlki_matmul *mm = job->mm;
   const int rolls = !mm->in_place && mm->k <= MLK_SEGMENT;
-  const int64_t step_m = mm->in_place && mm->a_form == MLKI_A_IS ? i1 - i0 : mm->in_place || rolls ? MLKI_MC : mm->scratch_m, step_n = mm->in_place || rolls ? j1 - j0 : mm->scratch_n;
+  const int64_t step_m = mm->in_place && mm->a_form == MLKI_A_IS ? i1 - i0
+                         : mm->in_place || rolls                 ? MLKI_MC
+                                                                 : mm->scratch_m,
+                step_n = mm->in_place || rolls ? j1 - j0 : mm->scratch_n;
   int64_t i, jb, j, s;
   for (i = i0; i < i1; i += step_m) {
     const int64_t rows = mlki_min(step_m, i1 - i);
@@ -2473,7 +2671,8 @@ static void mlki_matmul_sweep(const mlki_matmul *mm, const mlki_strip *all) {
   part = *all;
   part.b += cols, part.cols -= cols;
   for (i = 0; i < all->rows && part.cols; i += height) {
-    part.a = all->a + i * all->a_rs, part.c = all->c + cols + i * all->c_rs, part.rows = mlki_min(height, all->rows - i);
+    part.a = all->a + i * all->a_rs, part.c = all->c + cols + i * all->c_rs,
+    part.rows = mlki_min(height, all->rows - i);
     mm->row->strip(&part);
   }
 }
@@ -2560,7 +2759,8 @@ static void mlki_matmul_task(void *arg, int index) {
   job.mm = mm;
   job.block_a = workspace, job.pack_b = workspace + mm->floats_a, job.scratch = workspace + mm->floats_a + mm->floats_b;
   for (;;) {
-    const int64_t first = (mm->tasks == 1 ? mm->next++ : mlki_take(&mm->next)) * run, end = mlki_min(first + run, mm->items);
+    const int64_t first = (mm->tasks == 1 ? mm->next++ : mlki_take(&mm->next)) * run,
+                  end = mlki_min(first + run, mm->items);
     if (first >= mm->items) break;
     for (at = first; at < end; at++) {
       if (at == first || tiles == 1 || at % tiles == 0) mlki_matmul_select(&job, at / tiles);
@@ -2570,15 +2770,16 @@ static void mlki_matmul_task(void *arg, int index) {
 }
 
 /* One operand of the product: checked, and its batch axes aligned with D's. */
-static mlk_status mlki_matmul_operand(mlk_context *ctx, const char *name, const mlk_tensor *t, const mlk_tensor *d, int64_t rows,
-                                      int64_t cols, mlki_mat *out) {
+static mlk_status mlki_matmul_operand(mlk_context *ctx, const char *name, const mlk_tensor *t, const mlk_tensor *d,
+                                      int64_t rows, int64_t cols, mlki_mat *out) {
   int64_t shape[MLK_MAX_RANK];
   int i;
   if (t->rank > d->rank)
     return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: rank is %d, but d has %d axes", name, (int)t->rank, (int)d->rank);
   if (t->shape[t->rank - 2] != rows || t->shape[t->rank - 1] != cols)
-    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: matrix is %lld x %lld, but must be %lld x %lld", name, (long long)t->shape[t->rank - 2],
-                     (long long)t->shape[t->rank - 1], (long long)rows, (long long)cols);
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: matrix is %lld x %lld, but must be %lld x %lld", name,
+                     (long long)t->shape[t->rank - 2], (long long)t->shape[t->rank - 1], (long long)rows,
+                     (long long)cols);
   for (i = 0; i < d->rank - 2; i++) shape[i] = d->shape[i];
   shape[d->rank - 2] = rows, shape[d->rank - 1] = cols;
   return mlki_broadcast(ctx, name, t, shape, d->rank, out);
@@ -2604,39 +2805,46 @@ static mlk_status mlki_matmul_check_alias(mlk_context *ctx, const mlki_matmul_ar
   size_t i;
   for (i = 0; i < sizeof in / sizeof in[0]; i++) {
     if (!in[i].present) continue;
-    if (!(in[i].same_allowed && mlki_same_view(&t->d, in[i].tensor)) && mlki_overlap(&t->d, &t->ed, in[i].tensor, in[i].extent))
+    if (!(in[i].same_allowed && mlki_same_view(&t->d, in[i].tensor)) &&
+        mlki_overlap(&t->d, &t->ed, in[i].tensor, in[i].extent))
       return mlki_fail(ctx, MLK_ERR_ALIAS, "d: overlaps %s%s", in[i].name,
                        in[i].same_allowed ? ", which is allowed only as the same view" : "");
     if (mm->e.preact.p && mlki_overlap(&t->preact, &t->epreact, in[i].tensor, in[i].extent))
       return mlki_fail(ctx, MLK_ERR_ALIAS, "preact: overlaps %s", in[i].name);
   }
-  if (mm->e.preact.p && mlki_overlap(&t->preact, &t->epreact, &t->d, &t->ed)) return mlki_fail(ctx, MLK_ERR_ALIAS, "preact: overlaps d");
+  if (mm->e.preact.p && mlki_overlap(&t->preact, &t->epreact, &t->d, &t->ed))
+    return mlki_fail(ctx, MLK_ERR_ALIAS, "preact: overlaps d");
   return MLK_OK;
 }
 
 static mlk_status mlki_matmul_check_packed(mlk_context *ctx, const mlk_packed *p, int64_t k, int64_t n) {
   const int64_t nr = ctx->row->nr;
   int64_t bytes;
-  if (ctx->reference) return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "packed_b: the reference does not read packed panels; give b");
+  if (ctx->reference)
+    return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "packed_b: the reference does not read packed panels; give b");
   if (!p->data) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: data is NULL; fill it with mlk_matmul_pack");
   if ((uintptr_t)p->data % MLKI_ALIGN)
-    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: data is not aligned to %d bytes; was the buffer moved?", MLKI_ALIGN);
-  if (p->dtype != MLK_F32) return mlki_fail(ctx, MLK_ERR_DTYPE, "packed_b: dtype is %d, but must be f32 (%d)", (int)p->dtype, MLK_F32);
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: data is not aligned to %d bytes; was the buffer moved?",
+                     MLKI_ALIGN);
+  if (p->dtype != MLK_F32)
+    return mlki_fail(ctx, MLK_ERR_DTYPE, "packed_b: dtype is %d, but must be f32 (%d)", (int)p->dtype, MLK_F32);
   if (p->isa != (int32_t)ctx->row->isa || p->panel != (int32_t)nr)
     return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: packed for %s, but this context runs %s; pack it again",
-                     p->isa > 0 && p->isa < MLK_ISA_COUNT ? mlki_isa_names[p->isa] : "unknown", mlki_isa_names[ctx->row->isa]);
+                     p->isa > 0 && p->isa < MLK_ISA_COUNT ? mlki_isa_names[p->isa] : "unknown",
+                     mlki_isa_names[ctx->row->isa]);
   if (p->k != k || p->n != n)
-    return mlki_fail(ctx, MLK_ERR_SHAPE, "packed_b: matrix is %lld x %lld, but must be %lld x %lld", (long long)p->k, (long long)p->n,
-                     (long long)k, (long long)n);
-  if (mlki_mul_overflows(mlki_ceil_div(n, nr) * nr, k, &bytes) || mlki_mul_overflows(bytes, 4, &bytes) || (uint64_t)bytes > p->bytes)
-    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: holds %llu bytes, too few for %lld x %lld", (unsigned long long)p->bytes,
-                     (long long)k, (long long)n);
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "packed_b: matrix is %lld x %lld, but must be %lld x %lld", (long long)p->k,
+                     (long long)p->n, (long long)k, (long long)n);
+  if (mlki_mul_overflows(mlki_ceil_div(n, nr) * nr, k, &bytes) || mlki_mul_overflows(bytes, 4, &bytes) ||
+      (uint64_t)bytes > p->bytes)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: holds %llu bytes, too few for %lld x %lld",
+                     (unsigned long long)p->bytes, (long long)k, (long long)n);
   return MLK_OK;
 }
 
 /* An optional operand of the epilogue. */
-static mlk_status mlki_matmul_extra(mlk_context *ctx, const char *name, mlk_tensor *t, mlki_extent *extent, const mlk_tensor *d,
-                                    mlki_mat *out) {
+static mlk_status mlki_matmul_extra(mlk_context *ctx, const char *name, mlk_tensor *t, mlki_extent *extent,
+                                    const mlk_tensor *d, mlki_mat *out) {
   mlk_status status;
   out->p = NULL, out->rs = out->cs = 0;
   if (!t->data) return MLK_OK;
@@ -2651,9 +2859,11 @@ static mlk_status mlki_matmul_prepare(mlk_context *ctx, const mlk_matmul_desc *d
   int64_t count, flops;
   int i;
   if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
-  t.a = desc->a, t.b = desc->b, t.c = desc->c, t.d = desc->d, t.bias = desc->bias, t.residual = desc->residual, t.preact = desc->preact;
+  t.a = desc->a, t.b = desc->b, t.c = desc->c, t.d = desc->d, t.bias = desc->bias, t.residual = desc->residual,
+  t.preact = desc->preact;
   if ((int)desc->activation < 0 || desc->activation >= MLK_ACTIVATION_COUNT)
-    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "activation: is %d, but must be 0 to %d", (int)desc->activation, MLK_ACTIVATION_COUNT - 1);
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "activation: is %d, but must be 0 to %d", (int)desc->activation,
+                     MLK_ACTIVATION_COUNT - 1);
   if ((status = mlki_check_tensor(ctx, "d", &t.d, MLK_F32, 2, MLK_MAX_RANK, &t.ed)) != MLK_OK) return status;
   if ((status = mlki_check_output(ctx, "d", &t.d, &t.ed)) != MLK_OK) return status;
   if ((status = mlki_check_tensor(ctx, "a", &t.a, MLK_F32, 2, MLK_MAX_RANK, &t.ea)) != MLK_OK) return status;
@@ -2670,7 +2880,8 @@ static mlk_status mlki_matmul_prepare(mlk_context *ctx, const mlk_matmul_desc *d
     mm->panels = (const float *)desc->packed_b->data;
     memset(&mm->b, 0, sizeof mm->b);
     t.b = mlk_f32((const float *)desc->packed_b->data, desc->packed_b->bytes / 4);
-    t.eb.low = 0, t.eb.high = (int64_t)(desc->packed_b->bytes / 4) - 1, t.eb.count = mm->k * mm->n, t.eb.stored = t.eb.count;
+    t.eb.low = 0, t.eb.high = (int64_t)(desc->packed_b->bytes / 4) - 1, t.eb.count = mm->k * mm->n,
+    t.eb.stored = t.eb.count;
     t.b.stride[0] = 1;
   } else {
     if ((status = mlki_check_tensor(ctx, "b", &t.b, MLK_F32, 2, MLK_MAX_RANK, &t.eb)) != MLK_OK) return status;
@@ -2679,7 +2890,8 @@ static mlk_status mlki_matmul_prepare(mlk_context *ctx, const mlk_matmul_desc *d
   if ((status = mlki_broadcast(ctx, "d", &t.d, t.d.shape, t.d.rank, &mm->e.d)) != MLK_OK) return status;
   if ((status = mlki_matmul_extra(ctx, "c", &t.c, &t.ec, &t.d, &mm->e.c)) != MLK_OK) return status;
   if ((status = mlki_matmul_extra(ctx, "bias", &t.bias, &t.ebias, &t.d, &mm->e.bias)) != MLK_OK) return status;
-  if ((status = mlki_matmul_extra(ctx, "residual", &t.residual, &t.eresidual, &t.d, &mm->e.residual)) != MLK_OK) return status;
+  if ((status = mlki_matmul_extra(ctx, "residual", &t.residual, &t.eresidual, &t.d, &mm->e.residual)) != MLK_OK)
+    return status;
   if ((status = mlki_matmul_extra(ctx, "preact", &t.preact, &t.epreact, &t.d, &mm->e.preact)) != MLK_OK) return status;
   if (mm->e.preact.p) {
     for (i = 0; i < t.d.rank; i++)
@@ -2691,31 +2903,37 @@ static mlk_status mlki_matmul_prepare(mlk_context *ctx, const mlk_matmul_desc *d
   mm->e.alpha = desc->alpha ? *desc->alpha : 1.0f;
   mm->e.beta = desc->beta ? *desc->beta : mm->e.c.p ? 1.0f : 0.0f;
   mm->e.activation = desc->activation;
-  if (mm->e.beta == 0.0f) mm->e.c.p = NULL;
-  else if (!mm->e.c.p) mm->e.c = mm->e.d, t.c = t.d, t.ec = t.ed;
-  if (run && (status = mlki_matmul_check_alias(ctx, &t, mm)) != MLK_OK) return status;
+  if (mm->e.beta == 0.0f)
+    mm->e.c.p = NULL;
+  else if (!mm->e.c.p)
+    mm->e.c = mm->e.d, t.c = t.d, t.ec = t.ed;
 
   if (mlki_mul_overflows(t.ed.count, mm->k, &flops) || mlki_mul_overflows(flops, 2, &flops))
-    return mlki_fail(ctx, MLK_ERR_SIZE, "d: the number of operations, 2 x %lld elements x K = %lld, does not fit in 63 bits",
+    return mlki_fail(ctx, MLK_ERR_SIZE,
+                     "d: the number of operations, 2 x %lld elements x K = %lld, does not fit in 63 bits",
                      (long long)t.ed.count, (long long)mm->k);
   mm->flops = (uint64_t)flops;
   count = t.ed.count + (mm->e.alpha == 0.0f ? 0 : t.ea.stored + t.eb.stored) + (mm->e.c.p ? t.ec.stored : 0) +
-          (mm->e.bias.p ? t.ebias.stored : 0) + (mm->e.residual.p ? t.eresidual.stored : 0) + (mm->e.preact.p ? t.epreact.count : 0);
+          (mm->e.bias.p ? t.ebias.stored : 0) + (mm->e.residual.p ? t.eresidual.stored : 0) +
+          (mm->e.preact.p ? t.epreact.count : 0);
   if (count > INT64_MAX / 4) return mlki_fail(ctx, MLK_ERR_SIZE, "d: the bytes of all operands do not fit in 63 bits");
   mm->bytes = 4u * (uint64_t)count;
+  if (run && (status = mlki_matmul_check_alias(ctx, &t, mm)) != MLK_OK) return status;
   if (mm->e.alpha == 0.0f) mm->k = 0, mm->panels = NULL; /* A and B are not read */
 
-  mm->plain = mm->e.alpha == 1.0f && !mm->e.c.p && !mm->e.bias.p && !mm->e.residual.p && !mm->e.preact.p && !desc->activation;
+  mm->plain = mm->e.alpha == 1.0f && !mm->e.c.p && !mm->e.bias.p && !mm->e.residual.p && !mm->e.preact.p &&
+              !desc->activation;
   if (!mm->panels && ((mm->e.d.cs != 1 && mm->e.d.rs == 1) || (mm->n == 1 && mm->m > 1))) mlki_matmul_transpose(mm);
-  mm->in_place = mm->e.d.cs == 1 && !(mm->e.c.p && mlki_same_view(&t.d, &t.c)) && !(mm->e.residual.p && mlki_same_view(&t.d, &t.residual));
+  mm->in_place = mm->e.d.cs == 1 && !(mm->e.c.p && mlki_same_view(&t.d, &t.c)) &&
+                 !(mm->e.residual.p && mlki_same_view(&t.d, &t.residual));
   mlki_matmul_block(ctx, mm);
   return MLK_OK;
 }
 
 /* Is t a dense row-major matrix of f32, small enough for mlki_matmul_tiny? */
 MLKI_INLINE int mlki_tiny_matrix(const mlk_tensor *t) {
-  return t->rank == 2 && t->dtype == MLK_F32 && t->data && t->stride[0] == 0 && t->stride[1] == 0 && t->shape[0] > 0 && t->shape[1] > 0 &&
-         t->shape[0] <= MLKI_TINY && t->shape[1] <= MLKI_TINY;
+  return t->rank == 2 && t->dtype == MLK_F32 && t->data && t->stride[0] == 0 && t->stride[1] == 0 && t->shape[0] > 0 &&
+         t->shape[1] > 0 && t->shape[0] <= MLKI_TINY && t->shape[1] <= MLKI_TINY;
 }
 
 /* Do two dense matrices overlap? */
@@ -2729,13 +2947,13 @@ MLKI_INLINE int mlki_tiny_overlap(const mlk_tensor *x, const mlk_tensor *y) {
 static int mlki_matmul_tiny(const mlk_context *ctx, const mlk_matmul_desc *desc) {
   mlki_strip strip;
   int64_t m, n, i, height;
-  if (!desc || ctx->reference || desc->packed_b || desc->alpha || desc->beta || desc->activation != MLK_NONE || desc->c.data ||
-      desc->bias.data || desc->residual.data || desc->preact.data || !mlki_tiny_matrix(&desc->a) || !mlki_tiny_matrix(&desc->b) ||
-      !mlki_tiny_matrix(&desc->d))
+  if (!desc || ctx->reference || desc->packed_b || desc->alpha || desc->beta || desc->activation != MLK_NONE ||
+      desc->c.data || desc->bias.data || desc->residual.data || desc->preact.data || !mlki_tiny_matrix(&desc->a) ||
+      !mlki_tiny_matrix(&desc->b) || !mlki_tiny_matrix(&desc->d))
     return 0;
   m = desc->d.shape[0], n = desc->d.shape[1];
-  if (desc->a.shape[0] != m || desc->b.shape[1] != n || desc->a.shape[1] != desc->b.shape[0] || mlki_tiny_overlap(&desc->d, &desc->a) ||
-      mlki_tiny_overlap(&desc->d, &desc->b))
+  if (desc->a.shape[0] != m || desc->b.shape[1] != n || desc->a.shape[1] != desc->b.shape[0] ||
+      mlki_tiny_overlap(&desc->d, &desc->a) || mlki_tiny_overlap(&desc->d, &desc->b))
     return 0;
   strip.k = desc->a.shape[1], strip.cols = n, strip.chain = MLKI_START;
   strip.a_rs = strip.k, strip.a_cs = 1;
@@ -2773,13 +2991,13 @@ static int mlki_matmul_tiny(const mlk_context *ctx, const mlk_matmul_desc *desc)
    All: limits are rounded up, and grow by what underflow can take away, (4 d + 64) 2^-126 of the products and, for IP, G 2^-60 sqrt(d) of
    norms that underflow. Norms near overflow or NaN switch the filter off for their row (init = -inf) or query (limit = inf). */
 
-#define MLKI_FILTER_D        65536 /* longer vectors are scanned: the bound would not filter */
-#define MLKI_FILTER_PANELS   8     /* base panels between two looks at the hits */
-#define MLKI_KNN_QUERIES     1024  /* queries in flight per task */
-#define MLKI_KNN_SCAN_ROWS   256   /* base rows per step of a scan */
-#define MLKI_KNN_SCAN_MAX    12    /* queries up to which reading the base dominates, and that stay in level 1 */
-#define MLKI_KNN_CENTER_ROWS 64    /* base rows whose mean is the center */
-#define MLKI_U               5.9604644775390625e-8
+#  define MLKI_FILTER_D        65536 /* longer vectors are scanned: the bound would not filter */
+#  define MLKI_FILTER_PANELS   8     /* base panels between two looks at the hits */
+#  define MLKI_KNN_QUERIES     1024  /* queries in flight per task */
+#  define MLKI_KNN_SCAN_ROWS   256   /* base rows per step of a scan */
+#  define MLKI_KNN_SCAN_MAX    12    /* queries up to which reading the base dominates, and that stay in level 1 */
+#  define MLKI_KNN_CENTER_ROWS 64    /* base rows whose mean is the center */
+#  define MLKI_U               5.9604644775390625e-8
 
 typedef struct mlki_neighbour {
   float key; /* distance, or minus the similarity: smaller is nearer */
@@ -2801,10 +3019,10 @@ typedef struct mlki_knn {
   mlki_knn_variant variant;
   int split_base; /* tasks share the queries and split the base; else they split the queries */
   int tasks;
-  int64_t task_queries, task_rows; /* what one task is given */
-  int64_t block_queries;           /* queries in flight */
-  int64_t block_rows;              /* base rows packed at a time */
-  float start_coefficient;         /* of mlki_prepare */
+  int64_t task_queries, task_rows;   /* what one task is given */
+  int64_t block_queries;             /* queries in flight */
+  int64_t block_rows;                /* base rows packed at a time */
+  float start_coefficient;           /* of mlki_prepare */
   double bound, relative, underflow; /* the constants of the bounds: see mlki_knn_limit */
   mlki_carver carver;
   uint64_t task_bytes;
@@ -2817,11 +3035,11 @@ typedef struct mlki_knn_job {
   const mlki_knn *knn;
   mlki_neighbour *heap; /* block_queries x kept */
   int64_t *heap_size;
-  float *norm_q;   /* |q| as defined, for COSINE */
+  float *norm_q;    /* |q| as defined, for COSINE */
   double *filter_m; /* of the filter: |q'|^2, or 2^e; < 0: this query is not filtered */
-  float *query;    /* block_queries x d, dense; NULL where the queries are dense themselves */
-  float *gathered; /* dense copies of base rows; NULL where rows are dense */
-  float *keys;     /* scan: distances of one query block x rows */
+  float *query;     /* block_queries x d, dense; NULL where the queries are dense themselves */
+  float *gathered;  /* dense copies of base rows; NULL where rows are dense */
+  float *keys;      /* scan: distances of one query block x rows */
   uint32_t *hits;
   float *packed_q, *packed_x, *init, *limit, *center;
 } mlki_knn_job;
@@ -2851,7 +3069,9 @@ static void mlki_knn_carve(const mlki_knn *knn, mlki_carver *c, mlki_knn_job *jo
 }
 
 /* (key, id) order; keys are never NaN. */
-MLKI_INLINE int mlki_nearer(mlki_neighbour a, mlki_neighbour b) { return a.key < b.key || (a.key == b.key && a.id < b.id); }
+MLKI_INLINE int mlki_nearer(mlki_neighbour a, mlki_neighbour b) {
+  return a.key < b.key || (a.key == b.key && a.id < b.id);
+}
 
 /* heap[0] is the farthest of size entries; restores that after heap[at] became nearer. */
 static void mlki_heap_sink(mlki_neighbour *heap, int64_t size, int64_t at) {
@@ -2879,7 +3099,8 @@ static int mlki_heap_offer(mlki_neighbour *heap, int64_t *size, int64_t kept, fl
     mlki_heap_sink(heap, kept, 0);
     return 1;
   }
-  for (at = (*size)++; at > 0 && mlki_nearer(heap[(at - 1) / 2], entry); at = (at - 1) / 2) heap[at] = heap[(at - 1) / 2];
+  for (at = (*size)++; at > 0 && mlki_nearer(heap[(at - 1) / 2], entry); at = (at - 1) / 2)
+    heap[at] = heap[(at - 1) / 2];
   heap[at] = entry;
   return 1;
 }
@@ -2898,12 +3119,14 @@ static void mlki_knn_emit(const mlki_knn *knn, int64_t query, mlki_neighbour *he
   }
   for (i = 0; i < knn->k; i++) {
     ids[i] = i < size ? heap[i].id + knn->first_id : -1;
-    if (distances) distances[i] = i < size ? (similarity ? -heap[i].key : heap[i].key) : (similarity ? -INFINITY : INFINITY);
+    if (distances)
+      distances[i] = i < size ? (similarity ? -heap[i].key : heap[i].key) : (similarity ? -INFINITY : INFINITY);
   }
 }
 
 /* count rows of d elements as dense rows: the rows themselves, or copied to space. */
-static const float *mlki_dense_rows(const mlki_mat *x, int64_t first, int64_t count, int64_t d, float *space, int64_t *stride) {
+static const float *mlki_dense_rows(const mlki_mat *x, int64_t first, int64_t count, int64_t d, float *space,
+                                    int64_t *stride) {
   int64_t i, j;
   *stride = x->cs == 1 ? x->rs : d;
   if (x->cs == 1) return x->p + first * x->rs;
@@ -2950,11 +3173,13 @@ static void mlki_knn_scan(mlki_knn_job *job, int64_t q0, int64_t count, int64_t 
       int64_t found;
       if (knn->metric == MLK_L2 || knn->metric == MLK_COSINE)
         for (j = 0; j < rows; j++)
-          keys[j] = mlki_metric_distance(knn->metric, keys[j], job->norm_q[i], knn->metric == MLK_COSINE ? norm_x[j] : 1.0f);
+          keys[j] = mlki_metric_distance(knn->metric, keys[j], job->norm_q[i],
+                                         knn->metric == MLK_COSINE ? norm_x[j] : 1.0f);
       if (similarity)
         for (j = 0; j < rows; j++) keys[j] = -keys[j];
       found = knn->row->below(keys, rows, limit, job->hits);
-      for (j = 0; j < found; j++) mlki_heap_offer(heap, &job->heap_size[i], knn->kept, keys[job->hits[j]], at + job->hits[j]);
+      for (j = 0; j < found; j++)
+        mlki_heap_offer(heap, &job->heap_size[i], knn->kept, keys[job->hits[j]], at + job->hits[j]);
     }
   }
 }
@@ -3017,7 +3242,8 @@ static float mlki_knn_limit(const mlki_knn_job *job, int64_t i) {
   else if (knn->metric == MLK_INNER_PRODUCT)
     limit = key * job->filter_m[i];
   else
-    limit = (knn->metric == MLK_L2 ? key * key * (1.0 + 4 * MLKI_U) : key) * (1.0 + knn->relative) - (1.0 - knn->bound) * job->filter_m[i];
+    limit = (knn->metric == MLK_L2 ? key * key * (1.0 + 4 * MLKI_U) : key) * (1.0 + knn->relative) -
+            (1.0 - knn->bound) * job->filter_m[i];
   limit += knn->underflow + fabs(limit) * 1e-12; /* and the rounding of this very expression */
   if (!(limit < 1e38)) return INFINITY;
   rounded = (float)limit;
@@ -3032,12 +3258,14 @@ static float mlki_knn_key(const mlki_knn_job *job, const float *q, int64_t i, in
   const float *x = mlki_dense_rows(&knn->x, id, 1, knn->d, job->gathered, &stride);
   float sum;
   knn->row->pairs(pair, 1, 1, knn->d, q, 0, x, 0, &sum, 0);
-  sum = mlki_metric_distance(knn->metric, sum, job->norm_q[i], knn->metric == MLK_COSINE ? mlki_norm(knn->row, x, knn->d) : 1.0f);
+  sum = mlki_metric_distance(knn->metric, sum, job->norm_q[i],
+                             knn->metric == MLK_COSINE ? mlki_norm(knn->row, x, knn->d) : 1.0f);
   return pair == MLKI_PAIR_IP ? -sum : sum;
 }
 
 /* One panel of queries against packed base rows [at, at + rows): filter, then re-rank what is left. */
-static void mlki_knn_filter_panel(mlki_knn_job *job, const float *q, int64_t q_rs, int64_t panel, int64_t count, int64_t at, int64_t rows) {
+static void mlki_knn_filter_panel(mlki_knn_job *job, const float *q, int64_t q_rs, int64_t panel, int64_t count,
+                                  int64_t at, int64_t rows) {
   const mlki_knn *knn = job->knn;
   const int64_t nr = knn->row->nr, step = nr * MLKI_FILTER_PANELS;
   int64_t from, h;
@@ -3053,7 +3281,8 @@ static void mlki_knn_filter_panel(mlki_knn_job *job, const float *q, int64_t q_r
     for (h = 0; h < hits; h++) {
       const int64_t i = panel + (job->hits[h] & 15), id = at + from + (job->hits[h] >> 4);
       if (id >= at + rows) continue; /* padding of the last panel */
-      if (mlki_heap_offer(job->heap + i * knn->kept, &job->heap_size[i], knn->kept, mlki_knn_key(job, q + i * q_rs, i, id), id))
+      if (mlki_heap_offer(job->heap + i * knn->kept, &job->heap_size[i], knn->kept,
+                          mlki_knn_key(job, q + i * q_rs, i, id), id))
         job->limit[i] = mlki_knn_limit(job, i);
     }
   }
@@ -3073,7 +3302,8 @@ static void mlki_knn_filter(mlki_knn_job *job, int64_t q0, int64_t count, int64_
     for (i = 0; i < rows; i += nr) {
       float *panel = job->packed_x + i * knn->d;
       knn->row->pack(panel, mlki_min(rows - i, nr), nr, knn->d, knn->x.p + (at + i) * knn->x.rs, knn->x.rs, knn->x.cs);
-      knn->row->prepare(knn->metric, panel, knn->d, centered ? job->center : NULL, knn->start_coefficient, job->init + i);
+      knn->row->prepare(knn->metric, panel, knn->d, centered ? job->center : NULL, knn->start_coefficient,
+                        job->init + i);
     }
     for (i = 0; i < count; i += height) mlki_knn_filter_panel(job, q, q_rs, i, mlki_min(height, count - i), at, rows);
   }
@@ -3085,7 +3315,8 @@ static void mlki_knn_reference(const mlki_knn *knn, mlki_neighbour *heap) {
   for (i = 0; i < knn->nq; i++) {
     int64_t size = 0;
     for (j = 0; j < knn->n; j++) {
-      const float d = mlki_ref_distance(knn->metric, knn->d, knn->q.p + i * knn->q.rs, knn->q.cs, knn->x.p + j * knn->x.rs, knn->x.cs);
+      const float d = mlki_ref_distance(knn->metric, knn->d, knn->q.p + i * knn->q.rs, knn->q.cs,
+                                        knn->x.p + j * knn->x.rs, knn->x.cs);
       mlki_heap_offer(heap, &size, knn->kept, similarity ? -d : d, j);
     }
     mlki_knn_emit(knn, i, heap, size);
@@ -3094,7 +3325,8 @@ static void mlki_knn_reference(const mlki_knn *knn, mlki_neighbour *heap) {
 
 static void mlki_knn_task(void *arg, int index) {
   const mlki_knn *knn = (const mlki_knn *)arg;
-  const int64_t q_begin = knn->split_base ? 0 : index * knn->task_queries, q_end = mlki_min(q_begin + knn->task_queries, knn->nq);
+  const int64_t q_begin = knn->split_base ? 0 : index * knn->task_queries,
+                q_end = mlki_min(q_begin + knn->task_queries, knn->nq);
   const int64_t x0 = knn->split_base ? index * knn->task_rows : 0, x1 = mlki_min(x0 + knn->task_rows, knn->n);
   mlki_carver carver = {NULL, 0};
   mlki_knn_job job;
@@ -3105,14 +3337,16 @@ static void mlki_knn_task(void *arg, int index) {
     mlki_knn_reference(knn, job.heap);
     return;
   }
-  if (knn->variant == MLKI_KNN_FILTER && mlki_metric_pair(knn->metric) == MLKI_PAIR_L2) mlki_knn_center(knn, job.center);
+  if (knn->variant == MLKI_KNN_FILTER && mlki_metric_pair(knn->metric) == MLKI_PAIR_L2)
+    mlki_knn_center(knn, job.center);
   for (q = q_begin; q < q_end; q += knn->block_queries) {
     const int64_t count = mlki_min(knn->block_queries, q_end - q);
     if (knn->variant == MLKI_KNN_SCAN)
       mlki_knn_scan(&job, q, count, x0, x1);
     else
       mlki_knn_filter(&job, q, count, x0, x1);
-    for (i = 0; i < count && !knn->split_base; i++) mlki_knn_emit(knn, q + i, job.heap + i * knn->kept, job.heap_size[i]);
+    for (i = 0; i < count && !knn->split_base; i++)
+      mlki_knn_emit(knn, q + i, job.heap + i * knn->kept, job.heap_size[i]);
   }
 }
 
@@ -3149,7 +3383,9 @@ static mlk_status mlki_knn_block(mlk_context *ctx, mlki_knn *knn) {
   else if (ctx->reference)
     knn->variant = MLKI_KNN_REFERENCE;
   else
-    knn->variant = knn->nq <= MLKI_KNN_SCAN_MAX || knn->d > MLKI_FILTER_D || knn->d == 0 || knn->n == 0 ? MLKI_KNN_SCAN : MLKI_KNN_FILTER;
+    knn->variant = knn->nq <= MLKI_KNN_SCAN_MAX || knn->d > MLKI_FILTER_D || knn->d == 0 || knn->n == 0
+                       ? MLKI_KNN_SCAN
+                       : MLKI_KNN_FILTER;
 
   /* queries in flight: heaps of at most 32 MiB where k allows, all queries where tasks split the base */
   knn->block_queries = knn->variant == MLKI_KNN_SCAN ? 2 * MLKI_KNN_SCAN_MAX : MLKI_KNN_QUERIES;
@@ -3160,17 +3396,19 @@ static mlk_status mlki_knn_block(mlk_context *ctx, mlki_knn *knn) {
   if (knn->variant <= MLKI_KNN_REFERENCE) limit = 1, knn->split_base = 0;
   knn->task_queries = knn->split_base ? knn->nq : mlki_ceil_div(knn->nq, limit);
   knn->task_rows = knn->split_base ? mlki_round_up(mlki_ceil_div(knn->n, limit), nr) : knn->n;
-  knn->tasks = (int)(knn->split_base ? mlki_ceil_div(knn->n, knn->task_rows) : mlki_max(mlki_ceil_div(knn->nq, mlki_max(knn->task_queries, 1)), 1));
+  knn->tasks = (int)(knn->split_base ? mlki_ceil_div(knn->n, knn->task_rows)
+                                     : mlki_max(mlki_ceil_div(knn->nq, mlki_max(knn->task_queries, 1)), 1));
   knn->block_queries = mlki_min(knn->block_queries, mlki_max(knn->task_queries, 1));
   if (knn->variant == MLKI_KNN_REFERENCE) knn->block_queries = 1;
   /* base rows packed at a time: half of level 2 */
   knn->block_rows = mlki_max(mlki_min(ctx->l2_bytes / 8 / mlki_max(knn->d, 1), 4096) / nr, 1) * nr;
   knn->block_rows = mlki_min(knn->block_rows, mlki_round_up(mlki_max(knn->n, 1), nr));
 
-  if (mlki_mul_overflows(knn->block_queries, knn->kept, &entries) || mlki_mul_overflows(entries, (int64_t)sizeof(mlki_neighbour), &bytes) ||
+  if (mlki_mul_overflows(knn->block_queries, knn->kept, &entries) ||
+      mlki_mul_overflows(entries, (int64_t)sizeof(mlki_neighbour), &bytes) ||
       mlki_mul_overflows(bytes, 2 * knn->tasks, &bytes))
-    return mlki_fail(ctx, MLK_ERR_SIZE, "k: %lld neighbours of %lld queries do not fit in 63 bits of workspace", (long long)knn->k,
-                     (long long)knn->block_queries);
+    return mlki_fail(ctx, MLK_ERR_SIZE, "k: %lld neighbours of %lld queries do not fit in 63 bits of workspace",
+                     (long long)knn->k, (long long)knn->block_queries);
   if (knn->variant == MLKI_KNN_EMPTY) {
     knn->task_bytes = 0;
     return MLK_OK;
@@ -3201,33 +3439,35 @@ static void mlki_knn_constants(mlki_knn *knn) {
 }
 
 /* queries and base: [Q, D] and [N, D] f32. */
-static mlk_status mlki_check_vectors(mlk_context *ctx, mlk_tensor *queries, mlk_tensor *base, mlki_extent *eq, mlki_extent *ex,
-                                     mlki_mat *q, mlki_mat *x) {
+static mlk_status mlki_check_vectors(mlk_context *ctx, mlk_tensor *queries, mlk_tensor *base, mlki_extent *eq,
+                                     mlki_extent *ex, mlki_mat *q, mlki_mat *x) {
   mlk_status status;
   if ((status = mlki_check_tensor(ctx, "queries", queries, MLK_F32, 2, 2, eq)) != MLK_OK) return status;
   if ((status = mlki_check_tensor(ctx, "base", base, MLK_F32, 2, 2, ex)) != MLK_OK) return status;
   if (queries->shape[1] != base->shape[1])
-    return mlki_fail(ctx, MLK_ERR_SHAPE, "base: rows have %lld elements, but those of queries have %lld", (long long)base->shape[1],
-                     (long long)queries->shape[1]);
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "base: rows have %lld elements, but those of queries have %lld",
+                     (long long)base->shape[1], (long long)queries->shape[1]);
   if ((status = mlki_broadcast(ctx, "queries", queries, queries->shape, 2, q)) != MLK_OK) return status;
   return mlki_broadcast(ctx, "base", base, base->shape, 2, x);
 }
 
 /* One output of k-NN: [Q, k], last axis dense, overlapping nothing else. */
-static mlk_status mlki_knn_output(mlk_context *ctx, const char *name, mlk_tensor *t, mlk_dtype dtype, int64_t nq, int64_t k,
-                                  mlki_extent *extent) {
+static mlk_status mlki_knn_output(mlk_context *ctx, const char *name, mlk_tensor *t, mlk_dtype dtype, int64_t nq,
+                                  int64_t k, mlki_extent *extent) {
   mlk_status status = mlki_check_tensor(ctx, name, t, dtype, 2, 2, extent);
   if (status) return status;
   if (t->shape[0] != nq || t->shape[1] != k)
-    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: matrix is %lld x %lld, but must be Q x k = %lld x %lld", name, (long long)t->shape[0],
-                     (long long)t->shape[1], (long long)nq, (long long)k);
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: matrix is %lld x %lld, but must be Q x k = %lld x %lld", name,
+                     (long long)t->shape[0], (long long)t->shape[1], (long long)nq, (long long)k);
   if (k > 1 && t->stride[1] != 1)
-    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: stride of the last axis is %lld, but must be 1", name, (long long)t->stride[1]);
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: stride of the last axis is %lld, but must be 1", name,
+                     (long long)t->stride[1]);
   return mlki_check_output(ctx, name, t, extent);
 }
 
-static mlk_status mlki_check_apart(mlk_context *ctx, int run, const char *name, const mlk_tensor *out, const mlki_extent *extent,
-                                   const char *other_name, const mlk_tensor *other, const mlki_extent *other_extent) {
+static mlk_status mlki_check_apart(mlk_context *ctx, int run, const char *name, const mlk_tensor *out,
+                                   const mlki_extent *extent, const char *other_name, const mlk_tensor *other,
+                                   const mlki_extent *other_extent) {
   if (!run || !mlki_overlap(out, extent, other, other_extent)) return MLK_OK;
   return mlki_fail(ctx, MLK_ERR_ALIAS, "%s: overlaps %s", name, other_name);
 }
@@ -3235,7 +3475,8 @@ static mlk_status mlki_check_apart(mlk_context *ctx, int run, const char *name, 
 /* 2 Q N D and the bytes of all operands. */
 static mlk_status mlki_knn_cost(mlk_context *ctx, int64_t nq, int64_t n, int64_t d, int64_t *flops) {
   if (mlki_mul_overflows(nq, n, flops) || mlki_mul_overflows(*flops, d, flops) || mlki_mul_overflows(*flops, 2, flops))
-    return mlki_fail(ctx, MLK_ERR_SIZE, "base: the number of operations, 2 x %lld x %lld x %lld, does not fit in 63 bits", (long long)nq,
+    return mlki_fail(ctx, MLK_ERR_SIZE,
+                     "base: the number of operations, 2 x %lld x %lld x %lld, does not fit in 63 bits", (long long)nq,
                      (long long)n, (long long)d);
   return MLK_OK;
 }
@@ -3259,21 +3500,27 @@ static mlk_status mlki_knn_prepare_call(mlk_context *ctx, const mlk_knn_desc *de
   knn->row = ctx->row, knn->metric = desc->metric;
   knn->nq = queries.shape[0], knn->n = base.shape[0], knn->d = base.shape[1];
   knn->k = desc->k, knn->kept = mlki_min(desc->k, knn->n), knn->first_id = desc->first_id;
-  if (desc->first_id < 0 || mlki_add_overflows(desc->first_id, mlki_max(knn->n - 1, 0), &last))
-    return mlki_fail(ctx, MLK_ERR_SIZE, "first_id: is %lld; it and the last row number must be 0 to 2^63 - 1", (long long)desc->first_id);
+  if ((status = mlki_knn_cost(ctx, knn->nq, knn->n, knn->d, &flops)) != MLK_OK) return status;
+  if (desc->first_id < 0)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "first_id: is %lld, but must be at least 0", (long long)desc->first_id);
+  if (mlki_add_overflows(desc->first_id, mlki_max(knn->n - 1, 0), &last))
+    return mlki_fail(ctx, MLK_ERR_SIZE, "first_id: is %lld, so the last row number does not fit in 63 bits",
+                     (long long)desc->first_id);
   if ((status = mlki_knn_output(ctx, "ids", &ids, MLK_I64, knn->nq, knn->k, &ei)) != MLK_OK) return status;
   if ((status = mlki_check_apart(ctx, run, "ids", &ids, &ei, "queries", &queries, &eq)) != MLK_OK) return status;
   if ((status = mlki_check_apart(ctx, run, "ids", &ids, &ei, "base", &base, &ex)) != MLK_OK) return status;
   knn->ids = (int64_t *)ids.data, knn->ids_rs = ids.stride[0];
   ed.count = 0;
   if (distances.data) {
-    if ((status = mlki_knn_output(ctx, "distances", &distances, MLK_F32, knn->nq, knn->k, &ed)) != MLK_OK) return status;
-    if ((status = mlki_check_apart(ctx, run, "distances", &distances, &ed, "queries", &queries, &eq)) != MLK_OK) return status;
-    if ((status = mlki_check_apart(ctx, run, "distances", &distances, &ed, "base", &base, &ex)) != MLK_OK) return status;
+    if ((status = mlki_knn_output(ctx, "distances", &distances, MLK_F32, knn->nq, knn->k, &ed)) != MLK_OK)
+      return status;
+    if ((status = mlki_check_apart(ctx, run, "distances", &distances, &ed, "queries", &queries, &eq)) != MLK_OK)
+      return status;
+    if ((status = mlki_check_apart(ctx, run, "distances", &distances, &ed, "base", &base, &ex)) != MLK_OK)
+      return status;
     if ((status = mlki_check_apart(ctx, run, "distances", &distances, &ed, "ids", &ids, &ei)) != MLK_OK) return status;
     knn->distances = (float *)distances.data, knn->distances_rs = distances.stride[0];
   }
-  if ((status = mlki_knn_cost(ctx, knn->nq, knn->n, knn->d, &flops)) != MLK_OK) return status;
   knn->flops = (uint64_t)flops;
   knn->bytes = 4 * (uint64_t)(eq.stored + ex.stored + ed.count) + 8 * (uint64_t)ei.count;
   mlki_knn_constants(knn);
@@ -3281,8 +3528,8 @@ static mlk_status mlki_knn_prepare_call(mlk_context *ctx, const mlk_knn_desc *de
 }
 
 /* distances: the base is cut into steps of rows that tasks take in turn; a step meets all queries while it is in cache. */
-#define MLKI_DISTANCE_ROWS    64
-#define MLKI_DISTANCE_QUERIES 32
+#  define MLKI_DISTANCE_ROWS    64
+#  define MLKI_DISTANCE_QUERIES 32
 
 typedef struct mlki_distances {
   const mlki_kernels *row;
@@ -3306,7 +3553,8 @@ static void mlki_distances_step(const mlki_distances *dist, int64_t x0, int64_t 
   float sums[MLKI_DISTANCE_QUERIES * MLKI_DISTANCE_ROWS], norm_x[MLKI_DISTANCE_ROWS];
   int64_t q0, i, j, q_rs, x_rs;
   const float *x = mlki_dense_rows(&dist->x, x0, rows, dist->d, gathered, &x_rs);
-  for (j = 0; j < rows; j++) norm_x[j] = dist->metric == MLK_COSINE ? mlki_norm(dist->row, x + j * x_rs, dist->d) : 1.0f;
+  for (j = 0; j < rows; j++)
+    norm_x[j] = dist->metric == MLK_COSINE ? mlki_norm(dist->row, x + j * x_rs, dist->d) : 1.0f;
   for (q0 = 0; q0 < dist->nq; q0 += MLKI_DISTANCE_QUERIES) {
     const int64_t count = mlki_min(dist->nq - q0, MLKI_DISTANCE_QUERIES);
     const float *q = mlki_dense_rows(&dist->q, q0, count, dist->d, query, &q_rs);
@@ -3330,15 +3578,17 @@ static void mlki_distances_task(void *arg, int index) {
   if (dist->reference) {
     for (i = 0; i < dist->nq; i++)
       for (j = 0; j < dist->n; j++)
-        dist->out.p[i * dist->out.rs + j * dist->out.cs] = mlki_ref_distance(dist->metric, dist->d, dist->q.p + i * dist->q.rs, dist->q.cs,
-                                                                             dist->x.p + j * dist->x.rs, dist->x.cs);
+        dist->out.p[i * dist->out.rs + j * dist->out.cs] = mlki_ref_distance(
+            dist->metric, dist->d, dist->q.p + i * dist->q.rs, dist->q.cs, dist->x.p + j * dist->x.rs, dist->x.cs);
     return;
   }
   while ((step = mlki_take(&dist->next)) < dist->steps)
-    mlki_distances_step(dist, step * MLKI_DISTANCE_ROWS, mlki_min(dist->n - step * MLKI_DISTANCE_ROWS, MLKI_DISTANCE_ROWS), query, gathered);
+    mlki_distances_step(dist, step * MLKI_DISTANCE_ROWS,
+                        mlki_min(dist->n - step * MLKI_DISTANCE_ROWS, MLKI_DISTANCE_ROWS), query, gathered);
 }
 
-static mlk_status mlki_distances_prepare(mlk_context *ctx, const mlk_distances_desc *desc, int run, mlki_distances *dist) {
+static mlk_status mlki_distances_prepare(mlk_context *ctx, const mlk_distances_desc *desc, int run,
+                                         mlki_distances *dist) {
   mlk_tensor queries, base, out;
   mlki_extent eq, ex, eo;
   mlki_carver carver = {NULL, 0};
@@ -3353,20 +3603,21 @@ static mlk_status mlki_distances_prepare(mlk_context *ctx, const mlk_distances_d
   if ((status = mlki_check_vectors(ctx, &queries, &base, &eq, &ex, &dist->q, &dist->x)) != MLK_OK) return status;
   dist->row = ctx->row, dist->metric = desc->metric, dist->reference = ctx->reference;
   dist->nq = queries.shape[0], dist->n = base.shape[0], dist->d = base.shape[1];
+  if ((status = mlki_knn_cost(ctx, dist->nq, dist->n, dist->d, &flops)) != MLK_OK) return status;
   if ((status = mlki_check_tensor(ctx, "out", &out, MLK_F32, 2, 2, &eo)) != MLK_OK) return status;
   if (out.shape[0] != dist->nq || out.shape[1] != dist->n)
-    return mlki_fail(ctx, MLK_ERR_SHAPE, "out: matrix is %lld x %lld, but must be Q x N = %lld x %lld", (long long)out.shape[0],
-                     (long long)out.shape[1], (long long)dist->nq, (long long)dist->n);
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "out: matrix is %lld x %lld, but must be Q x N = %lld x %lld",
+                     (long long)out.shape[0], (long long)out.shape[1], (long long)dist->nq, (long long)dist->n);
   if ((status = mlki_check_output(ctx, "out", &out, &eo)) != MLK_OK) return status;
   if ((status = mlki_check_apart(ctx, run, "out", &out, &eo, "queries", &queries, &eq)) != MLK_OK) return status;
   if ((status = mlki_check_apart(ctx, run, "out", &out, &eo, "base", &base, &ex)) != MLK_OK) return status;
   if ((status = mlki_broadcast(ctx, "out", &out, out.shape, 2, &dist->out)) != MLK_OK) return status;
-  if ((status = mlki_knn_cost(ctx, dist->nq, dist->n, dist->d, &flops)) != MLK_OK) return status;
   dist->flops = (uint64_t)flops;
   dist->bytes = 4 * (uint64_t)(eq.stored + ex.stored + eo.count);
   dist->steps = dist->nq ? mlki_ceil_div(dist->n, MLKI_DISTANCE_ROWS) : 0;
   work = (double)dist->nq * (double)dist->n * (double)dist->d;
-  dist->tasks = (int)mlki_max(mlki_min(mlki_min(mlki_task_limit(ctx), (int64_t)(work / MLKI_TASK_WORK)), dist->steps), 1);
+  dist->tasks = (int)mlki_max(mlki_min(mlki_min(mlki_task_limit(ctx), (int64_t)(work / MLKI_TASK_WORK)), dist->steps),
+                              1);
   if (dist->reference) dist->tasks = 1;
   if (!dist->reference && eo.count) mlki_distances_carve(dist, &carver, &query, &gathered);
   dist->task_bytes = carver.used;
@@ -3381,7 +3632,9 @@ MLK_API const char *mlk_status_name(mlk_status status) {
   return (int)status >= 0 && status < MLK_STATUS_COUNT ? mlki_status_names[status] : "unknown";
 }
 
-MLK_API const char *mlk_isa_name(mlk_isa isa) { return (int)isa >= 0 && isa < MLK_ISA_COUNT ? mlki_isa_names[isa] : "unknown"; }
+MLK_API const char *mlk_isa_name(mlk_isa isa) {
+  return (int)isa >= 0 && isa < MLK_ISA_COUNT ? mlki_isa_names[isa] : "unknown";
+}
 
 MLK_API int mlk_isa_available(mlk_isa isa) { return mlki_find_row(isa, mlki_isa_mask()) != NULL; }
 
@@ -3403,7 +3656,8 @@ static mlk_status mlki_open_check(mlk_context *ctx, const mlk_context_desc *desc
     return mlki_fail(ctx, MLK_ERR_ARGUMENT, "isa: is %d, but must be 0 to %d", (int)desc->isa, MLK_ISA_COUNT - 1);
   ctx->row = mlki_find_row(desc->isa, mask);
   if (!ctx->row)
-    return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "isa: %s is not in this build or does not run on this machine", mlk_isa_name(desc->isa));
+    return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "isa: %s is not in this build or does not run on this machine",
+                     mlk_isa_name(desc->isa));
   ctx->reference = desc->isa == MLK_ISA_REFERENCE;
   ctx->allocator = desc->allocator;
   if (!ctx->allocator.alloc) ctx->allocator.alloc = mlki_default_alloc, ctx->allocator.free = mlki_default_free;
@@ -3413,10 +3667,11 @@ static mlk_status mlki_open_check(mlk_context *ctx, const mlk_context_desc *desc
   ctx->l2_bytes = mlki_l2_bytes();
   if (ctx->l2_bytes < 128 << 10 || ctx->l2_bytes > 64 << 20) ctx->l2_bytes = 512 << 10; /* unknown or absurd */
   ctx->threads = desc->threads;
-  if (ctx->parallel.run && (ctx->threads == 0 || ctx->threads > ctx->parallel.workers)) ctx->threads = ctx->parallel.workers;
-#if MLKI_OPENMP
+  if (ctx->parallel.run && (ctx->threads == 0 || ctx->threads > ctx->parallel.workers))
+    ctx->threads = ctx->parallel.workers;
+#  if MLKI_OPENMP
   if (ctx->threads == 0) ctx->threads = (int)mlki_max(mlki_min(omp_get_max_threads(), 1024), 1);
-#endif
+#  endif
   if (ctx->threads == 0) ctx->threads = 1;
   return MLK_OK;
 }
@@ -3433,7 +3688,9 @@ MLK_API mlk_status mlk_open(mlk_context **out, const mlk_context_desc *desc) {
   status = mlki_open_check(&local, desc);
   if (status) return status;
   ctx = (mlk_context *)mlki_alloc(&local, sizeof local);
-  if (!ctx) return mlki_fail(&local, MLK_ERR_MEMORY, "context: the allocator could not give %llu bytes", (unsigned long long)sizeof local);
+  if (!ctx)
+    return mlki_fail(&local, MLK_ERR_MEMORY, "context: the allocator could not give %llu bytes",
+                     (unsigned long long)sizeof local);
   *ctx = local;
   status = mlk_reserve(ctx, desc->workspace_bytes, desc->growth);
   if (status) {
@@ -3488,7 +3745,8 @@ MLK_API mlk_status mlk_matmul_plan(mlk_context *ctx, const mlk_matmul_desc *desc
   if (!ctx) return MLK_ERR_ARGUMENT;
   if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
   if ((status = mlki_matmul_prepare(ctx, desc, 0, &mm)) != MLK_OK) return status;
-  mlki_fill_plan(ctx, plan, mm.flops, mm.bytes, 4 * (uint64_t)(mm.floats * mm.tasks), mm.tasks, mlki_matmul_variant_names[mm.variant]);
+  mlki_fill_plan(ctx, plan, mm.flops, mm.bytes, 4 * (uint64_t)(mm.floats * mm.tasks), mm.tasks,
+                 mlki_matmul_variant_names[mm.variant]);
   return MLK_OK;
 }
 
@@ -3505,7 +3763,8 @@ MLK_API mlk_status mlk_matmul(mlk_context *ctx, const mlk_matmul_desc *desc) {
   return MLK_OK;
 }
 
-MLK_API mlk_status mlk_matmul_pack(mlk_context *ctx, mlk_tensor b, void *buffer, uint64_t buffer_bytes, mlk_packed *packed) {
+MLK_API mlk_status mlk_matmul_pack(mlk_context *ctx, mlk_tensor b, void *buffer, uint64_t buffer_bytes,
+                                   mlk_packed *packed) {
   mlki_extent extent;
   mlki_mat mat;
   mlk_status status;
@@ -3518,8 +3777,8 @@ MLK_API mlk_status mlk_matmul_pack(mlk_context *ctx, mlk_tensor b, void *buffer,
   if (n > INT64_MAX - nr || mlki_mul_overflows(mlki_round_up(n, nr), k, &bytes) || mlki_mul_overflows(bytes, 4, &bytes))
     return mlki_fail(ctx, MLK_ERR_SIZE, "b: %lld x %lld packed does not fit in 63 bits", (long long)k, (long long)n);
   if (buffer && (uint64_t)bytes > buffer_bytes)
-    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buffer_bytes: is %llu, but must be at least %lld", (unsigned long long)buffer_bytes,
-                     (long long)bytes);
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buffer_bytes: is %llu, but must be at least %lld",
+                     (unsigned long long)buffer_bytes, (long long)bytes);
   if ((uintptr_t)buffer % MLKI_ALIGN)
     return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buffer: must be aligned to %d bytes", MLKI_ALIGN);
   if (buffer) mlki_matmul_pack_columns(ctx->row, (float *)buffer, &mat, 0, k, 0, n);
@@ -3538,7 +3797,8 @@ MLK_API mlk_status mlk_knn_plan(mlk_context *ctx, const mlk_knn_desc *desc, mlk_
   if (!ctx) return MLK_ERR_ARGUMENT;
   if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
   if ((status = mlki_knn_prepare_call(ctx, desc, 0, &knn)) != MLK_OK) return status;
-  mlki_fill_plan(ctx, plan, knn.flops, knn.bytes, knn.task_bytes * (uint64_t)knn.tasks, knn.tasks, mlki_knn_variant_names[knn.variant]);
+  mlki_fill_plan(ctx, plan, knn.flops, knn.bytes, knn.task_bytes * (uint64_t)knn.tasks, knn.tasks,
+                 mlki_knn_variant_names[knn.variant]);
   return MLK_OK;
 }
 
