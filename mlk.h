@@ -167,9 +167,9 @@ typedef enum mlk_status {
 
 typedef enum mlk_dtype { MLK_F32 = 0, MLK_I64, MLK_DTYPE_COUNT } mlk_dtype;
 
-/* A view of memory the caller owns. Element (i0, i1, ...) is data[i0*stride[0] + i1*stride[1] + ...], strides counted in elements.
-   All strides zero: dense row-major. rank <= MLK_MAX_RANK. The units are those of DLPack's DLTensor, so shape and
-   strides copy over as they are. data == NULL: absent. */
+/* A view of memory the caller owns. Element (i0, i1, ...) is data[i0*stride[0] + i1*stride[1] + ...], strides
+   counted in elements. All strides zero: dense row-major. rank <= MLK_MAX_RANK. The units are those of DLPack's
+   DLTensor, so shape and strides copy over as they are. data == NULL: absent. */
 typedef struct mlk_tensor {
   void *data;
   int32_t dtype; /* mlk_dtype */
@@ -245,8 +245,8 @@ typedef struct mlk_plan {
   double seconds; /* the roofline of ceilings, flops and bytes; 0 before mlk_measure */
 } mlk_plan;
 
-/* y = act(x). Greatest error over all floats x, in units in the last place of the exact f32 result: see docs/numerics.md.
-   NaN gives NaN. */
+/* y = act(x). Greatest error over all floats x, in units in the last place of the exact f32 result: see
+   docs/numerics.md. NaN gives NaN. */
 typedef enum mlk_activation {
   MLK_NONE = 0,
   MLK_RELU,      /* x < 0 ? 0 : x */
@@ -332,14 +332,16 @@ MLK_API const char *mlk_isa_name(mlk_isa isa);
 /* 1 when this build has kernels for isa and this machine and operating system run them. */
 MLK_API int mlk_isa_available(mlk_isa isa);
 
-/* Makes a context. desc NULL: all defaults. On failure *ctx is NULL: MLK_ERR_ARGUMENT (ctx NULL, half an allocator, threads
-   outside 0..1024, a bad enum), MLK_ERR_UNSUPPORTED (isa not available here), MLK_ERR_MEMORY; the sentence goes to desc->log. */
+/* Makes a context. desc NULL: all defaults. On failure *ctx is NULL: MLK_ERR_ARGUMENT (ctx NULL, half an allocator,
+   threads outside 0..1024, a bad enum), MLK_ERR_UNSUPPORTED (isa not available here), MLK_ERR_MEMORY; the sentence
+   goes to desc->log. */
 MLK_API mlk_status mlk_open(mlk_context **ctx, const mlk_context_desc *desc);
 
 /* Frees everything the context allocated. NULL is allowed. */
 MLK_API void mlk_close(mlk_context *ctx);
 
-/* The sentence of the last failed call on ctx; "" when none failed. Valid until the next call on ctx. NULL ctx: a fixed sentence. */
+/* The sentence of the last failed call on ctx; "" when none failed. Valid until the next call on ctx. NULL ctx: a
+   fixed sentence. */
 MLK_API const char *mlk_last_error(const mlk_context *ctx);
 
 /* What the context runs on. NULL arguments: MLK_ERR_ARGUMENT. */
@@ -348,8 +350,9 @@ MLK_API mlk_status mlk_get_info(const mlk_context *ctx, mlk_info *info);
 /* Grows the workspace to at least bytes now (never shrinks it) and sets whether later calls may grow it. */
 MLK_API mlk_status mlk_reserve(mlk_context *ctx, uint64_t bytes, mlk_growth growth);
 
-/* Measures the ceilings that plans and benchmarks refer to: a register-only FMA loop and a read of 256 MiB (at least 64 MiB a thread), each
-   the best of a few runs, on one and on all threads. Takes about half a second; allocates and frees what it reads. */
+/* Measures the ceilings that plans and benchmarks refer to: a register-only FMA loop and a read of 256 MiB (at least
+   64 MiB a thread), each the best of a few runs, on one and on all threads. Takes about half a second; allocates and
+   frees what it reads. */
 MLK_API mlk_status mlk_measure(mlk_context *ctx, mlk_ceilings *ceilings);
 
 /* Matrix product with epilogue: see mlk_matmul_desc.
@@ -359,9 +362,10 @@ MLK_API mlk_status mlk_measure(mlk_context *ctx, mlk_ceilings *ceilings);
 MLK_API mlk_status mlk_matmul(mlk_context *ctx, const mlk_matmul_desc *desc);
 MLK_API mlk_status mlk_matmul_plan(mlk_context *ctx, const mlk_matmul_desc *desc, mlk_plan *plan);
 
-/* Weights used many times, packed once. Call with buffer NULL to learn packed->bytes; then give a buffer of that many bytes,
-   64-byte aligned, which must outlive every use. b is [K, N] f32 with any strides (a [N, K] weight: mlk_transposed).
-   The result fits contexts of the same instruction set; another one refuses it by name (MLK_ERR_ARGUMENT). Same bits as unpacked. */
+/* Weights used many times, packed once. Call with buffer NULL to learn packed->bytes; then give a buffer of that
+   many bytes, 64-byte aligned, which must outlive every use. b is [K, N] f32 with any strides (a [N, K] weight:
+   mlk_transposed). The result fits contexts of the same instruction set; another one refuses it by name
+   (MLK_ERR_ARGUMENT). Same bits as unpacked. */
 MLK_API mlk_status mlk_matmul_pack(mlk_context *ctx, mlk_tensor b, void *buffer, uint64_t buffer_bytes,
                                    mlk_packed *packed);
 
@@ -375,7 +379,8 @@ MLK_API mlk_status mlk_knn_plan(mlk_context *ctx, const mlk_knn_desc *desc, mlk_
 MLK_API mlk_status mlk_distances(mlk_context *ctx, const mlk_distances_desc *desc);
 MLK_API mlk_status mlk_distances_plan(mlk_context *ctx, const mlk_distances_desc *desc, mlk_plan *plan);
 
-/* Views. mlk_f32(data, 3, 4) is a dense row-major 3 x 4 matrix of float; up to MLK_MAX_RANK sizes of any integer type. */
+/* Views. mlk_f32(data, 3, 4) is a dense row-major 3 x 4 matrix of float; up to MLK_MAX_RANK sizes of any integer
+   type. */
 #define mlk_f32(data, ...)                                                                                             \
   MLKI_VIEW(mlki_view_f32, data, __VA_ARGS__, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END)
 #define mlk_i64(data, ...)                                                                                             \
@@ -384,8 +389,8 @@ MLK_API mlk_status mlk_distances_plan(mlk_context *ctx, const mlk_distances_desc
 /* The same view with the last two axes swapped. Rank < 2: unchanged. */
 static inline mlk_tensor mlk_transposed(mlk_tensor t);
 
-/* A row-major matrix view whose rows start stride elements apart: replaces the strides of the last two axes by (stride, 1);
-   axes before them keep their dense strides in units of those rows. */
+/* A row-major matrix view whose rows start stride elements apart: replaces the strides of the last two axes by
+   (stride, 1); axes before them keep their dense strides in units of those rows. */
 static inline mlk_tensor mlk_with_row_stride(mlk_tensor t, int64_t stride);
 
 /* Elements [first, first + count) of an axis. Not checked here: operators check shapes, nobody can check data. */
@@ -418,8 +423,8 @@ static inline mlk_tensor mlki_view_i64(const int64_t *data, int64_t s0, int64_t 
   return mlki_view(data, MLK_I64, size);
 }
 
-/* Writes out the strides of a dense tensor, so that they can be changed. Sizes whose products overflow are refused later,
-   by the operator; unsigned arithmetic keeps the overflow defined until then. */
+/* Writes out the strides of a dense tensor, so that they can be changed. Sizes whose products overflow are refused
+   later, by the operator; unsigned arithmetic keeps the overflow defined until then. */
 static inline mlk_tensor mlki_explicit_strides(mlk_tensor t) {
   uint64_t step = 1;
   int i;
@@ -477,7 +482,7 @@ static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_
 
 #  if defined(__FAST_MATH__) && !defined(MLK_ALLOW_FAST_MATH)
 #    error                                                                                                             \
-        "mlk.h: -ffast-math (or -Ofast) voids the numeric contract; compile this file without it, or define MLK_ALLOW_FAST_MATH"
+        "mlk.h: -ffast-math (or -Ofast) voids the numeric contract: compile without it, or define MLK_ALLOW_FAST_MATH"
 #  endif
 #  if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ == 2
 #    error "mlk.h: x87 arithmetic rounds twice; compile with -msse2 -mfpmath=sse"
@@ -498,8 +503,8 @@ static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_
 #    define MLKI_OPENMP 0
 #  endif
 
-/* MLKI_X86, MLKI_ARM64: may the instruction sets beyond the scalar row be compiled here? nvcc's host pass is left with the scalar row:
-   several pairs of gcc and CUDA cannot parse immintrin.h. */
+/* MLKI_X86, MLKI_ARM64: may the instruction sets beyond the scalar row be compiled here? nvcc's host pass is left
+   with the scalar row: several pairs of gcc and CUDA cannot parse immintrin.h. */
 #  if (defined(__x86_64__) || defined(_M_X64)) && !defined(__CUDACC__)
 #    define MLKI_X86 1
 #  else
@@ -540,7 +545,8 @@ static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_
 #    define MLKI_PREFETCH2(p) ((void)(p))
 #  endif
 
-/* Unroll the following loop completely (its count is a constant after inlining): keeps accumulator arrays in registers at -O2. */
+/* Unroll the following loop completely (its count is a constant after inlining): keeps accumulator arrays in
+   registers at -O2. */
 #  if defined(__clang__)
 #    define MLKI_UNROLL _Pragma("clang loop unroll(full)")
 #  elif defined(__GNUC__)
@@ -549,8 +555,8 @@ static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_
 #    define MLKI_UNROLL
 #  endif
 
-/* Hides how v was made from the optimiser, so that GCC cannot contract a product into a later addition, as it does by default and
-   whatever the pragmas say, intrinsics included. Costs no instruction. */
+/* Hides how v was made from the optimiser, so that GCC cannot contract a product into a later addition, as it does
+   by default and whatever the pragmas say, intrinsics included. Costs no instruction. */
 #  if defined(__GNUC__) && !defined(__clang__) && MLKI_X86
 #    define MLKI_OPAQUE(v) __asm__("" : "+v"(v))
 #  elif defined(__GNUC__) && !defined(__clang__) && defined(__aarch64__)
@@ -686,7 +692,8 @@ static mlk_status mlki_workspace(mlk_context *ctx, uint64_t bytes) {
   return MLK_OK;
 }
 
-/* Hands out consecutive parts of the workspace. With base NULL it only adds up: plans and runs share the code that asks. */
+/* Hands out consecutive parts of the workspace. With base NULL it only adds up: plans and runs share the code that
+   asks. */
 typedef struct mlki_carver {
   char *base;
   uint64_t used;
@@ -756,7 +763,8 @@ static uint64_t mlki_xgetbv(void) {
 #    endif
 }
 
-/* Bit i set: mlk_isa i runs here (Intel SDM vol. 1, 14.3 and 15.2: both the processor and the operating system must agree). */
+/* Bit i set: mlk_isa i runs here (Intel SDM vol. 1, 14.3 and 15.2: both the processor and the operating system must
+   agree). */
 static unsigned mlki_isa_mask(void) {
   unsigned r[4], leaves, mask = 1u << MLK_ISA_SCALAR;
   mlki_cpuid(0, 0, r);
@@ -799,8 +807,8 @@ static int64_t mlki_l2_bytes(void) { return 0; }
 
 /* >>tensor ------------------------------------------------------------------------------------------------------- */
 
-/* The elements a view reaches, relative to data: offsets low .. high, both included; count 0: none. stored: without the axes of
-   stride 0, which repeat the same elements. */
+/* The elements a view reaches, relative to data: offsets low .. high, both included; count 0: none. stored: without
+   the axes of stride 0, which repeat the same elements. */
 typedef struct mlki_extent {
   int64_t low, high, count, stored;
 } mlki_extent;
@@ -855,7 +863,8 @@ static mlk_status mlki_check_tensor(mlk_context *ctx, const char *name, mlk_tens
   return MLK_OK;
 }
 
-/* An output must not map two elements to one place. Sorted by size, each stride must step over what the smaller ones span. */
+/* An output must not map two elements to one place. Sorted by size, each stride must step over what the smaller ones
+   span. */
 static mlk_status mlki_check_output(mlk_context *ctx, const char *name, const mlk_tensor *t,
                                     const mlki_extent *extent) {
   int64_t span = 0, last = 0; /* axes with |stride| <= last are done; they span span elements beyond the first */
@@ -889,8 +898,9 @@ static int mlki_same_view(const mlk_tensor *a, const mlk_tensor *b) {
   return 1;
 }
 
-/* Do two f32 or i64 views share an element? May say yes for exotic views that do not. Column slices of one matrix are told apart:
-   for a step R that divides or is larger than nothing else, each view occupies an interval of residues modulo R. */
+/* Do two f32 or i64 views share an element? May say yes for exotic views that do not. Column slices of one matrix
+   are told apart: for a step R that divides or is larger than nothing else, each view occupies an interval of
+   residues modulo R. */
 static int mlki_overlap(const mlk_tensor *a, const mlki_extent *ea, const mlk_tensor *b, const mlki_extent *eb) {
   const int64_t size = a->dtype == MLK_I64 ? 8 : 4, size_b = b->dtype == MLK_I64 ? 8 : 4;
   const intptr_t a0 = (intptr_t)a->data + (intptr_t)(ea->low * size),
@@ -915,7 +925,8 @@ static int mlki_overlap(const mlk_tensor *a, const mlki_extent *ea, const mlk_te
   return 1;
 }
 
-/* A matrix as the loops see it: element (i, j) at p[i * rs + j * cs]; batch strides in D's batch axes; a stride of 0 broadcasts. */
+/* A matrix as the loops see it: element (i, j) at p[i * rs + j * cs]; batch strides in D's batch axes; a stride of 0
+   broadcasts. */
 typedef struct mlki_mat {
   float *p;
   int64_t rs, cs;
@@ -945,7 +956,8 @@ static mlk_status mlki_broadcast(mlk_context *ctx, const char *name, const mlk_t
 }
 
 /* >>vec ----------------------------------------------------------------------------------------------------------
-   The vocabulary: every kernel is written in these functions and nothing else, once. One block per instruction set, in one order.
+   The vocabulary: every kernel is written in these functions and nothing else, once. One block per instruction set,
+   all in this order.
 
      mlki_vec, mlki_mask    LANES floats; LANES truth values
      zero set1(x)           all lanes 0; all lanes x
@@ -958,14 +970,16 @@ static mlk_status mlki_broadcast(mlk_context *ctx, const char *name, const mlk_t
      lt(a, b) gt(a, b)      false where unordered
      select(m, a, b)        m ? a : b                      bits(m)         bit l = lane l
      round(a)               nearest even integer, |a| < 2^22
-     scale2(a, n)           a * 2^floor(n/2) * 2^(n - floor(n/2)), n integral, -252 <= n <= 252: only the last product rounds; NaN for NaN
+     scale2(a, n)           a * 2^floor(n/2) * 2^(n - floor(n/2)), n integral, -252 <= n <= 252: only the last
+                            product rounds; NaN for NaN
      transpose(r)           r[0 .. LANES): the square block r[i] lane j becomes r[j] lane i
      sum16(r)               16 lanes in 16 / LANES vectors added as the tree of NUMERICS
 */
 
-/* fma for the scalar row. Without a hardware fma, libm's is a slow emulation or, on some systems, wrong: this one computes the
-   exact product in double, adds with the rounding error known (Knuth's TwoSum), and rounds to odd, after which the rounding to float
-   is the only one (Boldo & Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008). */
+/* fma for the scalar row. Without a hardware fma, libm's is a slow emulation or, on some systems, wrong: this one
+   computes the exact product in double, adds with the rounding error known (Knuth's TwoSum), and rounds to odd,
+   after which the rounding to float is the only one (Boldo & Melquiond, "Emulation of FMA and correctly rounded
+   sums: proved algorithms using rounding to odd", 2008). */
 static inline float mlki_fma1(float a, float b, float c) {
 #  if defined(FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)
   return fmaf(a, b, c);
@@ -1222,7 +1236,8 @@ MLKI_V_avx2 float mlki_v_sum16_avx2(const __m256 *r) {
 typedef __m512 mlki_vec_avx512;
 typedef __mmask16 mlki_mask_avx512;
 
-/* The next functions call intrinsics that gcc implements with a deliberately undefined operand; g++ then warns of it (gcc bug 105593). */
+/* The next functions call intrinsics that gcc implements with a deliberately undefined operand; g++ then warns of it
+   (gcc bug 105593). */
 #    if defined(__GNUC__) && !defined(__clang__)
 #      pragma GCC diagnostic push
 #      pragma GCC diagnostic ignored "-Wuninitialized"
@@ -1380,11 +1395,13 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
 /* clang-format on */
 
 /* >>isa ----------------------------------------------------------------------------------------------------------
-   One kernel source, one row of functions per instruction set. The sections >>math and >>kernels are written in the vocabulary's
-   bare names (mlki_v_fma, mlki_vec) and define functions as MLKI_FN(name). Both append MLKI_SUFFIX when they are used, so that
-   a pass over those sections is a change of this one macro: below, the header includes itself once for each instruction set beyond
-   the scalar one, and the scalar pass follows by falling through, so that an editor shows live code.
-   A header cannot include itself by __FILE__: that is relative to the working directory, quoted includes to the including file. */
+   One kernel source, one row of functions per instruction set. The sections >>math and >>kernels are written in the
+   vocabulary's bare names (mlki_v_fma, mlki_vec) and define functions as MLKI_FN(name). Both append MLKI_SUFFIX when
+   they are used, so that a pass over those sections is a change of this one macro: below, the header includes itself
+   once for each instruction set beyond the scalar one, and the scalar pass follows by falling through, so that an
+   editor shows live code.
+   A header cannot include itself by __FILE__: that is relative to the working directory, quoted includes to the
+   including file. Hence the literal name. */
 
 #  ifndef MLK_FILENAME
 #    define MLK_FILENAME "mlk.h"
@@ -1402,9 +1419,9 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
 #  define MLKI_V_scalar      MLKI_INLINE
 #  define MLKI_TARGET_scalar /* the baseline of the compilation */
 
-/* The register tile of the matmul strip, MR rows x NV vectors. The accumulators, NV vectors of B and one broadcast of A must fit the
-   16 (avx2) or 32 registers; at least 8 chains hide the latency of two multiply-add units. The tile of distances, PQ queries x PX rows,
-   takes 16 / LANES accumulators a pair. */
+/* The register tile of the matmul strip, MR rows x NV vectors. The accumulators, NV vectors of B and one broadcast
+   of A must fit the 16 (avx2) or 32 registers; at least 8 chains hide the latency of two multiply-add units. The
+   tile of distances, PQ queries x PX rows, takes 16 / LANES accumulators a pair. */
 #  define MLKI_ISA_scalar MLK_ISA_SCALAR
 #  define MLKI_ISA_neon   MLK_ISA_NEON
 #  define MLKI_ISA_avx2   MLK_ISA_AVX2
@@ -1470,14 +1487,13 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
 
 #  define MLKI_SWEEP 8 /* rows of B that a sweep reads side by side */
 
-/* How a strip's sums meet what is in C: a chain from zero that replaces C; the chain that C holds, continued; a chain from zero that
-   is added to C (the next segment). */
+/* How a strip's sums meet what is in C: a chain from zero that replaces C; the chain that C holds, continued; a
+   chain from zero that is added to C (the next segment). */
 typedef enum mlki_chain { MLKI_START, MLKI_CONTINUE, MLKI_ADD } mlki_chain;
 
-/* rows (<= MR) rows of C against any number of columns.
-   A: element (i, p) at a[i * a_rs + p * a_cs]; packed panels have a_rs = 1.
-   B: element (p, j) at b[(j / NR) * b_panel + p * b_rs + j % NR]; unpacked b_panel = NR, packed b_rs = NR, b_panel = k NR.
-   C: row i at c + i * c_rs, columns dense. */
+/* rows (<= MR) rows of C against any number of columns. A: element (i, p) at a[i * a_rs + p * a_cs]; packed panels
+   have a_rs = 1. B: element (p, j) at b[(j / NR) * b_panel + p * b_rs + j % NR]; unpacked b_panel = NR, packed b_rs
+   = NR, b_panel = k NR. C: row i at c + i * c_rs, columns dense. */
 typedef struct mlki_strip {
   const float *a, *b;
   float *c;
@@ -1507,7 +1523,8 @@ typedef struct mlki_filter {
 struct mlki_kernels {
   mlk_isa isa;
   int lanes, mr, nr;
-  /* to[p * pitch + i] = from[i * ws + p * ks] for i < width, 0 for width <= i < pitch. Writes up to 15 floats past the end. */
+  /* to[p * pitch + i] = from[i * ws + p * ks] for i < width, 0 for width <= i < pitch. Writes up to 15 floats past
+     the end. */
   void (*pack)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws, int64_t ks);
   void (*pack_panels)(float *to, int64_t cols, int64_t k, const float *from, int64_t ws, int64_t ks);
   void (*strip)(const mlki_strip *s);
@@ -1557,9 +1574,10 @@ struct mlki_kernels {
 /* >>math ---------------------------------------------------------------------------------------------------------
    Elementary functions in the vocabulary alone: each lane sees the same rounded operations at every vector width.
    Nothing branches on data; lanes that take the other side of a select compute values that are dropped.
-   Methods: argument reduction after Cody & Waite, "Software Manual for the Elementary Functions", 1980; error-free products and sums by
-   fma after Muller, "Elementary Functions", 3rd ed., 2016; coefficients by Remez exchange with stepwise rounding to f32
-   (tests/fit_math.py). The bounds are the greatest |result - exact| in ulp of the exact result over all floats. */
+   Methods: argument reduction after Cody & Waite, "Software Manual for the Elementary Functions", 1980; error-free
+   products and sums by fma after Muller, "Elementary Functions", 3rd ed., 2016; coefficients by Remez exchange with
+   stepwise rounding to f32 (tests/fit_math.py). The bounds are the greatest |result - exact| in ulp of the exact result
+   over all floats. */
 
 /* Splits x = n ln 2 + r, n integral, |r| <= ln(2)/2 + small, for |x| < 200.
    n ln2hi has 24 + 8 bits but x - n ln2hi is a multiple of 2^-25 below 2^-1, so the first fma is
@@ -1748,8 +1766,8 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_store_any)(float *p, int64_t stride, int64_t n
   }
 }
 
-/* Packs where the width is dense in memory: row p of the panel is a run of from. A store may run up to LANES - 1 floats into the next row,
-   which is written after it. */
+/* Packs where the width is dense in memory: row p of the panel is a run of from. A store may run up to LANES - 1
+   floats into the next row, which is written after it. */
 MLKI_KERNEL void MLKI_FN(mlki_pack_runs)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from,
                                          int64_t ks) {
   int64_t p, i;
@@ -1807,7 +1825,8 @@ MLKI_KERNEL void MLKI_FN(mlki_pack)(float *to, int64_t width, int64_t pitch, int
   }
 }
 
-/* The register tile: rows x vecs vectors of C, the last of last lanes. rows, vecs and whole are constants where it is inlined. */
+/* The register tile: rows x vecs vectors of C, the last of last lanes. rows, vecs and whole are constants where it
+   is inlined. */
 MLKI_INLINE_ISA void MLKI_FN(mlki_tile)(const int rows, const int vecs, const int whole, int64_t last, const float *a,
                                         int64_t a_rs, int64_t a_cs, const float *b, int64_t b_rs, float *c,
                                         int64_t c_rs, int64_t k, mlki_chain chain) {
@@ -1856,15 +1875,17 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_strip_rows)(const int rows, const int packed, 
   const float *b = s->b;
   float *c = s->c;
   int64_t left = s->cols;
-  for (; left >= MLKI_NR; left -= MLKI_NR, b += s->b_panel, c += MLKI_NR)
+  for (; left >= MLKI_NR; left -= MLKI_NR, b += s->b_panel, c += MLKI_NR) {
     MLKI_FN(mlki_tile)(rows, MLKI_NV, 1, 0, s->a, a_rs, a_cs, b, s->b_rs, c, s->c_rs, s->k, s->chain);
-  if (left > 2 * MLKI_LANES) /* only where NV > 2 */
+  }
+  if (left > 2 * MLKI_LANES) { /* only where NV > 2 */
     MLKI_FN(mlki_tile)
     (rows, MLKI_NV, 0, left - 2 * MLKI_LANES, s->a, a_rs, a_cs, b, s->b_rs, c, s->c_rs, s->k, s->chain);
-  else if (left > MLKI_LANES)
+  } else if (left > MLKI_LANES) {
     MLKI_FN(mlki_tile)(rows, 2, 0, left - MLKI_LANES, s->a, a_rs, a_cs, b, s->b_rs, c, s->c_rs, s->k, s->chain);
-  else if (left > 0)
+  } else if (left > 0) {
     MLKI_FN(mlki_tile)(rows, 1, 0, left, s->a, a_rs, a_cs, b, s->b_rs, c, s->c_rs, s->k, s->chain);
+  }
 }
 
 #define MLKI_STRIP_CASE(r)                                                                                             \
@@ -1879,14 +1900,15 @@ case r:                                                                         
 MLKI_KERNEL void MLKI_FN(mlki_strip_any)(const mlki_strip *s) {
   switch (s->rows) {
     MLKI_STRIP_CASE(1)
-    MLKI_STRIP_CASE(2) MLKI_STRIP_CASE(3) MLKI_STRIP_CASE(4) MLKI_STRIP_CASE(5) MLKI_STRIP_CASE(6) MLKI_STRIP_CASE(7)
-        MLKI_STRIP_CASE(8) MLKI_STRIP_CASE(9) MLKI_STRIP_CASE(10) MLKI_STRIP_CASE(11) MLKI_STRIP_CASE(12)
-            MLKI_STRIP_CASE(13) MLKI_STRIP_CASE(14) default : break;
+    MLKI_STRIP_CASE(2)
+    MLKI_STRIP_CASE(3) MLKI_STRIP_CASE(4) MLKI_STRIP_CASE(5) MLKI_STRIP_CASE(6) MLKI_STRIP_CASE(7) MLKI_STRIP_CASE(8)
+        MLKI_STRIP_CASE(9) MLKI_STRIP_CASE(10) MLKI_STRIP_CASE(11) MLKI_STRIP_CASE(12) MLKI_STRIP_CASE(13)
+            MLKI_STRIP_CASE(14) default : break;
   }
 }
 
-/* MLKI_SWEEP terms for rows (a constant) of C at once, as often as rows divides s->rows: C is the chain so far, or starts it. For B that is not
-   packed and comes from memory: its rows are read side by side, once for all rows of C. */
+/* MLKI_SWEEP terms for rows (a constant) of C at once, as often as rows divides s->rows: C is the chain so far, or
+   starts it. For B that is not packed and comes from memory: its rows are read side by side, once for all rows of C. */
 MLKI_INLINE_ISA void MLKI_FN(mlki_sweep_rows)(const int rows, const mlki_strip *s) {
   const int64_t a_rs = s->a_rs, a_cs = s->a_cs, b_rs = s->b_rs, c_rs = s->c_rs;
   int64_t j, r;
@@ -1927,9 +1949,10 @@ case r:                                                                         
 MLKI_KERNEL void MLKI_FN(mlki_sweep_any)(const mlki_strip *s, int64_t height) {
   switch (height) {
     MLKI_SWEEP_CASE(1)
-    MLKI_SWEEP_CASE(2) MLKI_SWEEP_CASE(3) MLKI_SWEEP_CASE(4) MLKI_SWEEP_CASE(5) MLKI_SWEEP_CASE(6) MLKI_SWEEP_CASE(7)
-        MLKI_SWEEP_CASE(8) MLKI_SWEEP_CASE(9) MLKI_SWEEP_CASE(10) MLKI_SWEEP_CASE(11) MLKI_SWEEP_CASE(12)
-            MLKI_SWEEP_CASE(13) MLKI_SWEEP_CASE(14) default : break;
+    MLKI_SWEEP_CASE(2)
+    MLKI_SWEEP_CASE(3) MLKI_SWEEP_CASE(4) MLKI_SWEEP_CASE(5) MLKI_SWEEP_CASE(6) MLKI_SWEEP_CASE(7) MLKI_SWEEP_CASE(8)
+        MLKI_SWEEP_CASE(9) MLKI_SWEEP_CASE(10) MLKI_SWEEP_CASE(11) MLKI_SWEEP_CASE(12) MLKI_SWEEP_CASE(13)
+            MLKI_SWEEP_CASE(14) default : break;
   }
 }
 
@@ -2042,9 +2065,11 @@ MLKI_KERNEL void MLKI_FN(mlki_pairs)(mlki_pair kind, int64_t nq, int64_t nx, int
 #define MLKI_NORM2_MAX 1e37f
 #define MLKI_NORM2_MIN 1e-30f
 
-/* Turns one packed panel of NR base rows, [d][NR], into what the filter multiplies, and makes the NR values its sums start from; see
-   >>knn for the bounds behind coefficient.
-   L2: x - center;  init = coefficient |x - center|^2.    IP: x;  init = -coefficient |x|.    COSINE: x / |x|;  init = 0.
+/* Turns one packed panel of NR base rows, [d][NR], into what the filter multiplies, and makes the NR values its sums
+   start from; see >>knn for the bounds behind coefficient.
+     L2       x - center   init = coefficient |x - center|^2
+     IP       x            init = -coefficient |x|
+     COSINE   x / |x|      init = 0
    init = -infinity where the norm is out of bounds or NaN: no sum that starts there exceeds a limit. */
 MLKI_KERNEL void MLKI_FN(mlki_prepare)(mlk_metric metric, float *panel, int64_t d, const float *center,
                                        float coefficient, float *init) {
@@ -2123,9 +2148,10 @@ case r: return r > MLKI_MR ? 0 : MLKI_FN(mlki_filter_rows)(r > MLKI_MR ? 1 : r, 
 MLKI_KERNEL int64_t MLKI_FN(mlki_filter_any)(const mlki_filter *f) {
   switch (f->rows) {
     MLKI_FILTER_CASE(1)
-    MLKI_FILTER_CASE(2) MLKI_FILTER_CASE(3) MLKI_FILTER_CASE(4) MLKI_FILTER_CASE(5) MLKI_FILTER_CASE(6)
-        MLKI_FILTER_CASE(7) MLKI_FILTER_CASE(8) MLKI_FILTER_CASE(9) MLKI_FILTER_CASE(10) MLKI_FILTER_CASE(11)
-            MLKI_FILTER_CASE(12) MLKI_FILTER_CASE(13) MLKI_FILTER_CASE(14) default : return 0;
+    MLKI_FILTER_CASE(2)
+    MLKI_FILTER_CASE(3) MLKI_FILTER_CASE(4) MLKI_FILTER_CASE(5) MLKI_FILTER_CASE(6) MLKI_FILTER_CASE(7)
+        MLKI_FILTER_CASE(8) MLKI_FILTER_CASE(9) MLKI_FILTER_CASE(10) MLKI_FILTER_CASE(11) MLKI_FILTER_CASE(12)
+            MLKI_FILTER_CASE(13) MLKI_FILTER_CASE(14) default : return 0;
   }
 }
 
@@ -2164,7 +2190,8 @@ MLKI_KERNEL void MLKI_FN(mlki_read)(const float *from, int64_t n, float *out) {
   mlki_v_store(out, acc[0]);
 }
 
-/* Packs terms x cols of B into panels of NR columns. Rows of B that are dense in memory are read along their whole length. */
+/* Packs terms x cols of B into panels of NR columns. Rows of B that are dense in memory are read along their whole
+   length. */
 MLKI_KERNEL void MLKI_FN(mlki_pack_panels)(float *to, int64_t cols, int64_t k, const float *from, int64_t ws,
                                            int64_t ks) {
   const int64_t whole = cols / MLKI_NR * MLKI_NR;
@@ -2234,7 +2261,7 @@ static const mlki_kernels *mlki_find_row(mlk_isa isa, unsigned mask) {
 }
 
 /* >>ref ----------------------------------------------------------------------------------------------------------
-   What the operators mean, one element at a time: MLK_ISA_REFERENCE runs these, and the tests compare everything with them. */
+   What the operators mean, one element at a time. MLK_ISA_REFERENCE runs these. */
 
 /* One element of A B: chains of MLK_SEGMENT fused multiply-adds, their sums added in order. */
 static float mlki_ref_dot_chain(int64_t k, const float *a, int64_t a_stride, const float *b, int64_t b_stride) {
@@ -2379,12 +2406,14 @@ static void mlki_fill_plan(const mlk_context *ctx, mlk_plan *plan, uint64_t flop
 /* >>matmul -------------------------------------------------------------------------------------------------------
    One call is prepared (checked, transposed if that lengthens the vectors, blocked) and then either described or run.
 
-   direct    neither operand is packed: small products
-   blocked   B is packed in blocks of one segment x NC columns that stay in the level-2 cache; panels of MR rows of A, packed for MC rows
-             at a time, pass through the level-1 cache. Loops as in Goto & van de Geijn, "Anatomy of high-performance matrix
+   direct    small products: neither operand is packed, unless B's rows are not dense in memory
+   blocked   B is packed in blocks of one segment x NC columns that stay in the level-2 cache; rows of A, MR at a time,
+             pass through the level-1 cache: used where they are, or copied where they would conflict there or where A
+             is too large to stay in level 3. Loops as in Goto & van de Geijn, "Anatomy of high-performance matrix
              multiplication", 2008, with the roles of A and B exchanged: here the panel that stays in level 1 is A's.
-   skinny    few rows: B is read once, at the speed of memory; it is not packed, or packed by panels that stay in level 1
-   Each task computes rectangles of D on its own, packing for itself: no barrier, and no bit depends on who computes what. */
+   skinny    few rows: B is read once, at the speed of memory; it is not packed, or by panels that stay in level 1
+   Each task computes rectangles of D on its own, packing for itself: no barrier, and no bit depends on who computes
+   what. */
 
 #  define MLKI_MC 1344 /* rows of A packed at a time: at most 2.6 MiB, a share of level 3; a multiple of every MR */
 #  define MLKI_SCRATCH_M                                                                                               \
@@ -2397,7 +2426,8 @@ static void mlki_fill_plan(const mlk_context *ctx, mlk_plan *plan, uint64_t flop
 #  define MLKI_TINY          96        /* largest size of a product that skips planning */
 #  define MLKI_TASK_WORK     (1 << 18) /* multiply-adds that pay for one more thread */
 
-/* What becomes of A: used where it is; a block of it copied as rows that do not conflict; packed as panels of MR rows. */
+/* What becomes of A: used where it is; a block of it copied as rows that do not conflict; packed as panels of MR
+   rows. */
 typedef enum mlki_a_form { MLKI_A_IS, MLKI_A_ROWS, MLKI_A_PANELS } mlki_a_form;
 #  define MLKI_A_PITCH(kc) ((kc) + 16) /* of copied rows: never a multiple of 4 KiB */
 
@@ -2440,7 +2470,8 @@ static void mlki_swap_axes(mlki_mat *x) {
   x->rs = x->cs, x->cs = t;
 }
 
-/* Computes D^T = B^T A^T instead. Vectors run along rows of D, so this is done when D's columns are dense in memory, or D is one column. */
+/* Computes D^T = B^T A^T instead. Vectors run along rows of D, so this is done when D's columns are dense in memory,
+   or D is one column. */
 static void mlki_matmul_transpose(mlki_matmul *mm) {
   const mlki_mat a = mm->a;
   const int64_t m = mm->m;
@@ -2677,8 +2708,9 @@ static void mlki_matmul_sweep(const mlki_matmul *mm, const mlki_strip *all) {
   }
 }
 
-/* All rows (at most 2 MR) x columns [j, j + cols): B is passed over once, a few rows or one narrow panel at a time, while the sums of
-   the current segment wait in level 1 or 2. total: sums of finished segments; chain: the running segment when it is not the first. */
+/* All rows (at most 2 MR) x columns [j, j + cols): B is passed over once, a few rows or one narrow panel at a time,
+   while the sums of the current segment wait in level 1 or 2. total: sums of finished segments; chain: the running
+   segment when it is not the first. */
 static void mlki_matmul_skinny_columns(const mlki_matmul_job *job, int64_t j, int64_t cols) {
   const mlki_matmul *mm = job->mm;
   const int64_t step = mm->pack_b ? MLKI_SKINNY_PANEL : mm->panels ? MLK_SEGMENT : MLKI_SWEEP;
@@ -2748,7 +2780,8 @@ static void mlki_matmul_rectangle(const mlki_matmul_job *job, int64_t tile_i, in
   }
 }
 
-/* One task: takes items from the queue until it is empty. Items of a batch are taken in runs, so that tiny ones do not queue. */
+/* One task: takes items from the queue until it is empty. Items of a batch are taken in runs, so that tiny ones do
+   not queue. */
 static void mlki_matmul_task(void *arg, int index) {
   mlki_matmul *mm = (mlki_matmul *)arg;
   const int64_t tiles = mm->tiles_m * mm->tiles_n;
@@ -2942,8 +2975,9 @@ MLKI_INLINE int mlki_tiny_overlap(const mlk_tensor *x, const mlk_tensor *y) {
   return x0 < y0 + 4 * (uintptr_t)(y->shape[0] * y->shape[1]) && y0 < x0 + 4 * (uintptr_t)(x->shape[0] * x->shape[1]);
 }
 
-/* A product of small dense matrices without an epilogue, where checking and planning would cost more than the arithmetic: done here, with the
-   same bits as the direct variant, if every condition holds at sight; else left to the general path, errors included. */
+/* A product of small dense matrices without an epilogue, where checking and planning would cost more than the
+   arithmetic: done here, with the same bits as the direct variant, if every condition holds at sight; else left to
+   the general path, errors included. */
 static int mlki_matmul_tiny(const mlk_context *ctx, const mlk_matmul_desc *desc) {
   mlki_strip strip;
   int64_t m, n, i, height;
@@ -2971,25 +3005,32 @@ static int mlki_matmul_tiny(const mlk_context *ctx, const mlk_matmul_desc *desc)
 /* >>knn ----------------------------------------------------------------------------------------------------------
    The answer is defined by the 16-lane distances. Two ways lead to it.
 
-   scan     few queries: every distance is computed as defined while the base is read once
-   filter   many queries: a matrix product in registers gives every pair a lower bound on its distance; pairs above the query's
-            k-th best distance so far are dropped before anything is stored, the others get their defined distance and enter a heap.
+   scan      few queries: every distance is computed as defined while the base is read once
+   filter    many queries: a matrix product in registers gives every pair a lower bound on its distance; pairs above the
+             query's k-th best distance so far are dropped before anything is stored, the others get their defined
+             distance and enter a heap
 
-   The bounds. u = 2^-24, g_n = n u / (1 - n u), d <= MLKI_FILTER_D, so that g_d < 2^-8 and squares of it are covered by the factor
-   1.02 below. Sums are errors of the operations counted in order (Higham, "Accuracy and stability of numerical algorithms", 2002, 3.1).
+   The bounds. u = 2^-24, g_n = n u / (1 - n u). d <= MLKI_FILTER_D, so that g_d < 2^-7 and products of two errors are
+   covered by the factor 1.02 below. Errors of sums count the operations in order (Higham, "Accuracy and stability of
+   numerical algorithms", 2002, 3.1). fl() is the value computed.
 
-   L2. q' = fl(q - c), x' = fl(x - c) for a center c of the base: a common offset cancels before it can hurt. With N = |x'|^2, M = |q'|^2:
-     | |q' - x'|^2 - |q - x|^2 |                          <= 4 u (1 + u) (N + M)                   (each coordinate is off by u of itself)
-     | fl-chain(N) - N |                                  <= g_d N
-     | fl-chain(init - 2 q'x') - (init - 2 q'x') |        <= g_d (|init| + 2 sum |q'x'|) <= g_d (2 N + M)
-     so with 2g := 3 (d + 8) u 1.02, init = (1 - 2g) fl(N):   acc + (1 - 2g) M <= |q - x|^2.
-     The defined value s obeys s >= |q - x|^2 (1 - g_r), r = d / 16 + 8. A pair may be dropped when acc > limit with
+   L2. q' = fl(q - c), x' = fl(x - c) for a center c of the base: a common offset cancels before it can hurt.
+   With N = |x'|^2, M = |q'|^2:
+     | |q' - x'|^2 - |q - x|^2 |               <= 4 u (1 + u) (N + M)      each coordinate is off by u of itself
+     | fl(N) - N |                             <= g_d N
+     | fl(init - 2 q'x') - (init - 2 q'x') |   <= g_d (|init| + 2 sum |q'x'|) <= g_d (2 N + M)
+   so with 2g := 3 (d + 8) u 1.02 and init = (1 - 2g) fl(N):   acc + (1 - 2g) M <= |q - x|^2.
+   The defined value s obeys s >= |q - x|^2 (1 - g_r), r = d / 16 + 8. A pair may be dropped when acc > limit with
      limit = key (1 + 2 g_r) - (1 - 2g) M, key the k-th best s so far.
-   IP. q'' = -q 2^e with |q''| in [1, 2); |fl-chain(init + q''x) - (init + q''x)| <= g_d (|init| + |q''| |x|), the defined value is off by
-     g_r |q''| |x|; with init = -G fl|x|, G = 2 (d + d / 16 + 24) u 1.02: acc <= -2^e times the defined value. limit = key 2^e.
-   COSINE. q'' = -q / |q|, x'' = x / |x| rounded: every error is relative to 1 and their sum is below E = (3 d + 64) u 1.02: limit = key + E.
-   All: limits are rounded up, and grow by what underflow can take away, (4 d + 64) 2^-126 of the products and, for IP, G 2^-60 sqrt(d) of
-   norms that underflow. Norms near overflow or NaN switch the filter off for their row (init = -inf) or query (limit = inf). */
+   IP. q" = -q 2^e with |q"| in [1, 2). The sum is off by at most g_d (|init| + |q"| |x|), the defined value by
+   g_r |q"| |x|; with init = -G fl(|x|), G = 2 (d + d / 16 + 24) u 1.02:   acc <= -2^e times the defined value.
+     limit = key 2^e
+   COSINE. q" = -q / |q|, x" = x / |x|, both rounded: all errors are relative to 1, their sum is below
+   E = (3 d + 64) u 1.02.
+     limit = key + E
+   All: limits are rounded up, and grow by what underflow can take away, (4 d + 64) 2^-126 of the products and, for IP,
+   G 2^-60 sqrt(d) of norms. Norms near overflow or NaN switch the filter off for their row (init = -inf) or their query
+   (limit = inf). */
 
 #  define MLKI_FILTER_D        65536 /* longer vectors are scanned: the bound would not filter */
 #  define MLKI_FILTER_PANELS   8     /* base panels between two looks at the hits */
@@ -3230,7 +3271,8 @@ static void mlki_knn_pack_queries(mlki_knn_job *job, const float *q, int64_t q_r
   }
 }
 
-/* The limit of query i of the block: above it a pair cannot enter the heap. See the bounds at the head of the section. */
+/* The limit of query i of the block: above it a pair cannot enter the heap. See the bounds at the head of the
+   section. */
 static float mlki_knn_limit(const mlki_knn_job *job, int64_t i) {
   const mlki_knn *knn = job->knn;
   double key, limit;
@@ -3350,7 +3392,8 @@ static void mlki_knn_task(void *arg, int index) {
   }
 }
 
-/* After tasks that split the base: all heaps of a query into the first, which is then the result. All queries are in flight. */
+/* After tasks that split the base: all heaps of a query into the first, which is then the result. All queries are in
+   flight. */
 static void mlki_knn_merge(const mlki_knn *knn) {
   mlki_knn_job first, other;
   int64_t i, e;
@@ -3527,7 +3570,8 @@ static mlk_status mlki_knn_prepare_call(mlk_context *ctx, const mlk_knn_desc *de
   return mlki_knn_block(ctx, knn);
 }
 
-/* distances: the base is cut into steps of rows that tasks take in turn; a step meets all queries while it is in cache. */
+/* distances: the base is cut into steps of rows that tasks take in turn; a step meets all queries while it is in
+   cache. */
 #  define MLKI_DISTANCE_ROWS    64
 #  define MLKI_DISTANCE_QUERIES 32
 
