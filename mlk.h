@@ -1879,8 +1879,8 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_strip_rows)(const int rows, const int packed, 
     MLKI_FN(mlki_tile)(rows, MLKI_NV, 1, 0, s->a, a_rs, a_cs, b, s->b_rs, c, s->c_rs, s->k, s->chain);
   }
   if (left > 2 * MLKI_LANES) { /* only where NV > 2 */
-    MLKI_FN(mlki_tile)
-    (rows, MLKI_NV, 0, left - 2 * MLKI_LANES, s->a, a_rs, a_cs, b, s->b_rs, c, s->c_rs, s->k, s->chain);
+    left -= 2 * MLKI_LANES;
+    MLKI_FN(mlki_tile)(rows, MLKI_NV, 0, left, s->a, a_rs, a_cs, b, s->b_rs, c, s->c_rs, s->k, s->chain);
   } else if (left > MLKI_LANES) {
     MLKI_FN(mlki_tile)(rows, 2, 0, left - MLKI_LANES, s->a, a_rs, a_cs, b, s->b_rs, c, s->c_rs, s->k, s->chain);
   } else if (left > 0) {
@@ -1895,16 +1895,25 @@ case r:                                                                         
     MLKI_FN(mlki_strip_rows)(r > MLKI_MR ? 1 : r, 1, s);                                                               \
   else                                                                                                                 \
     MLKI_FN(mlki_strip_rows)(r > MLKI_MR ? 1 : r, 0, s);                                                               \
-  break;
+  break
 
 MLKI_KERNEL void MLKI_FN(mlki_strip_any)(const mlki_strip *s) {
   switch (s->rows) {
-    MLKI_STRIP_CASE(1)
-    MLKI_STRIP_CASE(2)
-    MLKI_STRIP_CASE(3)
-    MLKI_STRIP_CASE(4) MLKI_STRIP_CASE(5) MLKI_STRIP_CASE(6) MLKI_STRIP_CASE(7) MLKI_STRIP_CASE(8) MLKI_STRIP_CASE(9)
-        MLKI_STRIP_CASE(10) MLKI_STRIP_CASE(11) MLKI_STRIP_CASE(12) MLKI_STRIP_CASE(13) MLKI_STRIP_CASE(14) default
-        : break;
+    MLKI_STRIP_CASE(1);
+    MLKI_STRIP_CASE(2);
+    MLKI_STRIP_CASE(3);
+    MLKI_STRIP_CASE(4);
+    MLKI_STRIP_CASE(5);
+    MLKI_STRIP_CASE(6);
+    MLKI_STRIP_CASE(7);
+    MLKI_STRIP_CASE(8);
+    MLKI_STRIP_CASE(9);
+    MLKI_STRIP_CASE(10);
+    MLKI_STRIP_CASE(11);
+    MLKI_STRIP_CASE(12);
+    MLKI_STRIP_CASE(13);
+    MLKI_STRIP_CASE(14);
+  default: break;
   }
 }
 
@@ -1944,17 +1953,26 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_sweep_rows)(const int rows, const mlki_strip *
 #define MLKI_SWEEP_CASE(r)                                                                                             \
 case r:                                                                                                                \
   if (r <= MLKI_MR) MLKI_FN(mlki_sweep_rows)(r > MLKI_MR ? 1 : r, s);                                                  \
-  break;
+  break
 
 /* Needs k == MLKI_SWEEP, cols a multiple of NR and rows one of height; else the strip does the same. */
 MLKI_KERNEL void MLKI_FN(mlki_sweep_any)(const mlki_strip *s, int64_t height) {
   switch (height) {
-    MLKI_SWEEP_CASE(1)
-    MLKI_SWEEP_CASE(2)
-    MLKI_SWEEP_CASE(3)
-    MLKI_SWEEP_CASE(4) MLKI_SWEEP_CASE(5) MLKI_SWEEP_CASE(6) MLKI_SWEEP_CASE(7) MLKI_SWEEP_CASE(8) MLKI_SWEEP_CASE(9)
-        MLKI_SWEEP_CASE(10) MLKI_SWEEP_CASE(11) MLKI_SWEEP_CASE(12) MLKI_SWEEP_CASE(13) MLKI_SWEEP_CASE(14) default
-        : break;
+    MLKI_SWEEP_CASE(1);
+    MLKI_SWEEP_CASE(2);
+    MLKI_SWEEP_CASE(3);
+    MLKI_SWEEP_CASE(4);
+    MLKI_SWEEP_CASE(5);
+    MLKI_SWEEP_CASE(6);
+    MLKI_SWEEP_CASE(7);
+    MLKI_SWEEP_CASE(8);
+    MLKI_SWEEP_CASE(9);
+    MLKI_SWEEP_CASE(10);
+    MLKI_SWEEP_CASE(11);
+    MLKI_SWEEP_CASE(12);
+    MLKI_SWEEP_CASE(13);
+    MLKI_SWEEP_CASE(14);
+  default: break;
   }
 }
 
@@ -2032,7 +2050,7 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_pair_tile)(const int nq, const int nx, const m
 case r:                                                                                                                \
   if (r <= MLKI_PQ)                                                                                                    \
     MLKI_FN(mlki_pair_tile)(r > MLKI_PQ ? 1 : r, nx, kind, d, q, q_rs, x, x_rs, out, out_rs, part, parts);             \
-  break;
+  break
 
 /* All queries against PX (or one) base rows, so that a base row is read from memory once. */
 MLKI_INLINE_ISA void MLKI_FN(mlki_pair_columns)(const int nx, const mlki_pair kind, int64_t nq, int64_t d,
@@ -2042,7 +2060,12 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_pair_columns)(const int nx, const mlki_pair ki
   int64_t i, part;
   for (i = 0, part = 0; i < nq; i += height, part++, q += height * q_rs, out += height * out_rs) {
     switch (mlki_min(height, nq - i)) {
-      MLKI_PAIR_CASE(1) MLKI_PAIR_CASE(2) MLKI_PAIR_CASE(3) MLKI_PAIR_CASE(4) MLKI_PAIR_CASE(5) default : break;
+      MLKI_PAIR_CASE(1);
+      MLKI_PAIR_CASE(2);
+      MLKI_PAIR_CASE(3);
+      MLKI_PAIR_CASE(4);
+      MLKI_PAIR_CASE(5);
+    default: break;
     }
   }
 }
@@ -2145,16 +2168,25 @@ MLKI_INLINE_ISA int64_t MLKI_FN(mlki_filter_rows)(const int rows, const mlki_fil
 }
 
 #define MLKI_FILTER_CASE(r)                                                                                            \
-case r: return r > MLKI_MR ? 0 : MLKI_FN(mlki_filter_rows)(r > MLKI_MR ? 1 : r, f);
+case r: return r > MLKI_MR ? 0 : MLKI_FN(mlki_filter_rows)(r > MLKI_MR ? 1 : r, f)
 
 MLKI_KERNEL int64_t MLKI_FN(mlki_filter_any)(const mlki_filter *f) {
   switch (f->rows) {
-    MLKI_FILTER_CASE(1)
-    MLKI_FILTER_CASE(2)
-    MLKI_FILTER_CASE(3)
-    MLKI_FILTER_CASE(4) MLKI_FILTER_CASE(5) MLKI_FILTER_CASE(6) MLKI_FILTER_CASE(7) MLKI_FILTER_CASE(8)
-        MLKI_FILTER_CASE(9) MLKI_FILTER_CASE(10) MLKI_FILTER_CASE(11) MLKI_FILTER_CASE(12) MLKI_FILTER_CASE(13)
-            MLKI_FILTER_CASE(14) default : return 0;
+    MLKI_FILTER_CASE(1);
+    MLKI_FILTER_CASE(2);
+    MLKI_FILTER_CASE(3);
+    MLKI_FILTER_CASE(4);
+    MLKI_FILTER_CASE(5);
+    MLKI_FILTER_CASE(6);
+    MLKI_FILTER_CASE(7);
+    MLKI_FILTER_CASE(8);
+    MLKI_FILTER_CASE(9);
+    MLKI_FILTER_CASE(10);
+    MLKI_FILTER_CASE(11);
+    MLKI_FILTER_CASE(12);
+    MLKI_FILTER_CASE(13);
+    MLKI_FILTER_CASE(14);
+  default: return 0;
   }
 }
 
