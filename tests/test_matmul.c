@@ -1032,7 +1032,7 @@ static void nan_and_infinity(void) {
                                                    {nan, inf, nan, 0, FLT_MAX},  {nan, 1, -1, 0, 1},
                                                    {nan, 1, 0, 0.5f, 1}};
       const float one = 1.0f;
-      float d[5];
+      float d[5] = {0, 0, 0, 0, 0}; /* MemorySanitizer does not know masked stores */
       mlk_context *ctx = crew_get(crew.isas[r], 1);
       mlk_matmul_desc desc;
       int j;
