@@ -1485,7 +1485,8 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
 #  define mlki_v_transpose MLKI_FN(mlki_v_transpose)
 #  define mlki_v_sum16     MLKI_FN(mlki_v_sum16)
 
-#  define MLKI_SWEEP 8 /* rows of B that a sweep reads side by side */
+#  define MLKI_SWEEP      8 /* rows of B that a sweep reads side by side */
+#  define MLKI_SWEEP_ROWS 8 /* rows of C it has in registers at most */
 
 /* How a strip's sums meet what is in C: a chain from zero that replaces C; the chain that C holds, continued; a
    chain from zero that is added to C (the next segment). */
@@ -1869,9 +1870,9 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_tile)(const int rows, const int vecs, const in
   }
 }
 
-/* One strip of a constant number of rows; packed: the strides of A are the constants 1 and rows. */
-MLKI_INLINE_ISA void MLKI_FN(mlki_strip_rows)(const int rows, const int packed, const mlki_strip *s) {
-  const int64_t a_rs = packed ? 1 : s->a_rs, a_cs = packed ? rows : s->a_cs;
+/* One strip of a constant number of rows. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_strip_rows)(const int rows, const mlki_strip *s) {
+  const int64_t a_rs = s->a_rs, a_cs = s->a_cs;
   const float *b = s->b;
   float *c = s->c;
   int64_t left = s->cols;
@@ -1890,11 +1891,7 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_strip_rows)(const int rows, const int packed, 
 
 #define MLKI_STRIP_CASE(r)                                                                                             \
 case r:                                                                                                                \
-  if (r > MLKI_MR) break;                                                                                              \
-  if (s->a_rs == 1 && s->a_cs == r)                                                                                    \
-    MLKI_FN(mlki_strip_rows)(r > MLKI_MR ? 1 : r, 1, s);                                                               \
-  else                                                                                                                 \
-    MLKI_FN(mlki_strip_rows)(r > MLKI_MR ? 1 : r, 0, s);                                                               \
+  if (r <= MLKI_MR) MLKI_FN(mlki_strip_rows)(r > MLKI_MR ? 1 : r, s);                                                  \
   break
 
 MLKI_KERNEL void MLKI_FN(mlki_strip_any)(const mlki_strip *s) {
@@ -1966,12 +1963,6 @@ MLKI_KERNEL void MLKI_FN(mlki_sweep_any)(const mlki_strip *s, int64_t height) {
     MLKI_SWEEP_CASE(6);
     MLKI_SWEEP_CASE(7);
     MLKI_SWEEP_CASE(8);
-    MLKI_SWEEP_CASE(9);
-    MLKI_SWEEP_CASE(10);
-    MLKI_SWEEP_CASE(11);
-    MLKI_SWEEP_CASE(12);
-    MLKI_SWEEP_CASE(13);
-    MLKI_SWEEP_CASE(14);
   default: break;
   }
 }
@@ -2721,7 +2712,8 @@ static void mlki_matmul_blocked(const mlki_matmul_job *job, int64_t i0, int64_t 
 
 /* A step of a skinny product: a strip of all rows. Whole panels of columns are swept where B is read as it is. */
 static void mlki_matmul_sweep(const mlki_matmul *mm, const mlki_strip *all) {
-  const int64_t height = mlki_panel_rows(all->rows, mm->row->mr), even = all->rows / height * height;
+  const int64_t height = mlki_panel_rows(all->rows, mlki_min(mm->row->mr, MLKI_SWEEP_ROWS));
+  const int64_t even = all->rows / height * height;
   const int swept = !mm->pack_b && !mm->panels && all->k == MLKI_SWEEP;
   const int64_t cols = swept ? all->cols / mm->row->nr * mm->row->nr : 0;
   mlki_strip part = *all;
