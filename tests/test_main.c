@@ -223,7 +223,8 @@ static unsigned char *map_guarded(size_t capacity) {
 #if MLKT_POSIX
   void *whole = mmap(NULL, capacity + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (whole == MAP_FAILED) out_of_memory();
-  if (getenv("MLKT_OPEN_PAGES")) { /* qemu 7.2 reads all lanes of an AVX2 masked load: reading beyond is let pass there */
+  if (getenv(
+          "MLKT_OPEN_PAGES")) { /* qemu 7.2 reads all lanes of an AVX2 masked load: reading beyond is let pass there */
     if (mprotect(whole, capacity + 2 * page, PROT_READ | PROT_WRITE) != 0) out_of_memory();
   } else if (mprotect((unsigned char *)whole + page, capacity, PROT_READ | PROT_WRITE) != 0) {
     out_of_memory();
