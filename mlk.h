@@ -44,6 +44,7 @@
      >>plan            ceilings and predicted times
      >>matmul          validation, blocking, threads
      >>knn             the filter, its error bound, the exact re-rank
+     >>distances       all pairs; the smallest complete operator, a model for new ones
      >>public          the public functions
      >>licence         MIT No Attribution, or public domain
 
@@ -59,7 +60,8 @@
 
    TENSOR      mlk_tensor is a view by value: data, dtype, rank, shape, stride (in elements). All strides zero
                means dense row-major. Layouts are strides, never flags: mlk_transposed(t) swaps the last two axes.
-               Strides may be negative for inputs; an axis of stride 0 or of size 1 broadcasts where a contract
+               Strides may be negative. An output's strides, sorted by size, each step over all that the
+               smaller ones span. An axis of stride 0 or of size 1 broadcasts where a contract
                says "broadcast". A view of several elements that are all one needs a shape of ones: strides that
                are all zero mean dense.
 
@@ -707,6 +709,8 @@ static void *mlki_carve(mlki_carver *carver, int64_t count, int64_t element_byte
 
 /* >>threads ------------------------------------------------------------------------------------------------------ */
 
+#    define MLKI_TASK_WORK (1 << 18) /* multiply-adds that pay for one more thread */
+
 /* Tasks a call may make here and now: one inside somebody else's parallel region. */
 static int mlki_task_limit(const mlk_context *ctx) {
 #    if MLKI_OPENMP
@@ -925,6 +929,14 @@ static int mlki_overlap(const mlk_tensor *a, const mlki_extent *ea, const mlk_te
   return 1;
 }
 
+/* An output must not share an element with another operand. Plans (run 0) do not look. */
+static mlk_status mlki_check_apart(mlk_context *ctx, int run, const char *name, const mlk_tensor *out,
+                                   const mlki_extent *extent, const char *other_name, const mlk_tensor *other,
+                                   const mlki_extent *other_extent) {
+  if (!run || !mlki_overlap(out, extent, other, other_extent)) return MLK_OK;
+  return mlki_fail(ctx, MLK_ERR_ALIAS, "%s: overlaps %s", name, other_name);
+}
+
 /* A matrix as the loops see it: element (i, j) at p[i * rs + j * cs]; batch strides in D's batch axes; a stride of 0
    broadcasts. */
 typedef struct mlki_mat {
@@ -933,22 +945,32 @@ typedef struct mlki_mat {
   int64_t batch[MLK_MAX_RANK - 2];
 } mlki_mat;
 
-/* Fits t to shape[0 .. rank) by the broadcasting rule: axes align at the right, sizes are equal, or 1, or missing. */
-static mlk_status mlki_broadcast(mlk_context *ctx, const char *name, const mlk_tensor *t, const int64_t *shape,
-                                 int rank, mlki_mat *out) {
-  int64_t stride[MLK_MAX_RANK] = {0, 0, 0, 0, 0, 0};
+/* The strides of t in the axes of an output of shape[0 .. rank), by the broadcasting rule: axes align at the right,
+   sizes are equal, or 1, or missing; a broadcast axis has stride 0. */
+static mlk_status mlki_broadcast_strides(mlk_context *ctx, const char *name, const mlk_tensor *t, const char *out_name,
+                                         const int64_t *shape, int rank, int64_t stride[MLK_MAX_RANK]) {
   int i;
   if (t->rank > rank)
-    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: rank is %d, but d has %d axes", name, (int)t->rank, rank);
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: rank is %d, but %s has %d axes", name, (int)t->rank, out_name, rank);
+  for (i = 0; i < rank; i++) stride[i] = 0;
   for (i = 0; i < t->rank; i++) {
     const int at = rank - t->rank + i;
     if (t->shape[i] != shape[at] && t->shape[i] != 1)
       return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: size of axis %d is %lld, but must be %lld or 1", name, i,
                        (long long)t->shape[i], (long long)shape[at]);
-    stride[at] = shape[at] == 1     ? 1
-                 : t->shape[i] == 1 ? 0
-                                    : t->stride[i]; /* an axis of one element: any stride; 1 suits the loops */
+    /* an axis of one element: any stride will do; 1 suits the loops */
+    stride[at] = shape[at] == 1 ? 1 : t->shape[i] == 1 ? 0 : t->stride[i];
   }
+  return MLK_OK;
+}
+
+/* The same as a matrix of a batch, rank >= 2; the output is d. */
+static mlk_status mlki_broadcast(mlk_context *ctx, const char *name, const mlk_tensor *t, const int64_t *shape,
+                                 int rank, mlki_mat *out) {
+  int64_t stride[MLK_MAX_RANK];
+  int i;
+  const mlk_status status = mlki_broadcast_strides(ctx, name, t, "d", shape, rank, stride);
+  if (status) return status;
   out->p = (float *)t->data;
   out->rs = stride[rank - 2], out->cs = stride[rank - 1];
   for (i = 0; i < rank - 2; i++) out->batch[i] = stride[i];
@@ -1539,8 +1561,8 @@ struct mlki_kernels {
   /* out[i * out_rs + j] = 16-lane sum of kind over q[i * q_rs ..] and x[j * x_rs ..] */
   void (*pairs)(mlki_pair kind, int64_t nq, int64_t nx, int64_t d, const float *q, int64_t q_rs, const float *x,
                 int64_t x_rs, float *out, int64_t out_rs);
-  /* see mlki_knn_prepare */
-  void (*prepare)(mlk_metric metric, float *panel, int64_t d, const float *center, float coefficient, float *init);
+  /* see mlki_knn_panel in >>kernels */
+  void (*knn_panel)(mlk_metric metric, float *panel, int64_t d, const float *center, float coefficient, float *init);
   int64_t (*filter)(const mlki_filter *f); /* how many hits */
   int64_t (*below)(const float *key, int64_t n, float limit,
                    uint32_t *index);                      /* indices with !(key > limit); how many */
@@ -1787,9 +1809,9 @@ MLKI_KERNEL void MLKI_FN(mlki_pack_transposed)(float *to, int64_t width, int64_t
                                                int64_t ws) {
   int64_t p, i;
   int v;
-  for (p = 0; p < k; p += MLKI_LANES) {
-    const int64_t terms = mlki_min(k - p, MLKI_LANES);
-    for (i = 0; i < pitch; i += MLKI_LANES) {
+  for (i = 0; i < pitch; i += MLKI_LANES) {
+    for (p = 0; p < k; p += MLKI_LANES) {
+      const int64_t terms = mlki_min(k - p, MLKI_LANES);
       const int64_t rows = mlki_min(width - i, MLKI_LANES), room = pitch - i;
       const float *at = from + i * ws + p;
       float *row = to + p * pitch + i;
@@ -2087,8 +2109,8 @@ MLKI_KERNEL void MLKI_FN(mlki_pairs)(mlki_pair kind, int64_t nq, int64_t nx, int
      IP       x            init = -coefficient |x|
      COSINE   x / |x|      init = 0
    init = -infinity where the norm is out of bounds or NaN: no sum that starts there exceeds a limit. */
-MLKI_KERNEL void MLKI_FN(mlki_prepare)(mlk_metric metric, float *panel, int64_t d, const float *center,
-                                       float coefficient, float *init) {
+MLKI_KERNEL void MLKI_FN(mlki_knn_panel)(mlk_metric metric, float *panel, int64_t d, const float *center,
+                                         float coefficient, float *init) {
   const mlki_vec never = mlki_v_set1(-INFINITY), largest = mlki_v_set1(MLKI_NORM2_MAX),
                  factor = mlki_v_set1(coefficient);
   mlki_vec norm2[MLKI_NV];
@@ -2253,7 +2275,7 @@ static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(mlki_epilogue_tile),
     MLKI_FN(mlki_add),
     MLKI_FN(mlki_pairs),
-    MLKI_FN(mlki_prepare),
+    MLKI_FN(mlki_knn_panel),
     MLKI_FN(mlki_filter_any),
     MLKI_FN(mlki_below),
     MLKI_FN(mlki_spin),
@@ -2449,9 +2471,8 @@ static void mlki_fill_plan(const mlk_context *ctx, mlk_plan *plan, uint64_t flop
 #    define MLKI_SKINNY_PANEL 128  /* terms of a panel of B that is packed just in time */
 #    define MLKI_SKINNY_RUN                                                                                            \
       512 /* floats read from one row of B before the next: the rows asked for ahead must survive until then */
-#    define MLKI_SKINNY_FLOATS 4096      /* sums in flight: a third of level 1 */
-#    define MLKI_TINY          96        /* largest size of a product that skips planning */
-#    define MLKI_TASK_WORK     (1 << 18) /* multiply-adds that pay for one more thread */
+#    define MLKI_SKINNY_FLOATS 4096 /* sums in flight: a third of level 1 */
+#    define MLKI_TINY          96   /* largest size of a product that skips planning */
 
 /* What becomes of A: used where it is; a block of it copied as rows that do not conflict; packed as panels of MR
    rows. */
@@ -2808,12 +2829,35 @@ static void mlki_matmul_rectangle(const mlki_matmul_job *job, int64_t tile_i, in
   }
 }
 
+/* Items [first, end) of a batch of small products that need no packing and no epilogue: only pointers change. */
+static void mlki_matmul_small_items(mlki_matmul_job *job, int64_t first, int64_t end) {
+  const mlki_matmul *mm = job->mm;
+  const int64_t height = mlki_panel_rows(mm->m, mm->row->mr);
+  mlki_strip strip;
+  int64_t at, i;
+  strip.a_rs = mm->a.rs, strip.a_cs = mm->a.cs, strip.b_rs = mm->b.rs, strip.b_panel = mm->row->nr;
+  strip.c_rs = mm->e.d.rs, strip.cols = mm->n, strip.k = mm->k, strip.chain = MLKI_START;
+  for (at = first; at < end; at++) {
+    const float *a = mm->a.p + at * mm->a.batch[0];
+    float *c = mm->e.d.p + at * mm->e.d.batch[0];
+    strip.b = mm->b.p + at * mm->b.batch[0];
+    if (mm->batch_rank != 1) mlki_matmul_select(job, at), a = job->a.p, strip.b = job->b.p, c = job->e.d.p;
+    for (i = 0; i < mm->m; i += height) {
+      strip.rows = mlki_min(height, mm->m - i);
+      strip.a = a + i * mm->a.rs, strip.c = c + i * mm->e.d.rs;
+      mm->row->strip(&strip);
+    }
+  }
+}
+
 /* One task: takes items from the queue until it is empty. Items of a batch are taken in runs, so that tiny ones do
    not queue. */
 static void mlki_matmul_task(void *arg, int index) {
   mlki_matmul *mm = (mlki_matmul *)arg;
   const int64_t tiles = mm->tiles_m * mm->tiles_n;
   const int64_t run = mm->tasks == 1 ? mm->items : mlki_max(mm->batches / (mm->tasks * 8), 1);
+  const int small = mm->variant == MLKI_DIRECT && mm->plain && mm->in_place && !mm->pack_b && !mm->panels &&
+                    mm->a_form == MLKI_A_IS && tiles == 1 && mm->k <= MLK_SEGMENT;
   float *workspace = mm->workspace + index * mm->floats;
   mlki_matmul_job job;
   int64_t at;
@@ -2823,7 +2867,8 @@ static void mlki_matmul_task(void *arg, int index) {
     const int64_t first = (mm->tasks == 1 ? mm->next++ : mlki_take(&mm->next)) * run,
                   end = mlki_min(first + run, mm->items);
     if (first >= mm->items) break;
-    for (at = first; at < end; at++) {
+    if (small) mlki_matmul_small_items(&job, first, end);
+    for (at = first; at < end && !small; at++) {
       if (at == first || tiles == 1 || at % tiles == 0) mlki_matmul_select(&job, at / tiles);
       mlki_matmul_rectangle(&job, at % tiles / mm->tiles_n, at % tiles % mm->tiles_n);
     }
@@ -3091,7 +3136,7 @@ typedef struct mlki_knn {
   int64_t task_queries, task_rows;   /* what one task is given */
   int64_t block_queries;             /* queries in flight */
   int64_t block_rows;                /* base rows packed at a time */
-  float start_coefficient;           /* of mlki_prepare */
+  float start_coefficient;           /* of mlki_knn_panel */
   double bound, relative, underflow; /* the constants of the bounds: see mlki_knn_limit */
   mlki_carver carver;
   uint64_t task_bytes;
@@ -3372,8 +3417,8 @@ static void mlki_knn_filter(mlki_knn_job *job, int64_t q0, int64_t count, int64_
     for (i = 0; i < rows; i += nr) {
       float *panel = job->packed_x + i * knn->d;
       knn->row->pack(panel, mlki_min(rows - i, nr), nr, knn->d, knn->x.p + (at + i) * knn->x.rs, knn->x.rs, knn->x.cs);
-      knn->row->prepare(knn->metric, panel, knn->d, centered ? job->center : NULL, knn->start_coefficient,
-                        job->init + i);
+      knn->row->knn_panel(knn->metric, panel, knn->d, centered ? job->center : NULL, knn->start_coefficient,
+                          job->init + i);
     }
     for (i = 0; i < count; i += height) mlki_knn_filter_panel(job, q, q_rs, i, mlki_min(height, count - i), at, rows);
   }
@@ -3536,13 +3581,6 @@ static mlk_status mlki_knn_output(mlk_context *ctx, const char *name, mlk_tensor
   return mlki_check_output(ctx, name, t, extent);
 }
 
-static mlk_status mlki_check_apart(mlk_context *ctx, int run, const char *name, const mlk_tensor *out,
-                                   const mlki_extent *extent, const char *other_name, const mlk_tensor *other,
-                                   const mlki_extent *other_extent) {
-  if (!run || !mlki_overlap(out, extent, other, other_extent)) return MLK_OK;
-  return mlki_fail(ctx, MLK_ERR_ALIAS, "%s: overlaps %s", name, other_name);
-}
-
 /* 2 Q N D and the bytes of all operands. */
 static mlk_status mlki_knn_cost(mlk_context *ctx, int64_t nq, int64_t n, int64_t d, int64_t *flops) {
   if (mlki_mul_overflows(nq, n, flops) || mlki_mul_overflows(*flops, d, flops) || mlki_mul_overflows(*flops, 2, flops))
@@ -3557,7 +3595,7 @@ static mlk_status mlki_check_metric(mlk_context *ctx, mlk_metric metric) {
   return mlki_fail(ctx, MLK_ERR_ARGUMENT, "metric: is %d, but must be 0 to %d", (int)metric, MLK_METRIC_COUNT - 1);
 }
 
-static mlk_status mlki_knn_prepare_call(mlk_context *ctx, const mlk_knn_desc *desc, int run, mlki_knn *knn) {
+static mlk_status mlki_knn_prepare(mlk_context *ctx, const mlk_knn_desc *desc, int run, mlki_knn *knn) {
   mlk_tensor queries, base, ids, distances;
   mlki_extent eq, ex, ei, ed;
   mlk_status status;
@@ -3598,7 +3636,8 @@ static mlk_status mlki_knn_prepare_call(mlk_context *ctx, const mlk_knn_desc *de
   return mlki_knn_block(ctx, knn);
 }
 
-/* distances: the base is cut into steps of rows that tasks take in turn; a step meets all queries while it is in
+/* >>distances ----------------------------------------------------------------------------------------------------
+   The base is cut into steps of rows that tasks take in turn; a step meets all queries while it is in
    cache. */
 #    define MLKI_DISTANCE_ROWS    64
 #    define MLKI_DISTANCE_QUERIES 32
@@ -3868,7 +3907,7 @@ MLK_API mlk_status mlk_knn_plan(mlk_context *ctx, const mlk_knn_desc *desc, mlk_
   mlk_status status;
   if (!ctx) return MLK_ERR_ARGUMENT;
   if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
-  if ((status = mlki_knn_prepare_call(ctx, desc, 0, &knn)) != MLK_OK) return status;
+  if ((status = mlki_knn_prepare(ctx, desc, 0, &knn)) != MLK_OK) return status;
   mlki_fill_plan(ctx, plan, knn.flops, knn.bytes, knn.task_bytes * (uint64_t)knn.tasks, knn.tasks,
                  mlki_knn_variant_names[knn.variant]);
   return MLK_OK;
@@ -3878,7 +3917,7 @@ MLK_API mlk_status mlk_knn(mlk_context *ctx, const mlk_knn_desc *desc) {
   mlki_knn knn;
   mlk_status status;
   if (!ctx) return MLK_ERR_ARGUMENT;
-  if ((status = mlki_knn_prepare_call(ctx, desc, 1, &knn)) != MLK_OK) return status;
+  if ((status = mlki_knn_prepare(ctx, desc, 1, &knn)) != MLK_OK) return status;
   if (knn.variant == MLKI_KNN_EMPTY) return MLK_OK;
   if ((status = mlki_workspace(ctx, knn.task_bytes * (uint64_t)knn.tasks)) != MLK_OK) return status;
   knn.workspace = (char *)ctx->workspace;

@@ -46,6 +46,11 @@ build() { # build NAME VARIABLE=VALUE...: the test program as build/check/NAME/m
 }
 cxx_warnings() { echo "-x c++ -std=$1 -Wall -Wextra -Wpedantic -Wshadow -Wconversion"; }
 
+# What depends on how the kernels were compiled and which row was chosen: for stages that ask only that. The scalar row under an
+# emulator, with its fused multiply-add in software, would take minutes for the rest.
+dispatched="--filter context/rows --filter context/open --filter matmul/sweep --filter matmul/bits_small --filter matmul/epilogues
+  --filter math/special --filter math/place --filter knn/base_order --filter knn/shards --filter knn/faiss_5"
+
 stage_suite() { # everything, as make builds it
   build suite CC="$CC" CFLAGS="$CFLAGS" ${OPENMP+"OPENMP=$OPENMP"}
   if [ $long = 1 ]; then bounded "$base/suite/mlk_test" --long; else bounded "$base/suite/mlk_test"; fi
@@ -66,22 +71,22 @@ stage_cxx11() {
 stage_cxx17_clang() {
   have clang++ || skip "no clang++"
   build cxx17 CC=clang++ CFLAGS=-O1 WARN="$(cxx_warnings c++17) -Wno-deprecated"
-  bounded "$base/cxx17/mlk_test" --quick
+  bounded "$base/cxx17/mlk_test" --quick $dispatched
 }
 
 stage_serial() { # as a compiler without OpenMP builds it
   build serial CC="$CC" CFLAGS=-O2 OPENMP=
-  bounded "$base/serial/mlk_test" --quick
+  bounded "$base/serial/mlk_test" --quick $dispatched
 }
 
 stage_native() { # the compiler may use this machine's instructions everywhere, and contract: the bits must stay
   build native CC="$CC" CFLAGS="-O3 -march=native -ffp-contract=fast"
-  bounded "$base/native/mlk_test" --quick
+  bounded "$base/native/mlk_test" --quick $dispatched
 }
 
 stage_O0() {
   build O0 CC="$CC" CFLAGS=-O0
-  bounded "$base/O0/mlk_test" --quick
+  bounded "$base/O0/mlk_test" --quick $dispatched
 }
 
 sanitizer_works() { # sanitizer_works COMPILER FLAGS: links, and the program starts
@@ -158,10 +163,6 @@ stage_neon() {
   build neon CC=aarch64-linux-gnu-gcc CFLAGS="-O2 -static"
   emulated neon "scalar neon" "" qemu-aarch64
 }
-
-# what depends on the row that was chosen; the scalar row, with its fused multiply-add in software, takes minutes for the rest
-dispatched="--filter context/isa --filter context/open --filter matmul/sweep --filter matmul/bits_small --filter matmul/epilogues
-  --filter math/special --filter math/place --filter knn/base_order --filter knn/shards --filter knn/faiss_5"
 
 stage_dispatch_sse() { # a machine without AVX: the scalar row, and no instruction beyond SSE on the way
   [ "$(uname -m)" = x86_64 ] || skip "not an x86-64 machine"
