@@ -93,23 +93,23 @@ two_files() { # two_files LINKER LANGUAGE_OF_IMPLEMENTATION LANGUAGE_OF_USER
 }
 static_twice() { # static_twice COMPILER LANGUAGE
   local o=$out/static_$BASHPID
-  "$1" $W -x "$2" -O1 -I"$inc" -c tests/hygiene_static.c -o "${o}_a.o" &&
-    "$1" $W -x "$2" -O1 -I"$inc" -DHYGIENE_SECOND -c tests/hygiene_static.c -o "${o}_b.o" &&
+  "$1" $W -x "$2" -O0 -I"$inc" -c tests/hygiene_static.c -o "${o}_a.o" &&
+    "$1" $W -x "$2" -O0 -I"$inc" -DHYGIENE_SECOND -c tests/hygiene_static.c -o "${o}_b.o" &&
     "$1" "${o}_a.o" "${o}_b.o" -o "$o" -lm && [ "$("$o")" = "6 6" ] || return 1
   ! nm -g --defined-only "${o}_a.o" | awk '{print $3}' | grep -v -x main || { echo "MLK_STATIC leaves external symbols"; return 1; }
 }
 for c in "${c_compilers[@]}"; do
   check "two files, $c" two_files "$c" c c
   check "MLK_STATIC twice, $c" static_twice "$c" c
-  for flags in -O0 -O3 -Os "-O3 -march=native" "-O2 -flto" "-O2 -fvisibility=hidden" "-O2 -std=gnu11" "-O2 -fno-math-errno -fno-trapping-math"; do
+  for flags in -O0 -Os "-O3 -march=native" "-O1 -flto" "-O0 -fvisibility=hidden" "-O0 -std=gnu11" "-O1 -fno-math-errno -fno-trapping-math"; do
     check "runs, $c $flags" builds "$c" $flags
   done
-  LEFT_OUT=' avx2' check "runs, $c MLK_NO_AVX2" builds "$c" -O1 $W -DMLK_NO_AVX2
-  LEFT_OUT=' avx512' check "runs, $c MLK_NO_AVX512" builds "$c" -O1 $W -DMLK_NO_AVX512
-  LEFT_OUT=' (avx2|avx512|neon)' check "runs, $c without any row but scalar" builds "$c" -O1 $W -DMLK_NO_AVX2 -DMLK_NO_AVX512 -DMLK_NO_NEON
+  LEFT_OUT=' avx2' check "runs, $c MLK_NO_AVX2" builds "$c" -O0 $W -DMLK_NO_AVX2
+  LEFT_OUT=' avx512' check "runs, $c MLK_NO_AVX512" builds "$c" -O0 $W -DMLK_NO_AVX512
+  LEFT_OUT=' (avx2|avx512|neon)' check "runs, $c without any row but scalar" builds "$c" -O0 $W -DMLK_NO_AVX2 -DMLK_NO_AVX512 -DMLK_NO_NEON
   if [ -n "$openmp" ]; then
-    check "runs, $c -fopenmp" builds "$c" -O1 $W -fopenmp
-    check "runs, $c -fopenmp MLK_NO_OPENMP" builds "$c" -O1 $W -fopenmp -DMLK_NO_OPENMP
+    check "runs, $c -fopenmp" builds "$c" -O0 $W -fopenmp
+    check "runs, $c -fopenmp MLK_NO_OPENMP" builds "$c" -O0 $W -fopenmp -DMLK_NO_OPENMP
   fi
 done
 if have g++; then
