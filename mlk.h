@@ -9,7 +9,7 @@
 
        mlk_context *ctx;
        if (mlk_open(&ctx, NULL) != MLK_OK) return 1;           // best instruction set, all cores
-       mlk_matmul_desc mm = {0};
+       mlk_matmul_desc mm = {0};                               // C++: = {}
        mm.a = mlk_f32(A, m, k);                                // row-major m x k
        mm.b = mlk_f32(B, k, n);
        mm.d = mlk_f32(D, m, n);                                // D = A B
@@ -63,11 +63,11 @@
                Strides may be negative. An output's strides, sorted by size, each step over all that the
                smaller ones span. An axis of stride 0 or of size 1 broadcasts where a contract
                says "broadcast". A view of several elements that are all one needs a shape of ones: strides that
-               are all zero mean dense.
+               are all zero mean dense. Set all strides or none: a zero among non-zero ones repeats that axis.
 
    DESCRIPTOR  Every operator takes one struct in which zero means default, so designated initialisers read like
                keyword arguments (C99, C++20); in older C++ fill a zeroed struct. An absent tensor is one whose
-               data is NULL.
+               data is NULL, whatever its shape says.
 
    PLAN        mlk_X_plan(ctx, &desc, &plan) checks the same arguments as mlk_X and tells what would run: backend,
                instruction set, variant, threads, exact FLOPs, least bytes, workspace bytes, and, once
@@ -87,14 +87,17 @@
                  multiply-adds from +0 over elements l, l + 16, ... ascending, elements past the end counting as
                  zeros up to a multiple of 16, and the lanes are added as a tree (l with l + 8, then + 4, + 2, + 1).
                      |sum - exact| <= (ceil(D / 16) + 5) u (1 + 2^-10) sum |terms|       (L2: +2 for the subtraction)
-               - k-NN results are *defined* by these distances: ascending by (distance, id). Fast paths only skip
+               - k-NN results are *defined* by these distances: nearest first (ascending for L2SQ and L2, descending for
+                 INNER_PRODUCT and COSINE), equal distances by ascending id. Fast paths only skip
                  rows that a proven error bound shows to lie outside; see >>knn.
                - activations: error in ulp of the exact result for the f32 input (tested over all floats): see
                  mlk_activation.
                MLK_FAST allows other orders where they pay. For f32 on the CPU nothing pays yet: same bits as strict.
-               -ffast-math breaks these promises and is refused at compile time (MLK_ALLOW_FAST_MATH overrides).
+               -ffast-math and its parts break these promises and are refused at compile time where the compiler lets
+               us see them (clang hides some); MLK_ALLOW_FAST_MATH overrides.
                NaN and infinity follow IEEE arithmetic of the formulas above; with alpha = 0 A and B are not read,
-               with beta = 0 C is not read. Rounding and flush-to-zero modes are left as found.
+               with beta = 0 C is not read (but they are still checked). The bits hold in the default mode, round to
+               nearest and denormals on, of every thread that takes part; MLK leaves modes as found.
 
    THREADS     A call splits its work over at most ctx.threads tasks: with OpenMP where this file is compiled with
                it, through the caller's own parallel-for when a hook is given, else one after another. Inside a
@@ -247,16 +250,16 @@ typedef struct mlk_plan {
   double seconds; /* the roofline of ceilings, flops and bytes; 0 before mlk_measure */
 } mlk_plan;
 
-/* y = act(x). Greatest error over all floats x, in units in the last place of the exact f32 result: see
-   docs/numerics.md. NaN gives NaN. */
+/* y = act(x), with the greatest error over all floats x in units in the last place of the exact result. NaN gives
+   NaN. */
 typedef enum mlk_activation {
   MLK_NONE = 0,
   MLK_RELU,      /* x < 0 ? 0 : x */
-  MLK_GELU,      /* x/2 (1 + erf(x / sqrt 2)) */
-  MLK_GELU_TANH, /* x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) */
-  MLK_SILU,      /* x / (1 + exp(-x)) */
-  MLK_TANH,
-  MLK_SIGMOID, /* 1 / (1 + exp(-x)) */
+  MLK_GELU,      /* x/2 (1 + erf(x / sqrt 2)); 6.50 ulp, 3.64 for x > 0 */
+  MLK_GELU_TANH, /* x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))); 2.57 ulp */
+  MLK_SILU,      /* x / (1 + exp(-x)); 2.42 ulp */
+  MLK_TANH,      /* 1.37 ulp */
+  MLK_SIGMOID,   /* 1 / (1 + exp(-x)); 1.65 ulp */
   MLK_ACTIVATION_COUNT
 } mlk_activation;
 
@@ -381,26 +384,28 @@ MLK_API mlk_status mlk_knn_plan(mlk_context *ctx, const mlk_knn_desc *desc, mlk_
 MLK_API mlk_status mlk_distances(mlk_context *ctx, const mlk_distances_desc *desc);
 MLK_API mlk_status mlk_distances_plan(mlk_context *ctx, const mlk_distances_desc *desc, mlk_plan *plan);
 
-/* Views. mlk_f32(data, 3, 4) is a dense row-major 3 x 4 matrix of float; up to MLK_MAX_RANK sizes of any integer
-   type. */
+/* Views. mlk_f32(data, 3, 4) is a dense row-major 3 x 4 matrix of float; up to
+   MLK_MAX_RANK sizes of any integer type. const is dropped: outputs must be memory you may write. */
 #  define mlk_f32(data, ...)                                                                                           \
-    MLKI_VIEW(mlki_view_f32, data, __VA_ARGS__, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END)
+    MLKI_VIEW(mlki_view_f32, data, __VA_ARGS__, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END)
 #  define mlk_i64(data, ...)                                                                                           \
-    MLKI_VIEW(mlki_view_i64, data, __VA_ARGS__, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END)
+    MLKI_VIEW(mlki_view_i64, data, __VA_ARGS__, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END)
 
 /* The same view with the last two axes swapped. Rank < 2: unchanged. */
 static inline mlk_tensor mlk_transposed(mlk_tensor t);
 
 /* A row-major matrix view whose rows start stride elements apart: replaces the strides of the last two axes by
-   (stride, 1); axes before them keep their dense strides in units of those rows. */
+   (stride, 1); axes before them keep their dense strides in units of those rows. Call it before
+   mlk_transposed, which it would undo. */
 static inline mlk_tensor mlk_with_row_stride(mlk_tensor t, int64_t stride);
 
-/* Elements [first, first + count) of an axis. Not checked here: operators check shapes, nobody can check data. */
+/* Elements [first, first + count) of an axis; an axis outside 0 .. rank - 1 returns t unchanged. The range is not
+   checked here: operators check shapes, nobody can check data. */
 static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_t count);
 
 #  define MLKI_END INT64_MIN
-#  define MLKI_VIEW(make, data, s0, s1, s2, s3, s4, s5, ...)                                                           \
-    make(data, (int64_t)(s0), (int64_t)(s1), (int64_t)(s2), (int64_t)(s3), (int64_t)(s4), (int64_t)(s5))
+#  define MLKI_VIEW(make, data, s0, s1, s2, s3, s4, s5, s6, ...)                                                       \
+    make(data, (int64_t)(s0), (int64_t)(s1), (int64_t)(s2), (int64_t)(s3), (int64_t)(s4), (int64_t)(s5), (int64_t)(s6))
 
 static inline mlk_tensor mlki_view(const void *data, mlk_dtype dtype, const int64_t *size) {
   mlk_tensor t = {NULL, 0, 0, {0}, {0}};
@@ -410,18 +415,19 @@ static inline mlk_tensor mlki_view(const void *data, mlk_dtype dtype, const int6
     t.shape[t.rank] = size[t.rank];
     t.rank++;
   }
+  t.rank += size[MLK_MAX_RANK] != MLKI_END && t.rank == MLK_MAX_RANK; /* one size too many: a rank that is refused */
   return t;
 }
 
 static inline mlk_tensor mlki_view_f32(const float *data, int64_t s0, int64_t s1, int64_t s2, int64_t s3, int64_t s4,
-                                       int64_t s5) {
-  const int64_t size[MLK_MAX_RANK] = {s0, s1, s2, s3, s4, s5};
+                                       int64_t s5, int64_t s6) {
+  const int64_t size[MLK_MAX_RANK + 1] = {s0, s1, s2, s3, s4, s5, s6};
   return mlki_view(data, MLK_F32, size);
 }
 
 static inline mlk_tensor mlki_view_i64(const int64_t *data, int64_t s0, int64_t s1, int64_t s2, int64_t s3, int64_t s4,
-                                       int64_t s5) {
-  const int64_t size[MLK_MAX_RANK] = {s0, s1, s2, s3, s4, s5};
+                                       int64_t s5, int64_t s6) {
+  const int64_t size[MLK_MAX_RANK + 1] = {s0, s1, s2, s3, s4, s5, s6};
   return mlki_view(data, MLK_I64, size);
 }
 
@@ -482,7 +488,9 @@ static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_
 /* >>platform -----------------------------------------------------------------------------------------------------
    The only place, with >>cpu, >>vec and >>isa, for compiler and processor macros. */
 
-#    if defined(__FAST_MATH__) && !defined(MLK_ALLOW_FAST_MATH)
+#    if (defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0) ||                      \
+         defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__)) &&                                             \
+        !defined(MLK_ALLOW_FAST_MATH)
 #      error                                                                                                           \
           "mlk.h: -ffast-math (or -Ofast) voids the numeric contract: compile without it, or define MLK_ALLOW_FAST_MATH"
 #    endif
@@ -706,6 +714,9 @@ static void *mlki_carve(mlki_carver *carver, int64_t count, int64_t element_byte
   carver->used += ((uint64_t)count * (uint64_t)element_bytes + MLKI_ALIGN - 1) / MLKI_ALIGN * MLKI_ALIGN;
   return carver->base ? carver->base + at : NULL;
 }
+
+/* Where tasks put their parts of the workspace: never NULL, so that even no bytes of it have an address. */
+static void *mlki_workspace_base(mlk_context *ctx) { return ctx->workspace ? ctx->workspace : ctx; }
 
 /* >>threads ------------------------------------------------------------------------------------------------------ */
 
@@ -2883,9 +2894,10 @@ static mlk_status mlki_matmul_operand(mlk_context *ctx, const char *name, const 
   if (t->rank > d->rank)
     return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: rank is %d, but d has %d axes", name, (int)t->rank, (int)d->rank);
   if (t->shape[t->rank - 2] != rows || t->shape[t->rank - 1] != cols)
-    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: matrix is %lld x %lld, but must be %lld x %lld", name,
-                     (long long)t->shape[t->rank - 2], (long long)t->shape[t->rank - 1], (long long)rows,
-                     (long long)cols);
+    return mlki_fail(
+        ctx, MLK_ERR_SHAPE, "%s: matrix is %lld x %lld, but must be %lld x %lld (a is M x K, b K x N, d M x N)%s", name,
+        (long long)t->shape[t->rank - 2], (long long)t->shape[t->rank - 1], (long long)rows, (long long)cols,
+        t->shape[t->rank - 2] == cols && t->shape[t->rank - 1] == rows ? "; mlk_transposed would fit" : "");
   for (i = 0; i < d->rank - 2; i++) shape[i] = d->shape[i];
   shape[d->rank - 2] = rows, shape[d->rank - 1] = cols;
   return mlki_broadcast(ctx, name, t, shape, d->rank, out);
@@ -3868,7 +3880,7 @@ MLK_API mlk_status mlk_matmul(mlk_context *ctx, const mlk_matmul_desc *desc) {
   if (mlki_matmul_tiny(ctx, desc)) return MLK_OK;
   if ((status = mlki_matmul_prepare(ctx, desc, 1, &mm)) != MLK_OK) return status;
   if ((status = mlki_workspace(ctx, 4 * (uint64_t)(mm.floats * mm.tasks))) != MLK_OK) return status;
-  mm.workspace = (float *)ctx->workspace;
+  mm.workspace = (float *)mlki_workspace_base(ctx);
   mm.next = 0;
   mlki_parallel_for(ctx, mm.tasks, mlki_matmul_task, &mm);
   return MLK_OK;
@@ -3920,7 +3932,7 @@ MLK_API mlk_status mlk_knn(mlk_context *ctx, const mlk_knn_desc *desc) {
   if ((status = mlki_knn_prepare(ctx, desc, 1, &knn)) != MLK_OK) return status;
   if (knn.variant == MLKI_KNN_EMPTY) return MLK_OK;
   if ((status = mlki_workspace(ctx, knn.task_bytes * (uint64_t)knn.tasks)) != MLK_OK) return status;
-  knn.workspace = (char *)ctx->workspace;
+  knn.workspace = (char *)mlki_workspace_base(ctx);
   mlki_parallel_for(ctx, knn.tasks, mlki_knn_task, &knn);
   if (knn.split_base) mlki_knn_merge(&knn);
   return MLK_OK;
@@ -3943,7 +3955,7 @@ MLK_API mlk_status mlk_distances(mlk_context *ctx, const mlk_distances_desc *des
   if (!ctx) return MLK_ERR_ARGUMENT;
   if ((status = mlki_distances_prepare(ctx, desc, 1, &dist)) != MLK_OK) return status;
   if ((status = mlki_workspace(ctx, dist.task_bytes * (uint64_t)dist.tasks)) != MLK_OK) return status;
-  dist.workspace = (char *)ctx->workspace;
+  dist.workspace = (char *)mlki_workspace_base(ctx);
   mlki_parallel_for(ctx, dist.tasks, mlki_distances_task, &dist);
   return MLK_OK;
 }
