@@ -126,36 +126,36 @@
 
 /* >>config ------------------------------------------------------------------------------------------------------- */
 #ifndef MLK_H
-#  define MLK_H
+#define MLK_H
 
-#  include <stddef.h>
-#  include <stdint.h>
+#include <stddef.h>
+#include <stdint.h>
 
-#  define MLK_VERSION_MAJOR 0
-#  define MLK_VERSION_MINOR 1
-#  define MLK_VERSION_PATCH 0
-#  define MLK_VERSION       (MLK_VERSION_MAJOR * 10000 + MLK_VERSION_MINOR * 100 + MLK_VERSION_PATCH)
+#define MLK_VERSION_MAJOR 0
+#define MLK_VERSION_MINOR 1
+#define MLK_VERSION_PATCH 0
+#define MLK_VERSION       (MLK_VERSION_MAJOR * 10000 + MLK_VERSION_MINOR * 100 + MLK_VERSION_PATCH)
 
-#  ifdef MLK_STATIC
-#    undef MLK_API
-#    if defined(__GNUC__)
-#      define MLK_API static __attribute__((unused))
-#    else
-#      define MLK_API static
-#    endif
-#  endif
-#  ifndef MLK_API
-#    define MLK_API extern
-#  endif
+#ifdef MLK_STATIC
+#undef MLK_API
+#if defined(__GNUC__)
+#define MLK_API static __attribute__((unused))
+#else
+#define MLK_API static
+#endif
+#endif
+#ifndef MLK_API
+#define MLK_API extern
+#endif
 
-#  if defined(__cplusplus)
+#if defined(__cplusplus)
 extern "C" {
-#  endif
+#endif
 
 /* >>types -------------------------------------------------------------------------------------------------------- */
 
-#  define MLK_MAX_RANK 6   /* axes of a tensor */
-#  define MLK_SEGMENT  512 /* terms of one chain of fused multiply-adds along k; part of the numeric contract */
+#define MLK_MAX_RANK 6   /* axes of a tensor */
+#define MLK_SEGMENT  512 /* terms of one chain of fused multiply-adds along k; part of the numeric contract */
 
 typedef enum mlk_status {
   MLK_OK = 0,
@@ -386,10 +386,10 @@ MLK_API mlk_status mlk_distances_plan(mlk_context *ctx, const mlk_distances_desc
 
 /* Views. mlk_f32(data, 3, 4) is a dense row-major 3 x 4 matrix of float; up to
    MLK_MAX_RANK sizes of any integer type. const is dropped: outputs must be memory you may write. */
-#  define mlk_f32(data, ...)                                                                                           \
-    MLKI_VIEW(mlki_view_f32, data, __VA_ARGS__, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END)
-#  define mlk_i64(data, ...)                                                                                           \
-    MLKI_VIEW(mlki_view_i64, data, __VA_ARGS__, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END)
+#define mlk_f32(data, ...)                                                                                             \
+  MLKI_VIEW(mlki_view_f32, data, __VA_ARGS__, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END)
+#define mlk_i64(data, ...)                                                                                             \
+  MLKI_VIEW(mlki_view_i64, data, __VA_ARGS__, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END)
 
 /* The same view with the last two axes swapped. Rank < 2: unchanged. */
 static inline mlk_tensor mlk_transposed(mlk_tensor t);
@@ -403,9 +403,9 @@ static inline mlk_tensor mlk_with_row_stride(mlk_tensor t, int64_t stride);
    checked here: operators check shapes, nobody can check data. */
 static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_t count);
 
-#  define MLKI_END INT64_MIN
-#  define MLKI_VIEW(make, data, s0, s1, s2, s3, s4, s5, s6, ...)                                                       \
-    make(data, (int64_t)(s0), (int64_t)(s1), (int64_t)(s2), (int64_t)(s3), (int64_t)(s4), (int64_t)(s5), (int64_t)(s6))
+#define MLKI_END INT64_MIN
+#define MLKI_VIEW(make, data, s0, s1, s2, s3, s4, s5, s6, ...)                                                         \
+  make(data, (int64_t)(s0), (int64_t)(s1), (int64_t)(s2), (int64_t)(s3), (int64_t)(s4), (int64_t)(s5), (int64_t)(s6))
 
 static inline mlk_tensor mlki_view(const void *data, mlk_dtype dtype, const int64_t *size) {
   mlk_tensor t = {NULL, 0, 0, {0}, {0}};
@@ -475,115 +475,114 @@ static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_
   return t;
 }
 
-#  if defined(__cplusplus)
+#if defined(__cplusplus)
 }
-#  endif
+#endif
 #endif /* MLK_H */
 
 /* >>implementation ----------------------------------------------------------------------------------------------- */
 #if defined(MLK_IMPLEMENTATION) && (!defined(MLKI_IMPLEMENTED) || defined(MLKI_PASS))
-#  if !defined(MLKI_PASS) /* first time through; the passes of >>isa come back to >>math and >>kernels only */
-#    define MLKI_IMPLEMENTED
+#if !defined(MLKI_PASS) /* first time through; the passes of >>isa come back to >>math and >>kernels only */
+#define MLKI_IMPLEMENTED
 
 /* >>platform -----------------------------------------------------------------------------------------------------
    The only place, with >>cpu, >>vec and >>isa, for compiler and processor macros. */
 
-#    if (defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0) ||                      \
-         defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__)) &&                                             \
-        !defined(MLK_ALLOW_FAST_MATH)
-#      error                                                                                                           \
-          "mlk.h: -ffast-math (or -Ofast) voids the numeric contract: compile without it, or define MLK_ALLOW_FAST_MATH"
-#    endif
-#    if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ == 2
-#      error "mlk.h: x87 arithmetic rounds twice; compile with -msse2 -mfpmath=sse"
-#    endif
+#if (defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0) ||                          \
+     defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__)) &&                                                 \
+    !defined(MLK_ALLOW_FAST_MATH)
+#error "mlk.h: -ffast-math (or -Ofast) voids the numeric contract: compile without it, or define MLK_ALLOW_FAST_MATH"
+#endif
+#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ == 2
+#error "mlk.h: x87 arithmetic rounds twice; compile with -msse2 -mfpmath=sse"
+#endif
 
-#    include <float.h>
-#    include <math.h>
-#    include <stdarg.h>
-#    include <stdio.h>
-#    include <stdlib.h>
-#    include <string.h>
-#    include <time.h>
+#include <float.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
 
-#    if defined(_OPENMP) && !defined(MLK_NO_OPENMP)
-#      define MLKI_OPENMP 1
-#      include <omp.h>
-#    else
-#      define MLKI_OPENMP 0
-#    endif
+#if defined(_OPENMP) && !defined(MLK_NO_OPENMP)
+#define MLKI_OPENMP 1
+#include <omp.h>
+#else
+#define MLKI_OPENMP 0
+#endif
 
 /* MLKI_X86, MLKI_ARM64: may the instruction sets beyond the scalar row be compiled here? nvcc's host pass is left
    with the scalar row: several pairs of gcc and CUDA cannot parse immintrin.h. */
-#    if (defined(__x86_64__) || defined(_M_X64)) && !defined(__CUDACC__)
-#      define MLKI_X86 1
-#    else
-#      define MLKI_X86 0
-#    endif
-#    if (defined(__aarch64__) || defined(_M_ARM64)) && !defined(__CUDACC__) && !defined(MLK_NO_NEON)
-#      define MLKI_NEON 1
-#    else
-#      define MLKI_NEON 0
-#    endif
-#    if MLKI_X86 && !defined(MLK_NO_AVX2)
-#      define MLKI_AVX2 1
-#    else
-#      define MLKI_AVX2 0
-#    endif
-#    if MLKI_X86 && !defined(MLK_NO_AVX512) && !(defined(_MSC_VER) && !defined(__clang__))
-#      define MLKI_AVX512 1
-#    else
-#      define MLKI_AVX512 0
-#    endif
+#if (defined(__x86_64__) || defined(_M_X64)) && !defined(__CUDACC__)
+#define MLKI_X86 1
+#else
+#define MLKI_X86 0
+#endif
+#if (defined(__aarch64__) || defined(_M_ARM64)) && !defined(__CUDACC__) && !defined(MLK_NO_NEON)
+#define MLKI_NEON 1
+#else
+#define MLKI_NEON 0
+#endif
+#if MLKI_X86 && !defined(MLK_NO_AVX2)
+#define MLKI_AVX2 1
+#else
+#define MLKI_AVX2 0
+#endif
+#if MLKI_X86 && !defined(MLK_NO_AVX512) && !(defined(_MSC_VER) && !defined(__clang__))
+#define MLKI_AVX512 1
+#else
+#define MLKI_AVX512 0
+#endif
 
-#    if defined(__GNUC__)
-#      define MLKI_INLINE       static inline __attribute__((always_inline))
-#      define MLKI_TARGET(isas) __attribute__((target(isas)))
-#      define MLKI_PRINTF(f, a) __attribute__((format(printf, f, a)))
-#      define MLKI_LIKELY(x)    __builtin_expect(!!(x), 1)
-#      define MLKI_PREFETCH(p)  __builtin_prefetch((p), 0, 3)
-#      define MLKI_PREFETCHW(p) __builtin_prefetch((p), 1, 3)
-#      define MLKI_PREFETCH2(p)                                                                                        \
-        __builtin_prefetch((p), 0, 2) /* into level 2: rows that share a set of level 1 would evict each other */
-#    else
-#      define MLKI_INLINE static inline
-#      define MLKI_TARGET(isas)
-#      define MLKI_PRINTF(f, a)
-#      define MLKI_LIKELY(x)    (x)
-#      define MLKI_PREFETCH(p)  ((void)(p))
-#      define MLKI_PREFETCHW(p) ((void)(p))
-#      define MLKI_PREFETCH2(p) ((void)(p))
-#    endif
+#if defined(__GNUC__)
+#define MLKI_INLINE       static inline __attribute__((always_inline))
+#define MLKI_TARGET(isas) __attribute__((target(isas)))
+#define MLKI_PRINTF(f, a) __attribute__((format(printf, f, a)))
+#define MLKI_LIKELY(x)    __builtin_expect(!!(x), 1)
+#define MLKI_PREFETCH(p)  __builtin_prefetch((p), 0, 3)
+#define MLKI_PREFETCHW(p) __builtin_prefetch((p), 1, 3)
+#define MLKI_PREFETCH2(p)                                                                                              \
+  __builtin_prefetch((p), 0, 2) /* into level 2: rows that share a set of level 1 would evict each other */
+#else
+#define MLKI_INLINE static inline
+#define MLKI_TARGET(isas)
+#define MLKI_PRINTF(f, a)
+#define MLKI_LIKELY(x)    (x)
+#define MLKI_PREFETCH(p)  ((void)(p))
+#define MLKI_PREFETCHW(p) ((void)(p))
+#define MLKI_PREFETCH2(p) ((void)(p))
+#endif
 
 /* Unroll the following loop completely (its count is a constant after inlining): keeps accumulator arrays in
    registers at -O2. */
-#    if defined(__clang__)
-#      define MLKI_UNROLL _Pragma("clang loop unroll(full)")
-#    elif defined(__GNUC__)
-#      define MLKI_UNROLL _Pragma("GCC unroll 32")
-#    else
-#      define MLKI_UNROLL
-#    endif
+#if defined(__clang__)
+#define MLKI_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define MLKI_UNROLL _Pragma("GCC unroll 32")
+#else
+#define MLKI_UNROLL
+#endif
 
 /* Hides how v was made from the optimiser, so that GCC cannot contract a product into a later addition, as it does
    by default and whatever the pragmas say, intrinsics included. Costs no instruction. */
-#    if defined(__GNUC__) && !defined(__clang__) && MLKI_X86
-#      define MLKI_OPAQUE(v) __asm__("" : "+v"(v))
-#    elif defined(__GNUC__) && !defined(__clang__) && defined(__aarch64__)
-#      define MLKI_OPAQUE(v) __asm__("" : "+w"(v))
-#    elif defined(__GNUC__)
-#      define MLKI_OPAQUE(v) __asm__("" : "+m"(v))
-#    else
-#      define MLKI_OPAQUE(v) ((void)(v))
-#    endif
+#if defined(__GNUC__) && !defined(__clang__) && MLKI_X86
+#define MLKI_OPAQUE(v) __asm__("" : "+v"(v))
+#elif defined(__GNUC__) && !defined(__clang__) && defined(__aarch64__)
+#define MLKI_OPAQUE(v) __asm__("" : "+w"(v))
+#elif defined(__GNUC__)
+#define MLKI_OPAQUE(v) __asm__("" : "+m"(v))
+#else
+#define MLKI_OPAQUE(v) ((void)(v))
+#endif
 
 /* Takes the next value of a counter that several threads share. */
-#    if defined(_MSC_VER) && !defined(__clang__)
-#      include <intrin.h>
+#if defined(_MSC_VER) && !defined(__clang__)
+#include <intrin.h>
 MLKI_INLINE int64_t mlki_take(int64_t *counter) { return _InterlockedExchangeAdd64((volatile __int64 *)counter, 1); }
-#    else
+#else
 MLKI_INLINE int64_t mlki_take(int64_t *counter) { return __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); }
-#    endif
+#endif
 
 MLKI_INLINE int64_t mlki_min(int64_t a, int64_t b) { return a < b ? a : b; }
 MLKI_INLINE int64_t mlki_max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -592,13 +591,13 @@ MLKI_INLINE int64_t mlki_round_up(int64_t a, int64_t step) { return mlki_ceil_di
 
 /* Seconds of a monotonic clock where there is one. */
 static double mlki_seconds(void) {
-#    if defined(CLOCK_MONOTONIC)
+#if defined(CLOCK_MONOTONIC)
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-#    else
+#else
   return (double)clock() / (double)CLOCKS_PER_SEC;
-#    endif
+#endif
 }
 
 /* >>status ------------------------------------------------------------------------------------------------------- */
@@ -637,17 +636,17 @@ MLKI_PRINTF(3, 4) static mlk_status mlki_fail(mlk_context *ctx, mlk_status statu
 
 /* >>memory ------------------------------------------------------------------------------------------------------- */
 
-#    define MLKI_ALIGN 64
+#define MLKI_ALIGN 64
 
 /* a * b and a + b in 63 bits: 0 when they fit, for a, b >= 0. */
 MLKI_INLINE int mlki_mul_overflows(int64_t a, int64_t b, int64_t *product) {
-#    if defined(__GNUC__)
+#if defined(__GNUC__)
   return __builtin_mul_overflow(a, b, product);
-#    else
+#else
   if (a != 0 && b > INT64_MAX / a) return 1;
   *product = a * b;
   return 0;
-#    endif
+#endif
 }
 
 MLKI_INLINE int mlki_add_overflows(int64_t a, int64_t b, int64_t *sum) {
@@ -720,13 +719,13 @@ static void *mlki_workspace_base(mlk_context *ctx) { return ctx->workspace ? ctx
 
 /* >>threads ------------------------------------------------------------------------------------------------------ */
 
-#    define MLKI_TASK_WORK (1 << 18) /* multiply-adds that pay for one more thread */
+#define MLKI_TASK_WORK (1 << 18) /* multiply-adds that pay for one more thread */
 
 /* Tasks a call may make here and now: one inside somebody else's parallel region. */
 static int mlki_task_limit(const mlk_context *ctx) {
-#    if MLKI_OPENMP
+#if MLKI_OPENMP
   if (!ctx->parallel.run && omp_in_parallel()) return 1;
-#    endif
+#endif
   return ctx->threads;
 }
 
@@ -737,45 +736,45 @@ static void mlki_parallel_for(const mlk_context *ctx, int count, void (*body)(vo
     ctx->parallel.run(ctx->parallel.user, count, body, arg);
     return;
   }
-#    if MLKI_OPENMP
+#if MLKI_OPENMP
   if (count > 1 && !omp_in_parallel()) {
-#      pragma omp parallel for schedule(static, 1) num_threads(count)
+#pragma omp parallel for schedule(static, 1) num_threads(count)
     for (i = 0; i < count; i++) body(arg, i);
     return;
   }
-#    endif
+#endif
   for (i = 0; i < count; i++) body(arg, i);
 }
 
 /* >>cpu ---------------------------------------------------------------------------------------------------------- */
 
-#    if MLKI_X86
-#      if !(defined(_MSC_VER) && !defined(__clang__))
-#        include <cpuid.h>
-#      endif
+#if MLKI_X86
+#if !(defined(_MSC_VER) && !defined(__clang__))
+#include <cpuid.h>
+#endif
 
 static void mlki_cpuid(unsigned leaf, unsigned sub, unsigned out[4]) {
-#      if defined(_MSC_VER) && !defined(__clang__)
+#if defined(_MSC_VER) && !defined(__clang__)
   int r[4];
   __cpuidex(r, (int)leaf, (int)sub);
   memcpy(out, r, sizeof r);
-#      else
+#else
   out[0] = out[1] = out[2] = out[3] = 0;
   __cpuid_count(leaf, sub, out[0], out[1], out[2], out[3]);
-#      endif
+#endif
 }
 
 /* Register states that the operating system saves: bit 1 SSE, 2 AVX, 5-7 AVX-512. */
 static uint64_t mlki_xgetbv(void) {
-#      if defined(_MSC_VER) && !defined(__clang__)
+#if defined(_MSC_VER) && !defined(__clang__)
   return _xgetbv(0);
-#      else
+#else
   unsigned low, high;
   __asm__ volatile(".byte 0x0f, 0x01, 0xd0"
                    : "=a"(low), "=d"(high)
                    : "c"(0)); /* xgetbv, spelled for assemblers without it */
   return ((uint64_t)high << 32) | low;
-#      endif
+#endif
 }
 
 /* Bit i set: mlk_isa i runs here (Intel SDM vol. 1, 14.3 and 15.2: both the processor and the operating system must
@@ -815,10 +814,10 @@ static int64_t mlki_l2_bytes(void) {
   }
   return 0;
 }
-#    else
+#else
 static unsigned mlki_isa_mask(void) { return 1u << MLK_ISA_SCALAR | (unsigned)MLKI_NEON << MLK_ISA_NEON; }
 static int64_t mlki_l2_bytes(void) { return 0; }
-#    endif
+#endif
 
 /* >>tensor ------------------------------------------------------------------------------------------------------- */
 
@@ -872,6 +871,7 @@ static mlk_status mlki_check_tensor(mlk_context *ctx, const char *name, mlk_tens
     return mlki_fail(ctx, MLK_ERR_SIZE, "%s: the bytes it spans do not fit in 63 bits", name);
   if (!t->data && count)
     return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: data is NULL, but the argument is required", name);
+  if (!t->data) t->data = ctx; /* empty: never read, but pointer arithmetic on NULL is undefined */
   extent->low = low, extent->high = high, extent->count = extent->stored = count;
   for (i = 0; i < t->rank && count; i++)
     if (t->stride[i] == 0) extent->stored /= t->shape[i];
@@ -1014,9 +1014,9 @@ static mlk_status mlki_broadcast(mlk_context *ctx, const char *name, const mlk_t
    after which the rounding to float is the only one (Boldo & Melquiond, "Emulation of FMA and correctly rounded
    sums: proved algorithms using rounding to odd", 2008). */
 static inline float mlki_fma1(float a, float b, float c) {
-#    if defined(FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)
+#if defined(FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)
   return fmaf(a, b, c);
-#    else
+#else
   const double p = (double)a * (double)b, s = p + (double)c; /* p is exact: 48 bits */
   const double t = s - p, e = (p - (s - t)) + ((double)c - t);
   uint64_t bits;
@@ -1027,7 +1027,7 @@ static inline float mlki_fma1(float a, float b, float c) {
     memcpy(&odd, &bits, 8);
   }
   return (float)odd;
-#    endif
+#endif
 }
 
 /* clang-format off: one operation a line */
@@ -1039,8 +1039,8 @@ typedef struct {
 typedef struct {
   int b[4];
 } mlki_mask_scalar;
-#    define MLKI_LANES_scalar 4
-#    define MLKI_EACH4(i)     for (i = 0; i < 4; i++)
+#define MLKI_LANES_scalar 4
+#define MLKI_EACH4(i)     for (i = 0; i < 4; i++)
 
 MLKI_INLINE mlki_vec_scalar mlki_v_set1_scalar(float x) {
   mlki_vec_scalar r = {{x, x, x, x}};
@@ -1185,14 +1185,14 @@ MLKI_INLINE float mlki_v_sum16_scalar(const mlki_vec_scalar *r) {
   return s0 + s1;
 }
 
-#    if MLKI_X86
-#      include <immintrin.h>
-#    endif
+#if MLKI_X86
+#include <immintrin.h>
+#endif
 
-#    if MLKI_AVX2
-#      define MLKI_TARGET_avx2 MLKI_TARGET("avx2,fma,f16c")
-#      define MLKI_V_avx2      MLKI_TARGET_avx2 MLKI_INLINE
-#      define MLKI_LANES_avx2  8
+#if MLKI_AVX2
+#define MLKI_TARGET_avx2 MLKI_TARGET("avx2,fma,f16c")
+#define MLKI_V_avx2      MLKI_TARGET_avx2 MLKI_INLINE
+#define MLKI_LANES_avx2  8
 typedef __m256 mlki_vec_avx2;
 typedef __m256 mlki_mask_avx2;
 
@@ -1260,22 +1260,22 @@ MLKI_V_avx2 float mlki_v_sum16_avx2(const __m256 *r) {
   const __m256 s = _mm256_add_ps(r[0], r[1]);
   return mlki_v_sum4_avx2(_mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
 }
-#    endif
+#endif
 
-#    if MLKI_AVX512
-#      define MLKI_TARGET_avx512 MLKI_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
-#      define MLKI_V_avx512      MLKI_TARGET_avx512 MLKI_INLINE
-#      define MLKI_LANES_avx512  16
+#if MLKI_AVX512
+#define MLKI_TARGET_avx512 MLKI_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#define MLKI_V_avx512      MLKI_TARGET_avx512 MLKI_INLINE
+#define MLKI_LANES_avx512  16
 typedef __m512 mlki_vec_avx512;
 typedef __mmask16 mlki_mask_avx512;
 
 /* The next functions call intrinsics that gcc implements with a deliberately undefined operand; g++ then warns of it
    (gcc bug 105593). */
-#      if defined(__GNUC__) && !defined(__clang__)
-#        pragma GCC diagnostic push
-#        pragma GCC diagnostic ignored "-Wuninitialized"
-#        pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#      endif
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 MLKI_V_avx512 __mmask16 mlki_v_first_avx512(int64_t n) { return (__mmask16)((1u << n) - 1u); }
 MLKI_V_avx512 __m512 mlki_v_set1_avx512(float x) { return _mm512_set1_ps(x); }
 MLKI_V_avx512 __m512 mlki_v_zero_avx512(void) { return _mm512_setzero_ps(); }
@@ -1348,16 +1348,16 @@ MLKI_V_avx512 float mlki_v_sum16_avx512(const __m512 *r) {
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
-#      if defined(__GNUC__) && !defined(__clang__)
-#        pragma GCC diagnostic pop
-#      endif
-#    endif
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+#endif
 
-#    if MLKI_NEON
-#      include <arm_neon.h>
-#      define MLKI_TARGET_neon
-#      define MLKI_V_neon     MLKI_INLINE
-#      define MLKI_LANES_neon 4
+#if MLKI_NEON
+#include <arm_neon.h>
+#define MLKI_TARGET_neon
+#define MLKI_V_neon     MLKI_INLINE
+#define MLKI_LANES_neon 4
 typedef float32x4_t mlki_vec_neon;
 typedef uint32x4_t mlki_mask_neon;
 
@@ -1423,7 +1423,7 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
   const float32x2_t t = vadd_f32(vget_low_f32(s), vget_high_f32(s));
   return vget_lane_f32(t, 0) + vget_lane_f32(t, 1);
 }
-#    endif
+#endif
 
 /* clang-format on */
 
@@ -1436,90 +1436,90 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
    A header cannot include itself by __FILE__: that is relative to the working directory, quoted includes to the
    including file. Hence the literal name. */
 
-#    ifndef MLK_FILENAME
-#      define MLK_FILENAME "mlk.h"
-#    endif
-#    if defined(__has_include)
-#      if !__has_include(MLK_FILENAME)
-#        error "mlk.h was renamed: define MLK_FILENAME to its present name, with quotes, before the implementation"
-#      endif
-#    endif
+#ifndef MLK_FILENAME
+#define MLK_FILENAME "mlk.h"
+#endif
+#if defined(__has_include)
+#if !__has_include(MLK_FILENAME)
+#error "mlk.h was renamed: define MLK_FILENAME to its present name, with quotes, before the implementation"
+#endif
+#endif
 
-#    define MLKI_PASTE(a, b)  a##b
-#    define MLKI_APPEND(a, b) MLKI_PASTE(a, b)
-#    define MLKI_FN(name)     MLKI_APPEND(name, MLKI_SUFFIX)
+#define MLKI_PASTE(a, b)  a##b
+#define MLKI_APPEND(a, b) MLKI_PASTE(a, b)
+#define MLKI_FN(name)     MLKI_APPEND(name, MLKI_SUFFIX)
 
-#    define MLKI_V_scalar      MLKI_INLINE
-#    define MLKI_TARGET_scalar /* the baseline of the compilation */
+#define MLKI_V_scalar      MLKI_INLINE
+#define MLKI_TARGET_scalar /* the baseline of the compilation */
 
 /* The register tile of the matmul strip, MR rows x NV vectors. The accumulators, NV vectors of B and one broadcast
    of A must fit the 16 (avx2) or 32 registers; at least 8 chains hide the latency of two multiply-add units. The
    tile of distances, PQ queries x PX rows, takes 16 / LANES accumulators a pair. */
-#    define MLKI_ISA_scalar MLK_ISA_SCALAR
-#    define MLKI_ISA_neon   MLK_ISA_NEON
-#    define MLKI_ISA_avx2   MLK_ISA_AVX2
-#    define MLKI_ISA_avx512 MLK_ISA_AVX512
-#    define MLKI_MR_scalar  4
-#    define MLKI_NV_scalar  2
-#    define MLKI_PQ_scalar  1
-#    define MLKI_PX_scalar  1
-#    define MLKI_MR_neon    8
-#    define MLKI_NV_neon    3
-#    define MLKI_PQ_neon    2
-#    define MLKI_PX_neon    2
-#    define MLKI_MR_avx2    6
-#    define MLKI_NV_avx2    2
-#    define MLKI_PQ_avx2    2
-#    define MLKI_PX_avx2    2
-#    define MLKI_MR_avx512  14
-#    define MLKI_NV_avx512  2
-#    define MLKI_PQ_avx512  5
-#    define MLKI_PX_avx512  4
+#define MLKI_ISA_scalar MLK_ISA_SCALAR
+#define MLKI_ISA_neon   MLK_ISA_NEON
+#define MLKI_ISA_avx2   MLK_ISA_AVX2
+#define MLKI_ISA_avx512 MLK_ISA_AVX512
+#define MLKI_MR_scalar  4
+#define MLKI_NV_scalar  2
+#define MLKI_PQ_scalar  1
+#define MLKI_PX_scalar  1
+#define MLKI_MR_neon    8
+#define MLKI_NV_neon    3
+#define MLKI_PQ_neon    2
+#define MLKI_PX_neon    2
+#define MLKI_MR_avx2    6
+#define MLKI_NV_avx2    2
+#define MLKI_PQ_avx2    2
+#define MLKI_PX_avx2    2
+#define MLKI_MR_avx512  14
+#define MLKI_NV_avx512  2
+#define MLKI_PQ_avx512  5
+#define MLKI_PX_avx512  4
 
-#    define MLKI_MR_MAX    14
-#    define MLKI_NR_MAX    32
-#    define MLKI_LANES_MAX 16
+#define MLKI_MR_MAX    14
+#define MLKI_NR_MAX    32
+#define MLKI_LANES_MAX 16
 
-#    define MLKI_KERNEL     static MLKI_FN(MLKI_TARGET)
-#    define MLKI_INLINE_ISA MLKI_FN(MLKI_V)
-#    define MLKI_LANES      MLKI_FN(MLKI_LANES)
-#    define MLKI_MR         MLKI_FN(MLKI_MR)
-#    define MLKI_NV         MLKI_FN(MLKI_NV)
-#    define MLKI_NR         (MLKI_NV * MLKI_LANES)
-#    define MLKI_PQ         MLKI_FN(MLKI_PQ)
-#    define MLKI_PX         MLKI_FN(MLKI_PX)
-#    define MLKI_V16        (16 / MLKI_LANES) /* vectors that hold the 16 lanes of a sum */
+#define MLKI_KERNEL     static MLKI_FN(MLKI_TARGET)
+#define MLKI_INLINE_ISA MLKI_FN(MLKI_V)
+#define MLKI_LANES      MLKI_FN(MLKI_LANES)
+#define MLKI_MR         MLKI_FN(MLKI_MR)
+#define MLKI_NV         MLKI_FN(MLKI_NV)
+#define MLKI_NR         (MLKI_NV * MLKI_LANES)
+#define MLKI_PQ         MLKI_FN(MLKI_PQ)
+#define MLKI_PX         MLKI_FN(MLKI_PX)
+#define MLKI_V16        (16 / MLKI_LANES) /* vectors that hold the 16 lanes of a sum */
 
-#    define mlki_vec         MLKI_FN(mlki_vec)
-#    define mlki_mask        MLKI_FN(mlki_mask)
-#    define mlki_v_zero      MLKI_FN(mlki_v_zero)
-#    define mlki_v_set1      MLKI_FN(mlki_v_set1)
-#    define mlki_v_load      MLKI_FN(mlki_v_load)
-#    define mlki_v_store     MLKI_FN(mlki_v_store)
-#    define mlki_v_load_n    MLKI_FN(mlki_v_load_n)
-#    define mlki_v_store_n   MLKI_FN(mlki_v_store_n)
-#    define mlki_v_add       MLKI_FN(mlki_v_add)
-#    define mlki_v_sub       MLKI_FN(mlki_v_sub)
-#    define mlki_v_mul       MLKI_FN(mlki_v_mul)
-#    define mlki_v_div       MLKI_FN(mlki_v_div)
-#    define mlki_v_sqrt      MLKI_FN(mlki_v_sqrt)
-#    define mlki_v_fma       MLKI_FN(mlki_v_fma)
-#    define mlki_v_fnma      MLKI_FN(mlki_v_fnma)
-#    define mlki_v_min       MLKI_FN(mlki_v_min)
-#    define mlki_v_max       MLKI_FN(mlki_v_max)
-#    define mlki_v_abs       MLKI_FN(mlki_v_abs)
-#    define mlki_v_copysign  MLKI_FN(mlki_v_copysign)
-#    define mlki_v_lt        MLKI_FN(mlki_v_lt)
-#    define mlki_v_gt        MLKI_FN(mlki_v_gt)
-#    define mlki_v_select    MLKI_FN(mlki_v_select)
-#    define mlki_v_bits      MLKI_FN(mlki_v_bits)
-#    define mlki_v_round     MLKI_FN(mlki_v_round)
-#    define mlki_v_scale2    MLKI_FN(mlki_v_scale2)
-#    define mlki_v_transpose MLKI_FN(mlki_v_transpose)
-#    define mlki_v_sum16     MLKI_FN(mlki_v_sum16)
+#define mlki_vec         MLKI_FN(mlki_vec)
+#define mlki_mask        MLKI_FN(mlki_mask)
+#define mlki_v_zero      MLKI_FN(mlki_v_zero)
+#define mlki_v_set1      MLKI_FN(mlki_v_set1)
+#define mlki_v_load      MLKI_FN(mlki_v_load)
+#define mlki_v_store     MLKI_FN(mlki_v_store)
+#define mlki_v_load_n    MLKI_FN(mlki_v_load_n)
+#define mlki_v_store_n   MLKI_FN(mlki_v_store_n)
+#define mlki_v_add       MLKI_FN(mlki_v_add)
+#define mlki_v_sub       MLKI_FN(mlki_v_sub)
+#define mlki_v_mul       MLKI_FN(mlki_v_mul)
+#define mlki_v_div       MLKI_FN(mlki_v_div)
+#define mlki_v_sqrt      MLKI_FN(mlki_v_sqrt)
+#define mlki_v_fma       MLKI_FN(mlki_v_fma)
+#define mlki_v_fnma      MLKI_FN(mlki_v_fnma)
+#define mlki_v_min       MLKI_FN(mlki_v_min)
+#define mlki_v_max       MLKI_FN(mlki_v_max)
+#define mlki_v_abs       MLKI_FN(mlki_v_abs)
+#define mlki_v_copysign  MLKI_FN(mlki_v_copysign)
+#define mlki_v_lt        MLKI_FN(mlki_v_lt)
+#define mlki_v_gt        MLKI_FN(mlki_v_gt)
+#define mlki_v_select    MLKI_FN(mlki_v_select)
+#define mlki_v_bits      MLKI_FN(mlki_v_bits)
+#define mlki_v_round     MLKI_FN(mlki_v_round)
+#define mlki_v_scale2    MLKI_FN(mlki_v_scale2)
+#define mlki_v_transpose MLKI_FN(mlki_v_transpose)
+#define mlki_v_sum16     MLKI_FN(mlki_v_sum16)
 
-#    define MLKI_SWEEP      8 /* rows of B that a sweep reads side by side */
-#    define MLKI_SWEEP_ROWS 8 /* rows of C it has in registers at most */
+#define MLKI_SWEEP      8 /* rows of B that a sweep reads side by side */
+#define MLKI_SWEEP_ROWS 8 /* rows of C it has in registers at most */
 
 /* How a strip's sums meet what is in C: a chain from zero that replaces C; the chain that C holds, continued; a
    chain from zero that is added to C (the next segment). */
@@ -1581,29 +1581,29 @@ struct mlki_kernels {
   void (*read)(const float *from, int64_t n, float *out); /* reads n floats, n a multiple of 128 */
 };
 
-#    if MLKI_AVX512
-#      define MLKI_PASS
-#      define MLKI_SUFFIX _avx512
-#      include MLK_FILENAME
-#      undef MLKI_SUFFIX
-#      undef MLKI_PASS
-#    endif
-#    if MLKI_AVX2
-#      define MLKI_PASS
-#      define MLKI_SUFFIX _avx2
-#      include MLK_FILENAME
-#      undef MLKI_SUFFIX
-#      undef MLKI_PASS
-#    endif
-#    if MLKI_NEON
-#      define MLKI_PASS
-#      define MLKI_SUFFIX _neon
-#      include MLK_FILENAME
-#      undef MLKI_SUFFIX
-#      undef MLKI_PASS
-#    endif
-#    define MLKI_SUFFIX _scalar
-#  endif /* !MLKI_PASS */
+#if MLKI_AVX512
+#define MLKI_PASS
+#define MLKI_SUFFIX _avx512
+#include MLK_FILENAME
+#undef MLKI_SUFFIX
+#undef MLKI_PASS
+#endif
+#if MLKI_AVX2
+#define MLKI_PASS
+#define MLKI_SUFFIX _avx2
+#include MLK_FILENAME
+#undef MLKI_SUFFIX
+#undef MLKI_PASS
+#endif
+#if MLKI_NEON
+#define MLKI_PASS
+#define MLKI_SUFFIX _neon
+#include MLK_FILENAME
+#undef MLKI_SUFFIX
+#undef MLKI_PASS
+#endif
+#define MLKI_SUFFIX _scalar
+#endif /* !MLKI_PASS */
 
 /* >>math ---------------------------------------------------------------------------------------------------------
    Elementary functions in the vocabulary alone: each lane sees the same rounded operations at every vector width.
@@ -1813,7 +1813,7 @@ MLKI_KERNEL void MLKI_FN(mlki_pack_runs)(float *to, int64_t width, int64_t pitch
   }
 }
 
-#  define MLKI_FAR 128 /* floats ahead in a row that is read once */
+#define MLKI_FAR 128 /* floats ahead in a row that is read once */
 
 /* Packs where k is dense in memory: square blocks of LANES rows are transposed in registers. */
 MLKI_KERNEL void MLKI_FN(mlki_pack_transposed)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from,
@@ -1922,7 +1922,7 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_strip_rows)(const int rows, const mlki_strip *
   }
 }
 
-#  define MLKI_STRIP_CASE(r)                                                                                           \
+#define MLKI_STRIP_CASE(r)                                                                                             \
   case r:                                                                                                              \
     if (r <= MLKI_MR) MLKI_FN(mlki_strip_rows)(r > MLKI_MR ? 1 : r, s);                                                \
     break
@@ -1980,7 +1980,7 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_sweep_rows)(const int rows, const mlki_strip *
     }
 }
 
-#  define MLKI_SWEEP_CASE(r)                                                                                           \
+#define MLKI_SWEEP_CASE(r)                                                                                             \
   case r:                                                                                                              \
     if (r <= MLKI_MR) MLKI_FN(mlki_sweep_rows)(r > MLKI_MR ? 1 : r, s);                                                \
     break
@@ -2070,7 +2070,7 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_pair_tile)(const int nq, const int nx, const m
   }
 }
 
-#  define MLKI_PAIR_CASE(r)                                                                                            \
+#define MLKI_PAIR_CASE(r)                                                                                              \
   case r:                                                                                                              \
     if (r <= MLKI_PQ)                                                                                                  \
       MLKI_FN(mlki_pair_tile)(r > MLKI_PQ ? 1 : r, nx, kind, d, q, q_rs, x, x_rs, out, out_rs, part, parts);           \
@@ -2111,8 +2111,8 @@ MLKI_KERNEL void MLKI_FN(mlki_pairs)(mlki_pair kind, int64_t nq, int64_t nx, int
 }
 
 /* Norms beyond these bounds could overflow or underflow in the filter: such rows are never filtered out. */
-#  define MLKI_NORM2_MAX 1e37f
-#  define MLKI_NORM2_MIN 1e-30f
+#define MLKI_NORM2_MAX 1e37f
+#define MLKI_NORM2_MIN 1e-30f
 
 /* Turns one packed panel of NR base rows, [d][NR], into what the filter multiplies, and makes the NR values its sums
    start from; see >>knn for the bounds behind coefficient.
@@ -2191,7 +2191,7 @@ MLKI_INLINE_ISA int64_t MLKI_FN(mlki_filter_rows)(const int rows, const mlki_fil
   return hits;
 }
 
-#  define MLKI_FILTER_CASE(r)                                                                                          \
+#define MLKI_FILTER_CASE(r)                                                                                            \
   case r: return r > MLKI_MR ? 0 : MLKI_FN(mlki_filter_rows)(r > MLKI_MR ? 1 : r, f)
 
 MLKI_KERNEL int64_t MLKI_FN(mlki_filter_any)(const mlki_filter *f) {
@@ -2293,7 +2293,7 @@ static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(mlki_read),
 };
 
-#  if !defined(MLKI_PASS) /* the rest once, after the scalar pass */
+#if !defined(MLKI_PASS) /* the rest once, after the scalar pass */
 
 /* >>dispatch ----------------------------------------------------------------------------------------------------- */
 
@@ -2302,15 +2302,15 @@ static const char *const mlki_isa_names[MLK_ISA_COUNT] = {"best", "scalar", "neo
 /* The row of isa if it was compiled and this machine runs it, else NULL. mask: mlki_isa_mask(). */
 static const mlki_kernels *mlki_find_row(mlk_isa isa, unsigned mask) {
   static const mlki_kernels *const rows[] = {
-#    if MLKI_AVX512
+#if MLKI_AVX512
     &mlki_row_avx512,
-#    endif
-#    if MLKI_AVX2
+#endif
+#if MLKI_AVX2
     &mlki_row_avx2,
-#    endif
-#    if MLKI_NEON
+#endif
+#if MLKI_NEON
     &mlki_row_neon,
-#    endif
+#endif
     &mlki_row_scalar, /* best first */
   };
   size_t i;
@@ -2379,9 +2379,8 @@ static float mlki_ref_distance(mlk_metric metric, int64_t d, const float *q, int
 
 /* >>plan --------------------------------------------------------------------------------------------------------- */
 
-#    define MLKI_PROBE_BYTES                                                                                           \
-      (256ll                                                                                                           \
-       << 20) /* read by all threads together, but at least a quarter of it by each: beyond the last-level cache */
+#define MLKI_PROBE_BYTES                                                                                               \
+  (256ll << 20) /* read by all threads together, but at least a quarter of it by each: beyond the last-level cache */
 
 typedef struct mlki_probe {
   const mlki_kernels *row;
@@ -2475,20 +2474,19 @@ static void mlki_fill_plan(const mlk_context *ctx, mlk_plan *plan, uint64_t flop
    Each task computes rectangles of D on its own, packing for itself: no barrier, and no bit depends on who computes
    what. */
 
-#    define MLKI_MC 1344 /* rows of A packed at a time: at most 2.6 MiB, a share of level 3; a multiple of every MR */
-#    define MLKI_SCRATCH_M                                                                                             \
-      336 /* sums that cannot stay in D, because D is also read, live in a scratch of this many rows */
-#    define MLKI_SCRATCH_N    1024 /* and columns */
-#    define MLKI_SKINNY_PANEL 128  /* terms of a panel of B that is packed just in time */
-#    define MLKI_SKINNY_RUN                                                                                            \
-      512 /* floats read from one row of B before the next: the rows asked for ahead must survive until then */
-#    define MLKI_SKINNY_FLOATS 4096 /* sums in flight: a third of level 1 */
-#    define MLKI_TINY          96   /* largest size of a product that skips planning */
+#define MLKI_MC           1344 /* rows of A copied at a time, at most 2.7 MiB; a multiple of every MR */
+#define MLKI_SCRATCH_M    336  /* sums that cannot stay in D, which is also read: rows of their scratch */
+#define MLKI_SCRATCH_N    1024 /* and columns */
+#define MLKI_SKINNY_PANEL 128  /* terms of a panel of B that is packed just in time */
+#define MLKI_SKINNY_RUN                                                                                                \
+  512 /* floats read from one row of B before the next: the rows asked for ahead must survive until then */
+#define MLKI_SKINNY_FLOATS 4096 /* sums in flight: a third of level 1 */
+#define MLKI_TINY          96   /* largest size of a product that skips planning */
 
 /* What becomes of A: used where it is; a block of it copied as rows that do not conflict; packed as panels of MR
    rows. */
 typedef enum mlki_a_form { MLKI_A_IS, MLKI_A_ROWS, MLKI_A_PANELS } mlki_a_form;
-#    define MLKI_A_PITCH(kc) ((kc) + 16) /* of copied rows: never a multiple of 4 KiB */
+#define MLKI_A_PITCH(kc) ((kc) + 16) /* of copied rows: never a multiple of 4 KiB */
 
 typedef enum mlki_matmul_variant {
   MLKI_EMPTY,
@@ -2997,6 +2995,7 @@ static mlk_status mlki_matmul_prepare(mlk_context *ctx, const mlk_matmul_desc *d
     if ((status = mlki_matmul_check_packed(ctx, desc->packed_b, mm->k, mm->n)) != MLK_OK) return status;
     mm->panels = (const float *)desc->packed_b->data;
     memset(&mm->b, 0, sizeof mm->b);
+    mm->b.p = (float *)(uintptr_t)desc->packed_b->data; /* not read as a matrix, not even when alpha is 0 */
     t.b = mlk_f32((const float *)desc->packed_b->data, desc->packed_b->bytes / 4);
     t.eb.low = 0, t.eb.high = (int64_t)(desc->packed_b->bytes / 4) - 1, t.eb.count = mm->k * mm->n,
     t.eb.stored = t.eb.count;
@@ -3117,13 +3116,13 @@ static int mlki_matmul_tiny(const mlk_context *ctx, const mlk_matmul_desc *desc)
    G 2^-60 sqrt(d) of norms. Norms near overflow or NaN switch the filter off for their row (init = -inf) or their query
    (limit = inf). */
 
-#    define MLKI_FILTER_D        65536 /* longer vectors are scanned: the bound would not filter */
-#    define MLKI_FILTER_PANELS   8     /* base panels between two looks at the hits */
-#    define MLKI_KNN_QUERIES     1024  /* queries in flight per task */
-#    define MLKI_KNN_SCAN_ROWS   256   /* base rows per step of a scan */
-#    define MLKI_KNN_SCAN_MAX    12    /* queries up to which reading the base dominates, and that stay in level 1 */
-#    define MLKI_KNN_CENTER_ROWS 64    /* base rows whose mean is the center */
-#    define MLKI_U               5.9604644775390625e-8
+#define MLKI_FILTER_D        65536 /* longer vectors are scanned: the bound would not filter */
+#define MLKI_FILTER_PANELS   8     /* base panels between two looks at the hits */
+#define MLKI_KNN_QUERIES     1024  /* queries in flight per task */
+#define MLKI_KNN_SCAN_ROWS   256   /* base rows per step of a scan */
+#define MLKI_KNN_SCAN_MAX    12    /* queries up to which reading the base dominates, and that stay in level 1 */
+#define MLKI_KNN_CENTER_ROWS 64    /* base rows whose mean is the center */
+#define MLKI_U               5.9604644775390625e-8
 
 typedef struct mlki_neighbour {
   float key; /* distance, or minus the similarity: smaller is nearer */
@@ -3651,8 +3650,8 @@ static mlk_status mlki_knn_prepare(mlk_context *ctx, const mlk_knn_desc *desc, i
 /* >>distances ----------------------------------------------------------------------------------------------------
    The base is cut into steps of rows that tasks take in turn; a step meets all queries while it is in
    cache. */
-#    define MLKI_DISTANCE_ROWS    64
-#    define MLKI_DISTANCE_QUERIES 32
+#define MLKI_DISTANCE_ROWS    64
+#define MLKI_DISTANCE_QUERIES 32
 
 typedef struct mlki_distances {
   const mlki_kernels *row;
@@ -3792,9 +3791,9 @@ static mlk_status mlki_open_check(mlk_context *ctx, const mlk_context_desc *desc
   ctx->threads = desc->threads;
   if (ctx->parallel.run && (ctx->threads == 0 || ctx->threads > ctx->parallel.workers))
     ctx->threads = ctx->parallel.workers;
-#    if MLKI_OPENMP
+#if MLKI_OPENMP
   if (ctx->threads == 0) ctx->threads = (int)mlki_max(mlki_min(omp_get_max_threads(), 1024), 1);
-#    endif
+#endif
   if (ctx->threads == 0) ctx->threads = 1;
   return MLK_OK;
 }
@@ -3960,8 +3959,8 @@ MLK_API mlk_status mlk_distances(mlk_context *ctx, const mlk_distances_desc *des
   return MLK_OK;
 }
 
-#  endif /* !MLKI_PASS */
-#endif   /* MLK_IMPLEMENTATION */
+#endif /* !MLKI_PASS */
+#endif /* MLK_IMPLEMENTATION */
 
 /* >>licence --------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@
    one is never timed, and a wrong one of MLK's makes the exit code 1. Needs POSIX. See bench/README.md for rows and rules. */
 
 #ifndef _GNU_SOURCE
-#  define _GNU_SOURCE
+#define _GNU_SOURCE
 #endif
 #define MLK_IMPLEMENTATION
 #include "mlk.h"

@@ -4,16 +4,16 @@
 #define BENCH_CEILINGS_H
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#  include <immintrin.h>
-#  define BENCH_X86 1
+#include <immintrin.h>
+#define BENCH_X86 1
 #else
-#  define BENCH_X86 0
+#define BENCH_X86 0
 #endif
 #if defined(__aarch64__) && defined(__GNUC__)
-#  include <arm_neon.h>
-#  define BENCH_NEON 1
+#include <arm_neon.h>
+#define BENCH_NEON 1
 #else
-#  define BENCH_NEON 0
+#define BENCH_NEON 0
 #endif
 
 static volatile float sink_float;
@@ -25,9 +25,9 @@ static volatile uint64_t sink_u64;
 #if BENCH_X86
 __attribute__((target("avx512f"))) static double fma_flops_avx512(int64_t steps) {
   const __m512 a = _mm512_set1_ps(sink_float * 0 + 0.5f), b = _mm512_set1_ps(sink_float * 0 + 0.25f);
-#  define DECLARE(i) __m512 c##i = _mm512_set1_ps((float)i);
-#  define STEP(i)    c##i = _mm512_fmadd_ps(c##i, a, b);
-#  define SUM(i)     sum = _mm512_add_ps(sum, c##i);
+#define DECLARE(i) __m512 c##i = _mm512_set1_ps((float)i);
+#define STEP(i)    c##i = _mm512_fmadd_ps(c##i, a, b);
+#define SUM(i)     sum = _mm512_add_ps(sum, c##i);
   __m512 sum = b;
   int64_t s;
   REPEAT_12(DECLARE)
@@ -35,16 +35,16 @@ __attribute__((target("avx512f"))) static double fma_flops_avx512(int64_t steps)
   REPEAT_12(SUM)
   sink_float = _mm512_cvtss_f32(sum) > 1e30f ? 1.0f : 0.0f;
   return (double)steps * 12 * 16 * 2;
-#  undef DECLARE
-#  undef STEP
-#  undef SUM
+#undef DECLARE
+#undef STEP
+#undef SUM
 }
 
 __attribute__((target("avx2,fma"))) static double fma_flops_avx2(int64_t steps) {
   const __m256 a = _mm256_set1_ps(sink_float * 0 + 0.5f), b = _mm256_set1_ps(sink_float * 0 + 0.25f);
-#  define DECLARE(i) __m256 c##i = _mm256_set1_ps((float)i);
-#  define STEP(i)    c##i = _mm256_fmadd_ps(c##i, a, b);
-#  define SUM(i)     sum = _mm256_add_ps(sum, c##i);
+#define DECLARE(i) __m256 c##i = _mm256_set1_ps((float)i);
+#define STEP(i)    c##i = _mm256_fmadd_ps(c##i, a, b);
+#define SUM(i)     sum = _mm256_add_ps(sum, c##i);
   __m256 sum = b;
   int64_t s;
   REPEAT_12(DECLARE)
@@ -52,9 +52,9 @@ __attribute__((target("avx2,fma"))) static double fma_flops_avx2(int64_t steps) 
   REPEAT_12(SUM)
   sink_float = _mm256_cvtss_f32(sum) > 1e30f ? 1.0f : 0.0f;
   return (double)steps * 12 * 8 * 2;
-#  undef DECLARE
-#  undef STEP
-#  undef SUM
+#undef DECLARE
+#undef STEP
+#undef SUM
 }
 
 __attribute__((target("avx512f"))) static uint64_t read_avx512(const char *p, size_t bytes) {
@@ -87,9 +87,9 @@ __attribute__((target("avx2"))) static uint64_t read_avx2(const char *p, size_t 
 #if BENCH_NEON
 static double fma_flops_neon(int64_t steps) {
   const float32x4_t a = vdupq_n_f32(sink_float * 0 + 0.5f), b = vdupq_n_f32(sink_float * 0 + 0.25f);
-#  define DECLARE(i) float32x4_t c##i = vdupq_n_f32((float)i);
-#  define STEP(i)    c##i = vfmaq_f32(b, c##i, a);
-#  define SUM(i)     sum = vaddq_f32(sum, c##i);
+#define DECLARE(i) float32x4_t c##i = vdupq_n_f32((float)i);
+#define STEP(i)    c##i = vfmaq_f32(b, c##i, a);
+#define SUM(i)     sum = vaddq_f32(sum, c##i);
   float32x4_t sum = b;
   int64_t s;
   REPEAT_12(DECLARE)
@@ -97,9 +97,9 @@ static double fma_flops_neon(int64_t steps) {
   REPEAT_12(SUM)
   sink_float = vgetq_lane_f32(sum, 0) > 1e30f ? 1.0f : 0.0f;
   return (double)steps * 12 * 4 * 2;
-#  undef DECLARE
-#  undef STEP
-#  undef SUM
+#undef DECLARE
+#undef STEP
+#undef SUM
 }
 #endif
 
@@ -150,10 +150,10 @@ static double fma_rate(mlk_isa isa, int threads, double seconds) {
   }
 #ifdef _OPENMP
   start = 0;
-#  pragma omp parallel num_threads(threads) reduction(+ : flops)
+#pragma omp parallel num_threads(threads) reduction(+ : flops)
   {
-#  pragma omp barrier
-#  pragma omp master
+#pragma omp barrier
+#pragma omp master
     start = now();
     flops += fma_flops(isa, steps);
   }
@@ -210,7 +210,7 @@ static double read_rate(int threads, double share, int four_streams) {
   slice = bytes / (size_t)threads;
   start = now();
 #ifdef _OPENMP
-#  pragma omp parallel num_threads(threads) reduction(^ : sum) if (threads > 1)
+#pragma omp parallel num_threads(threads) reduction(^ : sum) if (threads > 1)
   {
     const char *p = probe_memory + from + (size_t)omp_get_thread_num() * slice;
     sum ^= four_streams ? read_four(p, slice) : read_once(p, slice);
@@ -229,7 +229,7 @@ static double copy_rate(int threads) {
   const size_t half = probe_bytes / 2, slice = half / (size_t)threads / 4096 * 4096;
   double start = now();
 #ifdef _OPENMP
-#  pragma omp parallel num_threads(threads) if (threads > 1)
+#pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const size_t at = (size_t)omp_get_thread_num() * slice;
     memcpy(probe_memory + half + at, probe_memory + at, slice);

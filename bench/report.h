@@ -233,21 +233,21 @@ static const char *compiler_flags(void) {
   return BENCH_FLAGS;
 #else
   return
-#  if defined(__OPTIMIZE_SIZE__)
+#if defined(__OPTIMIZE_SIZE__)
       "-Os"
-#  elif defined(__OPTIMIZE__)
+#elif defined(__OPTIMIZE__)
       "optimised"
-#  else
+#else
       "not optimised"
-#  endif
-#  ifdef _OPENMP
+#endif
+#ifdef _OPENMP
       " OpenMP"
-#  endif
-#  if defined(__AVX512F__)
+#endif
+#if defined(__AVX512F__)
       " AVX-512 baseline"
-#  elif defined(__AVX2__)
+#elif defined(__AVX2__)
       " AVX2 baseline"
-#  endif
+#endif
       ;
 #endif
 }

@@ -91,7 +91,7 @@ static void peer_batch_loop_call(void *arg) {
   int64_t i;
   if (s->threads > 1) peer_set_threads(which, 1);
 #ifdef _OPENMP
-#  pragma omp parallel for num_threads(s->threads) if (s->threads > 1)
+#pragma omp parallel for num_threads(s->threads) if (s->threads > 1)
 #endif
   for (i = 0; i < s->batch; i++)
     peer_gemm(w, w->a[0] + i * s->m * s->k, w->b[0] + i * s->k * s->n, w->d + i * s->m * s->n);

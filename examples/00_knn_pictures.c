@@ -15,7 +15,7 @@
    Exit code: 0 done, 1 the run failed (memory, a full disk), 2 an argument or a data file is wrong. */
 
 #if !defined(_WIN32) && !defined(_POSIX_C_SOURCE)
-#  define _POSIX_C_SOURCE 200809L /* popen, isatty, clock_gettime under -std=c99 */
+#define _POSIX_C_SOURCE 200809L /* popen, isatty, clock_gettime under -std=c99 */
 #endif
 
 #define MLK_IMPLEMENTATION
@@ -29,12 +29,12 @@
 #include <string.h>
 #include <time.h>
 #if defined(_WIN32)
-#  include <io.h>
+#include <io.h>
 #else
-#  include <unistd.h>
+#include <unistd.h>
 #endif
 #ifdef MLK_EXAMPLE_ZLIB
-#  include <zlib.h>
+#include <zlib.h>
 #endif
 
 enum { EXIT_RUN = 1, EXIT_INPUT = 2, CLASSES = 10, MAX_K = 1000, MAX_PATH = 4096, MAX_EDGE = 256, LINE_WIDTH = 80 };

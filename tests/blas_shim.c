@@ -7,7 +7,7 @@
    MLK_SHIM_ISA, MLK_SHIM_THREADS: what the context is opened with. MLK_SHIM_REPORT: a file that gets the number of products.
    One context, no lock: for programs that call BLAS from one thread. */
 #ifndef _GNU_SOURCE
-#  define _GNU_SOURCE
+#define _GNU_SOURCE
 #endif
 #define MLK_STATIC
 #define MLK_IMPLEMENTATION

@@ -2,10 +2,10 @@
    the instruction sets that were compiled in. tests/hygiene.sh compares the line with that of a plain build, so an include
    that loses a row of kernels on its way is found. */
 #ifndef HYGIENE_HEADER
-#  define HYGIENE_HEADER "mlk.h"
+#define HYGIENE_HEADER "mlk.h"
 #endif
 #ifdef HYGIENE_ONE_FILE
-#  define MLK_IMPLEMENTATION
+#define MLK_IMPLEMENTATION
 #endif
 #include HYGIENE_HEADER
 

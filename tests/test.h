@@ -14,15 +14,15 @@
 #include "mlk.h"
 
 #if defined(__unix__) || defined(__APPLE__)
-#  define MLKT_POSIX 1 /* mmap and pthreads are there */
+#define MLKT_POSIX 1 /* mmap and pthreads are there */
 #else
-#  define MLKT_POSIX 0
+#define MLKT_POSIX 0
 #endif
 
 #if defined(__GNUC__)
-#  define MLKT_PRINTF(text, first) __attribute__((format(printf, text, first)))
+#define MLKT_PRINTF(text, first) __attribute__((format(printf, text, first)))
 #else
-#  define MLKT_PRINTF(text, first)
+#define MLKT_PRINTF(text, first)
 #endif
 
 #ifdef __cplusplus

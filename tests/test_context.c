@@ -1,7 +1,7 @@
 /* test_context.c - contexts, errors, memory, hooks, guests' manners, size arithmetic, tensor helpers. */
 
 #ifndef _GNU_SOURCE
-#  define _GNU_SOURCE
+#define _GNU_SOURCE
 #endif
 
 #include "test.h"
@@ -13,13 +13,13 @@
 #include <stdlib.h>
 
 #if MLKT_POSIX
-#  include <pthread.h>
+#include <pthread.h>
 #endif
 #if defined(__x86_64__) || defined(_M_X64)
-#  include <xmmintrin.h>
+#include <xmmintrin.h>
 #endif
 #ifdef _OPENMP
-#  include <omp.h>
+#include <omp.h>
 #endif
 
 /* ---- a little of everything: one matmul, one k-NN, one distances, with outputs to compare ------------------------- */
@@ -866,7 +866,7 @@ static void foreign_parallel_region(void) {
   }
   expected = work_expected(mlkt_rng_case());
   for (i = 0; i < TEAM; i++) copies[i] = work_copy(expected);
-#  pragma omp parallel num_threads(TEAM)
+#pragma omp parallel num_threads(TEAM)
   {
     const int me = omp_get_thread_num();
     mlk_context *ctx = NULL;
@@ -1030,7 +1030,8 @@ static void good_guest(void) {
         fesetround(saved_rounding);
         CHECK_EQ_I64(used, OP_COUNT + 4);
         for (k = 0; k < used; k++)
-          CHECK_MSG(after[k] == NULL, "call %d of open, the operators, refusal, reserve, close changed %s", k, after[k]);
+          CHECK_MSG(after[k] == NULL, "call %d of open, the operators, refusal, reserve, close changed %s", k,
+                    after[k]);
       }
   free(w);
 }

@@ -4,7 +4,7 @@
    the 16-lane order, then a full sort by (distance, row number). Everything is compared bit for bit, ids and distances. */
 
 #ifndef _GNU_SOURCE
-#  define _GNU_SOURCE /* MAP_NORESERVE under -std=c99 */
+#define _GNU_SOURCE /* MAP_NORESERVE under -std=c99 */
 #endif
 
 #include "test.h"
@@ -15,7 +15,7 @@
 #include <stdlib.h>
 
 #if MLKT_POSIX
-#  include <sys/mman.h>
+#include <sys/mman.h>
 #endif
 
 /* ---- the reference ---------------------------------------------------------------------------------------------- */
@@ -25,11 +25,11 @@ enum { LANES = 16 };
 /* The order of summation is spelled out lane by lane, so compiling the same text for a machine with fused multiply-adds
    changes its speed only; without, fmaf is a library call and the sweeps take ten times as long. */
 #if defined(__GNUC__) && defined(__x86_64__)
-#  define REF_TWICE  1
-#  define REF_INLINE static inline __attribute__((always_inline))
+#define REF_TWICE  1
+#define REF_INLINE static inline __attribute__((always_inline))
 #else
-#  define REF_TWICE  0
-#  define REF_INLINE static inline
+#define REF_TWICE  0
+#define REF_INLINE static inline
 #endif
 
 /* lane l with l + 8, then + 4, + 2, + 1 */

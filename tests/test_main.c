@@ -1,7 +1,7 @@
 /* test_main.c - the runner, the helpers of test.h, and the one implementation of mlk.h in the test binary. */
 
 #ifndef _GNU_SOURCE
-#  define _GNU_SOURCE /* MAP_ANONYMOUS and clock_gettime under -std=c99 */
+#define _GNU_SOURCE /* MAP_ANONYMOUS and clock_gettime under -std=c99 */
 #endif
 
 #include "test.h"
@@ -12,9 +12,9 @@
 #include <time.h>
 
 #if MLKT_POSIX
-#  include <pthread.h>
-#  include <sys/mman.h>
-#  include <unistd.h>
+#include <pthread.h>
+#include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #define MLK_IMPLEMENTATION
@@ -569,8 +569,8 @@ static void run_pool(void *user, int count, task_body body, void *arg) {
   pthread_mutex_unlock(&pool.turn);
 }
 #else
-#  define run_threads run_serial
-#  define run_pool    run_serial
+#define run_threads run_serial
+#define run_pool    run_serial
 static void pool_stop(void) {}
 #endif
 

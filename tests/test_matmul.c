@@ -2,7 +2,7 @@
    threads, epilogues; guard pages round every operand, rogue numbers in all padding; bad arguments, aliasing, plans, packing. */
 
 #ifndef _GNU_SOURCE
-#  define _GNU_SOURCE
+#define _GNU_SOURCE
 #endif
 
 #include "test.h"
@@ -13,7 +13,7 @@
 #include <stdlib.h>
 
 #if MLKT_POSIX
-#  include <sys/mman.h>
+#include <sys/mman.h>
 #endif
 
 /* ---- operands: values in a dense array, and the same values laid out in guarded memory ---------------------------- */
