@@ -67,12 +67,12 @@ done
 for c in clang gcc; do have $c || check "modes of $c" skip "no $c"; done
 more="-Wundef -Wdouble-promotion -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wwrite-strings -Wcast-align"
 for c in "${c_compilers[@]}"; do
-  check "more warnings, $c" quiet "$c" -std=c99 $W $more -O2 $openmp -I"$inc" -c tests/hygiene_impl.c -o "$out/more_$c.o"
+  check "more warnings, $c" quiet "$c" -std=c99 $W $more -O0 $openmp -I"$inc" -c tests/hygiene_impl.c -o "$out/more_$c.o"
 done
 for cross in aarch64-linux-gnu-gcc aarch64-linux-gnu-g++ x86_64-w64-mingw32-gcc; do
   case $cross in *++) std=c++17 lang=c++ ;; *) std=c99 lang=c ;; esac
   if have $cross; then
-    check "implementation, $cross" quiet $cross -std=$std -x $lang $W -O2 -I"$inc" -c tests/hygiene_impl.c -o "$out/$cross.o"
+    check "implementation, $cross" quiet $cross -std=$std -x $lang $W -O0 -I"$inc" -c tests/hygiene_impl.c -o "$out/$cross.o"
   else
     check "implementation, $cross" skip "no $cross"
   fi
@@ -81,7 +81,7 @@ done
 # --- programs: they must run and name the same instruction sets ---------------------------------------------------------
 run_use() { "$1" >"$1.txt" || { echo "$1 gives $?"; return 1; }; }
 plain=$out/plain
-$first -O1 -I"$inc" -DHYGIENE_ONE_FILE tests/hygiene_use.c -o "$plain" -lm && run_use "$plain" || echo "unusable" >"$plain.txt"
+$first -O0 -I"$inc" -DHYGIENE_ONE_FILE tests/hygiene_use.c -o "$plain" -lm && run_use "$plain" || echo "unusable" >"$plain.txt"
 prints_the_same() { # prints_the_same PROGRAM [INSTRUCTION SETS TO LEAVE OUT OF THE COMPARISON, A PATTERN]
   run_use "$1" || return 1
   diff <(sed -E "s/${2:-nothing}//g; s/ +\$//" "$plain.txt") "$1.txt"
@@ -167,7 +167,7 @@ for c in "${c_compilers[@]}"; do
 done
 preprocessed() { # as ccache and distcc compile
   local o=$out/pre_$BASHPID
-  "$1" -O1 -I"$inc" -DHYGIENE_ONE_FILE -E tests/hygiene_use.c -o "$o.i" && "$1" -O1 -c "$o.i" -o "$o.o" &&
+  "$1" -O0 -I"$inc" -DHYGIENE_ONE_FILE -E tests/hygiene_use.c -o "$o.i" && "$1" -O0 -c "$o.i" -o "$o.o" &&
     "$1" "$o.o" -o "$o" -lm && prints_the_same "$o"
 }
 renamed() { # renamed COMPILER: a copy under another name, next to it a different mlk.h
@@ -181,7 +181,7 @@ renamed_in_silence() { # without MLK_FILENAME: works, or stops with a sentence t
   local d=$out/silent_$BASHPID
   mkdir "$d" && cp "$header" "$d/vector_kernels.h"
   printf '#define HYGIENE_HEADER "%s/vector_kernels.h"\n#define HYGIENE_ONE_FILE\n#include "%s/tests/hygiene_use.c"\n' "$d" "$root" >"$d/unit.c"
-  if "$1" -O1 "$d/unit.c" -o "$d/unit" -lm 2>"$d/said"; then prints_the_same "$d/unit"
+  if "$1" -O0 "$d/unit.c" -o "$d/unit" -lm 2>"$d/said"; then prints_the_same "$d/unit"
   else grep -E 'error.*MLK_FILENAME' "$d/said" || { head -n 20 "$d/said"; return 1; }; fi
 }
 for c in "${c_compilers[@]}"; do
@@ -307,7 +307,7 @@ consumer() { # consumer WAY FLAGS...
       cmake --build "$b/mlk" --target install || return 1
     test -f "$b/prefix/include/mlk.h" || return 1
   fi
-  cmake -S tests/hygiene_cmake -B "$b/build" -DWAY="$way" -DCMAKE_PREFIX_PATH="$b/prefix" "$@" && cmake --build "$b/build" &&
+  cmake -S tests/hygiene_cmake -B "$b/build" -DWAY="$way" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_PREFIX_PATH="$b/prefix" "$@" && cmake --build "$b/build" &&
     "$b/build/user" >"$b/user.txt" && "$b/build/user_cxx" >/dev/null && diff "$plain.txt" "$b/user.txt"
 }
 if have cmake; then
