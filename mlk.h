@@ -512,7 +512,7 @@ static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_
 #define MLKI_OPENMP 0
 #endif
 
-/* MLKI_X86, MLKI_ARM64: may the instruction sets beyond the scalar row be compiled here? nvcc's host pass is left
+/* MLKI_X86, MLKI_NEON: may the instruction sets beyond the scalar row be compiled here? nvcc's host pass is left
    with the scalar row: several pairs of gcc and CUDA cannot parse immintrin.h. */
 #if (defined(__x86_64__) || defined(_M_X64)) && !defined(__CUDACC__)
 #define MLKI_X86 1
@@ -1476,8 +1476,6 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
 #define MLKI_PQ_avx512  5
 #define MLKI_PX_avx512  4
 
-#define MLKI_MR_MAX    14
-#define MLKI_NR_MAX    32
 #define MLKI_LANES_MAX 16
 
 #define MLKI_KERNEL     static MLKI_FN(MLKI_TARGET)
@@ -1645,14 +1643,6 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_exp_bounded)(mlki_vec x) {
   mlki_vec n;
   mlki_vec r = MLKI_FN(mlki_exp_reduce)(x, &n);
   return mlki_v_scale2(MLKI_FN(mlki_exp_poly)(r), n);
-}
-
-/* e^x, 0.892 ulp.  inf above 88.7228317, denormal below -87.3365402, 0 below -103.972076;
-   the two bounds lie outside that range and let a NaN through. */
-MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_exp)(mlki_vec x) {
-  x = mlki_v_min(mlki_v_set1(89.0f), x);
-  x = mlki_v_max(mlki_v_set1(-104.0f), x);
-  return MLKI_FN(mlki_exp_bounded)(x);
 }
 
 /* tanh a = a + a s p(s), s = a^2, for 0 <= a < 0.625; p: minimax, relative error 2^-27.7. */
