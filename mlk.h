@@ -291,6 +291,70 @@ typedef struct mlk_matmul_desc {
   mlk_activation activation;
 } mlk_matmul_desc;
 
+/* Where the filter of a convolution goes, for 1, 2 or 3 spatial axes; entries of axes that are not there must be 0. */
+typedef struct mlk_conv_geometry {
+  int64_t stride[3];     /* steps of the filter; 0: 1 */
+  int64_t dilation[3];   /* distance of its taps; 0: 1 */
+  int64_t pad_before[3]; /* zeros before the first element of an axis */
+  int64_t pad_after[3];  /* and after the last */
+  int64_t groups;        /* divides C and K; 0: 1. Group g reads channels [g C/G, (g + 1) C/G) and makes [g K/G, ...) */
+} mlk_conv_geometry;
+
+/* Y = act(alpha conv(X, W) + beta Y + bias) + residual. Axes are always in the order below; the layout is a matter of
+   strides (mlk_channels_last). With in, out, filter the sizes of a spatial axis,
+     out = floor((in + pad_before + pad_after - dilation (filter - 1) - 1) / stride) + 1,     0 where that is below 0
+     conv(X, W)[n][k][o] = sum over taps t and channels c of X[n][c][o stride + t dilation - pad_before] W[k][c][t]
+   The sum runs over taps (row-major), then channels, in the order and segments of a matrix product: see NUMERICS.
+   Padding is zeros that take part like other elements. */
+typedef struct mlk_conv_desc {
+  mlk_tensor x;               /* [N, C, in...] f32, rank 3, 4 or 5, any strides */
+  mlk_tensor w;               /* [K, C/groups, filter...] f32, any strides; absent when packed_w is given */
+  const mlk_packed *packed_w; /* W as mlk_conv_pack made it */
+  mlk_tensor y;               /* [N, K, out...] f32, output, required, any strides without overlap */
+  mlk_tensor bias;            /* [K] */
+  mlk_tensor residual;        /* Y's shape; may be Y itself */
+  mlk_tensor preact;          /* Y's shape, output, optional: the argument of act, for a backward pass */
+  const float *alpha;         /* NULL: 1 */
+  const float *beta;          /* NULL: 0, then Y is not read */
+  mlk_activation activation;
+  mlk_conv_geometry geometry;
+} mlk_conv_desc;
+
+/* The gradient of the input, which is also the transposed convolution: the adjoint of conv in X.
+     DX = act(alpha convT(DY, W) + beta DX + bias) + residual
+     convT(DY, W)[n][c][i] = sum over taps t with o stride + t dilation - pad_before = i, then over channels k of the
+                             group, of DY[n][k][o] W[k][c][t]
+   Taps for which o is no integer are left out; those for which it is, but outside DY, count as zeros.
+   As a transposed convolution DY is what goes in, with K channels, and W is [in channels, out channels / groups,
+   filter...]; DX's size is free among those whose out is DY's: the largest one's surplus is the "output padding". */
+typedef struct mlk_conv_grad_input_desc {
+  mlk_tensor dy;              /* [N, K, out...] f32, any strides */
+  mlk_tensor w;               /* [K, C/groups, filter...] f32, any strides; absent when packed_w is given */
+  const mlk_packed *packed_w; /* W as mlk_conv_grad_input_pack made it */
+  mlk_tensor dx;              /* [N, C, in...] f32, output, required, any strides without overlap */
+  mlk_tensor bias;            /* [C] */
+  mlk_tensor residual;        /* DX's shape; may be DX itself */
+  mlk_tensor preact;          /* DX's shape, output, optional */
+  const float *alpha;         /* NULL: 1 */
+  const float *beta;          /* NULL: 0, then DX is not read */
+  mlk_activation activation;
+  mlk_conv_geometry geometry; /* of the convolution whose gradient this is */
+} mlk_conv_grad_input_desc;
+
+/* The gradient of the weights and of the bias.
+     DW[k][c][t] = beta DW[k][c][t] + sum over n, o of DY[n][k][o] X[n][c][o stride + t dilation - pad_before]
+     DBIAS[k]    = beta DBIAS[k] + sum over n, o of DY[n][k][o]
+   DW's sum runs over images, then output positions (row-major), in the order and segments of a matrix product; DBIAS's
+   over the same index in 16 lanes (see NUMERICS). */
+typedef struct mlk_conv_grad_weights_desc {
+  mlk_tensor x;      /* [N, C, in...] f32, any strides */
+  mlk_tensor dy;     /* [N, K, out...] f32, any strides */
+  mlk_tensor dw;     /* [K, C/groups, filter...] f32, output, any strides without overlap; absent: not wanted */
+  mlk_tensor dbias;  /* [K] f32, output; absent: not wanted */
+  const float *beta; /* NULL: 0, then DW and DBIAS are not read */
+  mlk_conv_geometry geometry;
+} mlk_conv_grad_weights_desc;
+
 /* Distances d(q, x), all sums in the 16-lane order of NUMERICS, every operation rounded to f32.
    L2SQ and L2: smaller is nearer. INNER_PRODUCT and COSINE: larger is nearer. */
 typedef enum mlk_metric {
@@ -322,6 +386,190 @@ typedef struct mlk_distances_desc {
   mlk_metric metric;
   mlk_tensor out; /* [Q, N] f32, output, any strides without overlap */
 } mlk_distances_desc;
+
+/* Elementwise maps. alpha and beta as given (NULL: 1). */
+typedef enum mlk_map_op {
+  MLK_COPY = 0, /* a; with another dtype of out, a conversion: see mlk_map_desc */
+  MLK_SCALE,    /* alpha a */
+  MLK_ADD,      /* fma(alpha, a, beta b); with both 1: a + b */
+  MLK_SUB,      /* a - b */
+  MLK_MUL,      /* a b */
+  MLK_DIV,      /* a / b */
+  MLK_ACT,      /* act(a) */
+  MLK_ACT_GRAD, /* b act'(a): a is what went into act, b the gradient of what came out */
+  MLK_EXP,      /* 1.05 ulp; see docs/numerics.md for the bounds of all functions */
+  MLK_LOG,
+  MLK_ERF,
+  MLK_SQRT,
+  MLK_MAP_OP_COUNT
+} mlk_map_op;
+
+/* out = op(a, b), element by element. All f32, but that MLK_COPY converts between any two dtypes: exactly where
+   possible; to a floating type rounded to nearest even; to an integer type towards zero, values beyond its range to its
+   nearest, NaN to 0. */
+typedef struct mlk_map_desc {
+  mlk_map_op op;
+  mlk_tensor a;              /* broadcast to out's shape; may be out itself */
+  mlk_tensor b;              /* the same, where op has a b */
+  mlk_tensor out;            /* output, required, rank 1 to 6, any strides without overlap */
+  mlk_activation activation; /* of MLK_ACT and MLK_ACT_GRAD */
+  const float *alpha, *beta;
+} mlk_map_desc;
+
+/* Reductions. Sums run in 16 lanes (see NUMERICS) over the reduced elements in row-major order. */
+typedef enum mlk_reduce_op {
+  MLK_SUM = 0,
+  MLK_MEAN,        /* sum / count, rounded once more; NaN over nothing */
+  MLK_SUM_SQUARES, /* sum of fma(x, x, .) */
+  MLK_MAX,         /* NaN where any is NaN; -infinity over nothing */
+  MLK_MIN,         /* NaN where any is NaN; +infinity over nothing */
+  MLK_ARGMAX,      /* i64: row-major number of the first largest, NaN counting as largest; -1 over nothing */
+  MLK_REDUCE_OP_COUNT
+} mlk_reduce_op;
+
+typedef struct mlk_reduce_desc {
+  mlk_reduce_op op;
+  mlk_tensor x;   /* rank 1 to 6, any strides */
+  mlk_tensor out; /* x's shape with reduced axes of size 1, or f32 / i64 with those axes left out. Output, required */
+  unsigned axes;  /* bit i set: axis i of x is reduced; at least one */
+  const float *beta; /* f32 ops but MAX and MIN: out = fma(beta, out, result) when given */
+} mlk_reduce_desc;
+
+/* Pooling over windows of the spatial axes; geometry as for mlk_conv, groups 0 or 1. A window must not lie in the padding
+   altogether: pad_before and pad_after are below dilation (window - 1) + 1. */
+typedef enum mlk_pool_kind {
+  MLK_POOL_MAX = 0,        /* padding never wins; NaN wins; the first largest in row-major order */
+  MLK_POOL_AVERAGE,        /* sum in row-major order from +0, divided by the number of elements inside x */
+  MLK_POOL_AVERAGE_PADDED, /* divided by the size of the window */
+  MLK_POOL_KIND_COUNT
+} mlk_pool_kind;
+
+typedef struct mlk_pool_desc {
+  mlk_pool_kind kind;
+  mlk_tensor x; /* [N, C, in...] f32, rank 3 to 5, any strides */
+  mlk_tensor y; /* [N, C, out...] f32, output, required */
+  mlk_tensor
+      indices; /* [N, C, out...] i64, output of MLK_POOL_MAX, optional: row-major place of the largest in [in...] */
+  int64_t window[3]; /* size per spatial axis; 0 for axes that are not there */
+  mlk_conv_geometry geometry;
+} mlk_pool_desc;
+
+/* DX = gradient of mlk_pool; each element of DX is a sum over the windows that reach it, in ascending order. */
+typedef struct mlk_pool_grad_desc {
+  mlk_pool_kind kind;
+  mlk_tensor dy;      /* [N, C, out...] f32 */
+  mlk_tensor indices; /* [N, C, out...] i64, required for MLK_POOL_MAX: what mlk_pool wrote; out of range: an error */
+  mlk_tensor dx;      /* [N, C, in...] f32, output, required */
+  int64_t window[3];
+  mlk_conv_geometry geometry;
+} mlk_pool_grad_desc;
+
+/* Softmax along the last axis: y = exp(x - max) / sum; with log set, y = (x - max) - log(sum). A row whose largest is
+   -infinity gives zeros (log: -infinity). The gradient: dx = y (dy - sum y dy); with log, dx = dy - exp(y) sum dy. */
+typedef struct mlk_softmax_desc {
+  mlk_tensor x; /* [..., D] f32 */
+  mlk_tensor y; /* x's shape, output, required; may be x itself */
+  int log;
+} mlk_softmax_desc;
+typedef struct mlk_softmax_grad_desc {
+  mlk_tensor y;  /* [..., D] f32: what mlk_softmax wrote */
+  mlk_tensor dy; /* y's shape */
+  mlk_tensor dx; /* y's shape, output, required; may be dy itself */
+  int log;
+} mlk_softmax_grad_desc;
+
+/* loss[r] = log(sum_j exp(x[r][j])) - x[r][label[r]], and its gradient dx[r][j] = scale (softmax(x[r])[j] - (j ==
+   label[r])). A negative label: the row does not count, loss and gradient are 0. A label >= D is an error. */
+typedef struct mlk_cross_entropy_desc {
+  mlk_tensor x;       /* [R, D] f32 logits */
+  mlk_tensor labels;  /* [R] i64 */
+  mlk_tensor loss;    /* [R] f32, output, optional */
+  mlk_tensor dx;      /* [R, D] f32, output, optional; may be x itself */
+  const float *scale; /* NULL: 1. For the mean over R rows: 1 / R */
+} mlk_cross_entropy_desc;
+
+/* Normalisation along the last axis, of length D.
+     MLK_NORM_LAYER  mean = sum x / D; v = sum (x - mean)^2 / D; y = (x - mean) rstd gamma + beta
+     MLK_NORM_RMS    mean = 0;         v = sum x^2 / D;          y = x rstd gamma + beta
+   with rstd = 1 / sqrt(v + epsilon), each operation rounded, sums in 16 lanes, the last product and sum fused. */
+typedef enum mlk_norm_kind { MLK_NORM_LAYER = 0, MLK_NORM_RMS, MLK_NORM_KIND_COUNT } mlk_norm_kind;
+typedef struct mlk_norm_desc {
+  mlk_norm_kind kind;
+  mlk_tensor x;           /* [..., D] f32 */
+  mlk_tensor gamma, beta; /* [D] f32; absent: 1 and 0 */
+  mlk_tensor y;           /* x's shape, output, required; may be x itself */
+  mlk_tensor mean, rstd;  /* [...] f32, outputs for the gradient, optional */
+  float epsilon;          /* 0: 1e-5; must be positive */
+} mlk_norm_desc;
+
+/* The gradients of mlk_norm. dgamma and dbeta are sums over rows in ascending order, cut into segments of MLK_SEGMENT
+   rows as the terms of a matrix product. */
+typedef struct mlk_norm_grad_desc {
+  mlk_norm_kind kind;
+  mlk_tensor x;             /* [..., D] f32: what went in */
+  mlk_tensor gamma;         /* [D] f32; absent: 1 */
+  mlk_tensor mean, rstd;    /* [...] f32: what mlk_norm wrote; mean is not read by MLK_NORM_RMS */
+  mlk_tensor dy;            /* x's shape */
+  mlk_tensor dx;            /* x's shape, output; may be dy itself; absent: not wanted */
+  mlk_tensor dgamma, dbeta; /* [D] f32, outputs; absent: not wanted */
+  const float *accumulate;  /* NULL: 0; dgamma and dbeta = accumulate old + new */
+} mlk_norm_grad_desc;
+
+/* out[i] = table[ids[i]]; the gradient adds: dtable[ids[i]] += dout[i] in ascending i (zero it first, or accumulate).
+   A negative id: a row of zeros, no gradient. An id >= V is an error. */
+typedef struct mlk_embedding_desc {
+  mlk_tensor table; /* [V, D] f32 */
+  mlk_tensor ids;   /* [...] i64 */
+  mlk_tensor out;   /* [..., D] f32, output, required */
+} mlk_embedding_desc;
+typedef struct mlk_embedding_grad_desc {
+  mlk_tensor ids;    /* [...] i64 */
+  mlk_tensor dout;   /* [..., D] f32 */
+  mlk_tensor dtable; /* [V, D] f32, added to, required */
+} mlk_embedding_grad_desc;
+
+/* Rotary positions (Su et al., "RoFormer", 2021): each pair of elements of a head is turned by position * frequency.
+   Pairs: (j, j + R/2), or with interleaved (2j, 2j + 1), of the first R elements; the others are copied. The angle is exact,
+   its cosine and sine correctly rounded but for rare cases, y0 = fma(-x1, sin, x0 cos), y1 = fma(x1, cos, x0 sin).
+   The gradient is the same call on DY with inverse set. */
+typedef struct mlk_rotary_desc {
+  mlk_tensor x;           /* [..., S, H, D] f32, rank 3 to 6 */
+  mlk_tensor y;           /* x's shape, output, required; may be x itself */
+  mlk_tensor positions;   /* [S], or x's shape without H and D, i64, >= 0; absent: first_position, +1, ... along S */
+  mlk_tensor frequencies; /* [R/2] f32 radians per position; absent: theta^(-2j/R) */
+  int64_t rotated;        /* R, even, <= D; 0: D */
+  int64_t first_position;
+  double theta; /* 0: 10000 */
+  int interleaved, inverse;
+} mlk_rotary_desc;
+
+/* Scales all gradients by max_norm / norm where norm, the square root of the sum of all squares (16 lanes each tensor,
+   then a chain over tensors), is above max_norm. *norm, when given, gets norm. A norm that is not finite: nothing is
+   scaled, and MLK_OK: look at *norm. */
+typedef struct mlk_clip_norm_desc {
+  const mlk_tensor *grads; /* f32, scaled in place */
+  int64_t count;
+  float max_norm; /* > 0; infinity only measures */
+  float *norm;
+} mlk_clip_norm_desc;
+
+/* g = grad + weight_decay p; v = momentum v + g; p -= lr (nesterov ? g + momentum v : v). Without velocity: p -= lr g. */
+typedef struct mlk_sgd_desc {
+  mlk_tensor param, grad; /* one shape, f32; param is updated */
+  mlk_tensor velocity;    /* the same shape, updated; required when momentum is not 0 */
+  float lr, momentum, weight_decay;
+  int nesterov;
+} mlk_sgd_desc;
+
+/* AdamW (Loshchilov & Hutter, "Decoupled weight decay regularization", 2019):
+     m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
+     p = p (1 - lr weight_decay) - lr (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + epsilon) */
+typedef struct mlk_adamw_desc {
+  mlk_tensor param, grad, m, v; /* one shape, f32; param, m and v are updated */
+  int64_t step;                 /* 1, 2, ... */
+  float lr, weight_decay;
+  float beta1, beta2, epsilon; /* 0: 0.9, 0.999, 1e-8 */
+} mlk_adamw_desc;
 
 /* >>api ---------------------------------------------------------------------------------------------------------- */
 
@@ -374,6 +622,26 @@ MLK_API mlk_status mlk_matmul_plan(mlk_context *ctx, const mlk_matmul_desc *desc
 MLK_API mlk_status mlk_matmul_pack(mlk_context *ctx, mlk_tensor b, void *buffer, uint64_t buffer_bytes,
                                    mlk_packed *packed);
 
+/* Convolution, its two gradients, and transposed convolution: see mlk_conv_desc, mlk_conv_grad_input_desc,
+   mlk_conv_grad_weights_desc. FLOPs are 2 N K out (C/groups) taps for each of the three, zeros included (and N K out
+   for DBIAS). No im2col buffer: the workspace holds W once in panels (not with packed_w) and, for each task, tiles.
+   Aliasing: Y may be residual (same data and strides); outputs otherwise overlap nothing.
+   Errors: as mlk_matmul; outputs untouched. */
+MLK_API mlk_status mlk_conv(mlk_context *ctx, const mlk_conv_desc *desc);
+MLK_API mlk_status mlk_conv_plan(mlk_context *ctx, const mlk_conv_desc *desc, mlk_plan *plan);
+MLK_API mlk_status mlk_conv_grad_input(mlk_context *ctx, const mlk_conv_grad_input_desc *desc);
+MLK_API mlk_status mlk_conv_grad_input_plan(mlk_context *ctx, const mlk_conv_grad_input_desc *desc, mlk_plan *plan);
+MLK_API mlk_status mlk_conv_grad_weights(mlk_context *ctx, const mlk_conv_grad_weights_desc *desc);
+MLK_API mlk_status mlk_conv_grad_weights_plan(mlk_context *ctx, const mlk_conv_grad_weights_desc *desc, mlk_plan *plan);
+
+/* Weights used many times, packed once, for calls like desc (the same shapes but for N, strides and geometry; data of
+   x, y may be any non-null pointer). Buffer as for mlk_matmul_pack. A handle that does not fit a call is refused by
+   name (MLK_ERR_ARGUMENT). Same bits as unpacked. */
+MLK_API mlk_status mlk_conv_pack(mlk_context *ctx, const mlk_conv_desc *desc, void *buffer, uint64_t buffer_bytes,
+                                 mlk_packed *packed);
+MLK_API mlk_status mlk_conv_grad_input_pack(mlk_context *ctx, const mlk_conv_grad_input_desc *desc, void *buffer,
+                                            uint64_t buffer_bytes, mlk_packed *packed);
+
 /* Exact nearest neighbours: see mlk_knn_desc and mlk_metric. FLOPs are 2 Q N D (of the definition by inner products).
    Workspace is bounded by the blocking and grows with k Q, never with Q N.
    Aliasing: ids and distances overlap nothing. Errors: as mlk_matmul. */
@@ -384,6 +652,40 @@ MLK_API mlk_status mlk_knn_plan(mlk_context *ctx, const mlk_knn_desc *desc, mlk_
 MLK_API mlk_status mlk_distances(mlk_context *ctx, const mlk_distances_desc *desc);
 MLK_API mlk_status mlk_distances_plan(mlk_context *ctx, const mlk_distances_desc *desc, mlk_plan *plan);
 
+/* What a network needs between the large operators. Each call is strict (same bits for any instruction set, thread
+   count, layout), checks its arguments as the others do, and takes any strides; fast where the last axis is dense.
+   Each has a plan. Errors: as mlk_matmul; outputs untouched. */
+MLK_API mlk_status mlk_map(mlk_context *ctx, const mlk_map_desc *desc);
+MLK_API mlk_status mlk_map_plan(mlk_context *ctx, const mlk_map_desc *desc, mlk_plan *plan);
+MLK_API mlk_status mlk_reduce(mlk_context *ctx, const mlk_reduce_desc *desc);
+MLK_API mlk_status mlk_reduce_plan(mlk_context *ctx, const mlk_reduce_desc *desc, mlk_plan *plan);
+MLK_API mlk_status mlk_pool(mlk_context *ctx, const mlk_pool_desc *desc);
+MLK_API mlk_status mlk_pool_plan(mlk_context *ctx, const mlk_pool_desc *desc, mlk_plan *plan);
+MLK_API mlk_status mlk_pool_grad(mlk_context *ctx, const mlk_pool_grad_desc *desc);
+MLK_API mlk_status mlk_pool_grad_plan(mlk_context *ctx, const mlk_pool_grad_desc *desc, mlk_plan *plan);
+MLK_API mlk_status mlk_softmax(mlk_context *ctx, const mlk_softmax_desc *desc);
+MLK_API mlk_status mlk_softmax_plan(mlk_context *ctx, const mlk_softmax_desc *desc, mlk_plan *plan);
+MLK_API mlk_status mlk_softmax_grad(mlk_context *ctx, const mlk_softmax_grad_desc *desc);
+MLK_API mlk_status mlk_softmax_grad_plan(mlk_context *ctx, const mlk_softmax_grad_desc *desc, mlk_plan *plan);
+MLK_API mlk_status mlk_cross_entropy(mlk_context *ctx, const mlk_cross_entropy_desc *desc);
+MLK_API mlk_status mlk_cross_entropy_plan(mlk_context *ctx, const mlk_cross_entropy_desc *desc, mlk_plan *plan);
+MLK_API mlk_status mlk_norm(mlk_context *ctx, const mlk_norm_desc *desc);
+MLK_API mlk_status mlk_norm_plan(mlk_context *ctx, const mlk_norm_desc *desc, mlk_plan *plan);
+MLK_API mlk_status mlk_norm_grad(mlk_context *ctx, const mlk_norm_grad_desc *desc);
+MLK_API mlk_status mlk_norm_grad_plan(mlk_context *ctx, const mlk_norm_grad_desc *desc, mlk_plan *plan);
+MLK_API mlk_status mlk_embedding(mlk_context *ctx, const mlk_embedding_desc *desc);
+MLK_API mlk_status mlk_embedding_plan(mlk_context *ctx, const mlk_embedding_desc *desc, mlk_plan *plan);
+MLK_API mlk_status mlk_embedding_grad(mlk_context *ctx, const mlk_embedding_grad_desc *desc);
+MLK_API mlk_status mlk_embedding_grad_plan(mlk_context *ctx, const mlk_embedding_grad_desc *desc, mlk_plan *plan);
+MLK_API mlk_status mlk_rotary(mlk_context *ctx, const mlk_rotary_desc *desc);
+MLK_API mlk_status mlk_rotary_plan(mlk_context *ctx, const mlk_rotary_desc *desc, mlk_plan *plan);
+MLK_API mlk_status mlk_clip_norm(mlk_context *ctx, const mlk_clip_norm_desc *desc);
+MLK_API mlk_status mlk_clip_norm_plan(mlk_context *ctx, const mlk_clip_norm_desc *desc, mlk_plan *plan);
+MLK_API mlk_status mlk_sgd(mlk_context *ctx, const mlk_sgd_desc *desc);
+MLK_API mlk_status mlk_sgd_plan(mlk_context *ctx, const mlk_sgd_desc *desc, mlk_plan *plan);
+MLK_API mlk_status mlk_adamw(mlk_context *ctx, const mlk_adamw_desc *desc);
+MLK_API mlk_status mlk_adamw_plan(mlk_context *ctx, const mlk_adamw_desc *desc, mlk_plan *plan);
+
 /* Views. mlk_f32(data, 3, 4) is a dense row-major 3 x 4 matrix of float; up to
    MLK_MAX_RANK sizes of any integer type. const is dropped: outputs must be memory you may write. */
 #define mlk_f32(data, ...)                                                                                             \
@@ -393,6 +695,9 @@ MLK_API mlk_status mlk_distances_plan(mlk_context *ctx, const mlk_distances_desc
 
 /* The same view with the last two axes swapped. Rank < 2: unchanged. */
 static inline mlk_tensor mlk_transposed(mlk_tensor t);
+
+/* A view [N, C, spatial...] of data that lies as [N, spatial..., C]: moves the last axis to place 1. */
+static inline mlk_tensor mlk_channels_last(mlk_tensor t);
 
 /* A row-major matrix view whose rows start stride elements apart: replaces the strides of the last two axes by
    (stride, 1); axes before them keep their dense strides in units of those rows. Call it before
@@ -451,6 +756,17 @@ static inline mlk_tensor mlk_transposed(mlk_tensor t) {
   t = mlki_explicit_strides(t);
   s = t.shape[t.rank - 1], t.shape[t.rank - 1] = t.shape[t.rank - 2], t.shape[t.rank - 2] = s;
   s = t.stride[t.rank - 1], t.stride[t.rank - 1] = t.stride[t.rank - 2], t.stride[t.rank - 2] = s;
+  return t;
+}
+
+static inline mlk_tensor mlk_channels_last(mlk_tensor t) {
+  int64_t size, stride;
+  int i;
+  if (t.rank < 2 || t.rank > MLK_MAX_RANK) return t;
+  t = mlki_explicit_strides(t);
+  size = t.shape[t.rank - 1], stride = t.stride[t.rank - 1];
+  for (i = t.rank - 1; i > 1; i--) t.shape[i] = t.shape[i - 1], t.stride[i] = t.stride[i - 1];
+  t.shape[1] = size, t.stride[1] = stride;
   return t;
 }
 
