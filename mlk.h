@@ -170,7 +170,14 @@ typedef enum mlk_status {
   MLK_STATUS_COUNT
 } mlk_status;
 
-typedef enum mlk_dtype { MLK_F32 = 0, MLK_I64, MLK_DTYPE_COUNT } mlk_dtype;
+typedef enum mlk_dtype {
+  MLK_F32 = 0,
+  MLK_I64,
+  MLK_F16,  /* IEEE binary16; storage only: mlk_map with MLK_COPY converts */
+  MLK_BF16, /* the upper half of an f32; storage only */
+  MLK_U8,
+  MLK_DTYPE_COUNT
+} mlk_dtype;
 
 /* A view of memory the caller owns. Element (i0, i1, ...) is data[i0*stride[0] + i1*stride[1] + ...], strides
    counted in elements. All strides zero: dense row-major. rank <= MLK_MAX_RANK. The units are those of DLPack's
@@ -387,7 +394,7 @@ typedef struct mlk_distances_desc {
   mlk_tensor out; /* [Q, N] f32, output, any strides without overlap */
 } mlk_distances_desc;
 
-/* Elementwise maps. alpha and beta as given (NULL: 1). */
+/* Elementwise maps. alpha and beta as given (NULL: 1). Bounds in ulp of the exact result over all floats. */
 typedef enum mlk_map_op {
   MLK_COPY = 0, /* a; with another dtype of out, a conversion: see mlk_map_desc */
   MLK_SCALE,    /* alpha a */
@@ -396,17 +403,18 @@ typedef enum mlk_map_op {
   MLK_MUL,      /* a b */
   MLK_DIV,      /* a / b */
   MLK_ACT,      /* act(a) */
-  MLK_ACT_GRAD, /* b act'(a): a is what went into act, b the gradient of what came out */
-  MLK_EXP,      /* 1.05 ulp; see docs/numerics.md for the bounds of all functions */
-  MLK_LOG,
-  MLK_ERF,
+  MLK_ACT_GRAD, /* b act'(a), one product: a is what went into act, b the gradient of what came out. RELU: 0 at 0. The
+                   bounds of act' are in docs/numerics.md */
+  MLK_EXP,      /* 0.90 ulp */
+  MLK_LOG,      /* 0.88 ulp */
+  MLK_ERF,      /* 1.10 ulp */
   MLK_SQRT,
   MLK_MAP_OP_COUNT
 } mlk_map_op;
 
 /* out = op(a, b), element by element. All f32, but that MLK_COPY converts between any two dtypes: exactly where
-   possible; to a floating type rounded to nearest even; to an integer type towards zero, values beyond its range to its
-   nearest, NaN to 0. */
+   possible; to a floating type rounded once, to nearest even; to an integer type towards zero, values beyond its range
+   to its nearest, NaN to 0. Between views of one dtype MLK_COPY moves bits. */
 typedef struct mlk_map_desc {
   mlk_map_op op;
   mlk_tensor a;              /* broadcast to out's shape; may be out itself */
@@ -416,7 +424,13 @@ typedef struct mlk_map_desc {
   const float *alpha, *beta;
 } mlk_map_desc;
 
-/* Reductions. Sums run in 16 lanes (see NUMERICS) over the reduced elements in row-major order. */
+#define MLK_REDUCE_SEGMENT 32768 /* terms of one 16-lane sum of a reduction; part of the numeric contract */
+
+/* Reductions over the elements of the reduced axes in row-major order. That sequence is cut into segments of
+   MLK_REDUCE_SEGMENT; each segment is summed in 16 lanes (see NUMERICS: distances), the segments' sums are added in
+   ascending order. One segment for most uses; more of them let threads share one long sum.
+     |sum - exact| <= (min(count, S) / 16 + 6 + count / S) u (1 + 2^-10) sum |terms|,   S = MLK_REDUCE_SEGMENT
+   MAX and MIN run in the same lanes, m = x < m ? m : x for MAX: that tells +0 from -0, and nothing else shows it. */
 typedef enum mlk_reduce_op {
   MLK_SUM = 0,
   MLK_MEAN,        /* sum / count, rounded once more; NaN over nothing */
@@ -429,10 +443,11 @@ typedef enum mlk_reduce_op {
 
 typedef struct mlk_reduce_desc {
   mlk_reduce_op op;
-  mlk_tensor x;   /* rank 1 to 6, any strides */
-  mlk_tensor out; /* x's shape with reduced axes of size 1, or f32 / i64 with those axes left out. Output, required */
+  mlk_tensor x;   /* f32, rank 1 to 6, any strides */
+  mlk_tensor out; /* f32 (ARGMAX: i64): x's shape with reduced axes of size 1, or without them (all axes reduced: rank
+                        1, one element). Output, required; overlaps not x */
   unsigned axes;  /* bit i set: axis i of x is reduced; at least one */
-  const float *beta; /* f32 ops but MAX and MIN: out = fma(beta, out, result) when given */
+  const float *beta; /* of SUM, MEAN and SUM_SQUARES; NULL: 0, else out = fma(beta, out, result) */
 } mlk_reduce_desc;
 
 /* Pooling over windows of the spatial axes; geometry as for mlk_conv, groups 0 or 1. A window must not lie in the padding
@@ -543,32 +558,37 @@ typedef struct mlk_rotary_desc {
   int interleaved, inverse;
 } mlk_rotary_desc;
 
-/* Scales all gradients by max_norm / norm where norm, the square root of the sum of all squares (16 lanes each tensor,
-   then a chain over tensors), is above max_norm. *norm, when given, gets norm. A norm that is not finite: nothing is
-   scaled, and MLK_OK: look at *norm. */
+/* Scales all gradients by max_norm / norm where norm, the square root of the sum of all squares (MLK_SUM_SQUARES of each
+   tensor over all its axes, then a chain of additions over tensors), is above max_norm. *norm, when given, gets norm. A
+   norm that is not finite: nothing is scaled, and MLK_OK: look at *norm. */
 typedef struct mlk_clip_norm_desc {
-  const mlk_tensor *grads; /* f32, scaled in place */
+  const mlk_tensor *grads; /* f32, scaled in place; no two may overlap */
   int64_t count;
   float max_norm; /* > 0; infinity only measures */
   float *norm;
 } mlk_clip_norm_desc;
 
-/* g = grad + weight_decay p; v = momentum v + g; p -= lr (nesterov ? g + momentum v : v). Without velocity: p -= lr g. */
+/* Stochastic gradient descent with momentum, each line one fused multiply-add:
+     t = fma(weight_decay, p, grad)         v = fma(momentum, v, t)       without velocity: v is t
+     s = nesterov ? fma(momentum, v, t) : v                               p = fma(-lr, s, p) */
 typedef struct mlk_sgd_desc {
-  mlk_tensor param, grad; /* one shape, f32; param is updated */
-  mlk_tensor velocity;    /* the same shape, updated; required when momentum is not 0 */
-  float lr, momentum, weight_decay;
+  mlk_tensor param, grad;           /* one shape, f32; param is updated */
+  mlk_tensor velocity;              /* the same shape, updated; required when momentum is not 0, absent when it is */
+  float lr, momentum, weight_decay; /* finite, >= 0 */
   int nesterov;
 } mlk_sgd_desc;
 
 /* AdamW (Loshchilov & Hutter, "Decoupled weight decay regularization", 2019):
      m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
-     p = p (1 - lr weight_decay) - lr (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + epsilon) */
+     p = p (1 - lr weight_decay) - lr (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + epsilon)
+   To the bit: b1 = 1 - beta1, b2 = 1 - beta2, d = 1 - lr weight_decay, r = lr / (1 - beta1^step) and q = 1 / (1 -
+   beta2^step) in f64 (powers by squaring, lowest bit of step first), each rounded to f32; then in f32
+     m = fma(beta1, m, b1 g)     v = fma(beta2, v, b2 (g g))     p = fma(d, p, (-r m) / (sqrt(q v) + epsilon)) */
 typedef struct mlk_adamw_desc {
   mlk_tensor param, grad, m, v; /* one shape, f32; param, m and v are updated */
   int64_t step;                 /* 1, 2, ... */
-  float lr, weight_decay;
-  float beta1, beta2, epsilon; /* 0: 0.9, 0.999, 1e-8 */
+  float lr, weight_decay;       /* finite, >= 0 */
+  float beta1, beta2, epsilon;  /* 0: 0.9, 0.999, 1e-8; 0 <= beta < 1, epsilon > 0 */
 } mlk_adamw_desc;
 
 /* >>api ---------------------------------------------------------------------------------------------------------- */
@@ -687,11 +707,18 @@ MLK_API mlk_status mlk_adamw(mlk_context *ctx, const mlk_adamw_desc *desc);
 MLK_API mlk_status mlk_adamw_plan(mlk_context *ctx, const mlk_adamw_desc *desc, mlk_plan *plan);
 
 /* Views. mlk_f32(data, 3, 4) is a dense row-major 3 x 4 matrix of float; up to
-   MLK_MAX_RANK sizes of any integer type. const is dropped: outputs must be memory you may write. */
+   MLK_MAX_RANK sizes of any integer type. const is dropped: outputs must be memory you may write.
+   data: f32 const float *, i64 const int64_t *, f16 and bf16 const uint16_t *, u8 const uint8_t *. */
 #define mlk_f32(data, ...)                                                                                             \
   MLKI_VIEW(mlki_view_f32, data, __VA_ARGS__, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END)
 #define mlk_i64(data, ...)                                                                                             \
   MLKI_VIEW(mlki_view_i64, data, __VA_ARGS__, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END)
+#define mlk_f16(data, ...)                                                                                             \
+  MLKI_VIEW(mlki_view_f16, data, __VA_ARGS__, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END)
+#define mlk_bf16(data, ...)                                                                                            \
+  MLKI_VIEW(mlki_view_bf16, data, __VA_ARGS__, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END)
+#define mlk_u8(data, ...)                                                                                              \
+  MLKI_VIEW(mlki_view_u8, data, __VA_ARGS__, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END)
 
 /* The same view with the last two axes swapped. Rank < 2: unchanged. */
 static inline mlk_tensor mlk_transposed(mlk_tensor t);
@@ -734,6 +761,24 @@ static inline mlk_tensor mlki_view_i64(const int64_t *data, int64_t s0, int64_t 
                                        int64_t s5, int64_t s6) {
   const int64_t size[MLK_MAX_RANK + 1] = {s0, s1, s2, s3, s4, s5, s6};
   return mlki_view(data, MLK_I64, size);
+}
+
+static inline mlk_tensor mlki_view_f16(const uint16_t *data, int64_t s0, int64_t s1, int64_t s2, int64_t s3, int64_t s4,
+                                       int64_t s5, int64_t s6) {
+  const int64_t size[MLK_MAX_RANK + 1] = {s0, s1, s2, s3, s4, s5, s6};
+  return mlki_view(data, MLK_F16, size);
+}
+
+static inline mlk_tensor mlki_view_bf16(const uint16_t *data, int64_t s0, int64_t s1, int64_t s2, int64_t s3,
+                                        int64_t s4, int64_t s5, int64_t s6) {
+  const int64_t size[MLK_MAX_RANK + 1] = {s0, s1, s2, s3, s4, s5, s6};
+  return mlki_view(data, MLK_BF16, size);
+}
+
+static inline mlk_tensor mlki_view_u8(const uint8_t *data, int64_t s0, int64_t s1, int64_t s2, int64_t s3, int64_t s4,
+                                      int64_t s5, int64_t s6) {
+  const int64_t size[MLK_MAX_RANK + 1] = {s0, s1, s2, s3, s4, s5, s6};
+  return mlki_view(data, MLK_U8, size);
 }
 
 /* Writes out the strides of a dense tensor, so that they can be changed. Sizes whose products overflow are refused
@@ -782,11 +827,16 @@ static inline mlk_tensor mlk_with_row_stride(mlk_tensor t, int64_t stride) {
   return t;
 }
 
+/* Bytes of one element; dtype must be one of mlk_dtype. */
+static inline int64_t mlki_dtype_bytes(int32_t dtype) {
+  static const int64_t bytes[MLK_DTYPE_COUNT] = {4, 8, 2, 2, 1};
+  return bytes[dtype];
+}
+
 static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_t count) {
-  static const size_t bytes[MLK_DTYPE_COUNT] = {4, 8};
   if (axis < 0 || axis >= t.rank || t.rank > MLK_MAX_RANK || t.dtype < 0 || t.dtype >= MLK_DTYPE_COUNT) return t;
   t = mlki_explicit_strides(t);
-  t.data = (char *)t.data + first * t.stride[axis] * (int64_t)bytes[t.dtype];
+  t.data = (char *)t.data + first * t.stride[axis] * mlki_dtype_bytes(t.dtype);
   t.shape[axis] = count;
   return t;
 }
@@ -1143,10 +1193,11 @@ typedef struct mlki_extent {
   int64_t low, high, count, stored;
 } mlki_extent;
 
+static const char *const mlki_dtype_names[MLK_DTYPE_COUNT] = {"f32", "i64", "f16", "bf16", "u8"};
+
 /* Checks a tensor argument and makes its strides explicit. An empty tensor may have data NULL. */
 static mlk_status mlki_check_tensor(mlk_context *ctx, const char *name, mlk_tensor *t, mlk_dtype dtype, int min_rank,
                                     int max_rank, mlki_extent *extent) {
-  static const char *const dtype_names[MLK_DTYPE_COUNT] = {"f32", "i64"};
   int64_t count = 1, low = 0, high = 0, bytes;
   int i, dense = 1;
   if (t->rank < min_rank || t->rank > max_rank)
@@ -1154,8 +1205,8 @@ static mlk_status mlki_check_tensor(mlk_context *ctx, const char *name, mlk_tens
                      (int)t->rank, min_rank, max_rank, t->data ? "" : " (data is NULL: is the argument missing?)");
   if (t->dtype != (int32_t)dtype)
     return mlki_fail(ctx, MLK_ERR_DTYPE, "%s: dtype is %s (%d), but must be %s", name,
-                     t->dtype >= 0 && t->dtype < MLK_DTYPE_COUNT ? dtype_names[t->dtype] : "unknown", (int)t->dtype,
-                     dtype_names[dtype]);
+                     t->dtype >= 0 && t->dtype < MLK_DTYPE_COUNT ? mlki_dtype_names[t->dtype] : "unknown",
+                     (int)t->dtype, mlki_dtype_names[dtype]);
   for (i = t->rank - 1; i >= 0; i--) {
     if (t->shape[i] < 0)
       return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: size of axis %d is %lld, but must be at least 0", name, i,
@@ -1229,11 +1280,11 @@ static int mlki_same_view(const mlk_tensor *a, const mlk_tensor *b) {
   return 1;
 }
 
-/* Do two f32 or i64 views share an element? May say yes for exotic views that do not. Column slices of one matrix
+/* Do two views share an element? May say yes for exotic views that do not. Column slices of one matrix
    are told apart: for a step R that divides or is larger than nothing else, each view occupies an interval of
    residues modulo R. */
 static int mlki_overlap(const mlk_tensor *a, const mlki_extent *ea, const mlk_tensor *b, const mlki_extent *eb) {
-  const int64_t size = a->dtype == MLK_I64 ? 8 : 4, size_b = b->dtype == MLK_I64 ? 8 : 4;
+  const int64_t size = mlki_dtype_bytes(a->dtype), size_b = mlki_dtype_bytes(b->dtype);
   const intptr_t a0 = (intptr_t)a->data + (intptr_t)(ea->low * size),
                  a1 = (intptr_t)a->data + (intptr_t)((ea->high + 1) * size);
   const intptr_t b0 = (intptr_t)b->data + (intptr_t)(eb->low * size_b),
