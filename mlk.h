@@ -39,10 +39,12 @@
      >>isa             how one kernel source becomes one row of functions per instruction set
      >>math            exp, tanh, erf and the activations, in the vocabulary
      >>kernels         packing, matmul strip, epilogue, distances: compiled once per instruction set
+     >>conv_kernels    packing of images
      >>dispatch        the rows, and which one a context uses
      >>ref             naive form of every operator: its definition, and the oracle of the tests
      >>plan            ceilings and predicted times
      >>matmul          validation, blocking, threads
+     >>conv            correlations, phases, packing of images, gradients
      >>knn             the filter, its error bound, the exact re-rank
      >>distances       all pairs; the smallest complete operator, a model for new ones
      >>public          the public functions
@@ -270,7 +272,8 @@ typedef enum mlk_activation {
   MLK_ACTIVATION_COUNT
 } mlk_activation;
 
-/* Weights packed once for mlk_matmul. A small record by value; the panels live in the caller's buffer. */
+/* Weights packed once for mlk_matmul or mlk_conv. A record by value; the panels live in the caller's buffer. Fill it by
+   mlk_matmul_pack, mlk_conv_pack or mlk_conv_grad_input_pack only. */
 typedef struct mlk_packed {
   const void *data; /* 64-byte aligned; NULL: absent */
   uint64_t bytes;
@@ -278,6 +281,9 @@ typedef struct mlk_packed {
   int32_t dtype; /* mlk_dtype */
   int32_t isa;   /* mlk_isa of the context that packed: panels have that row's width */
   int32_t panel; /* columns per panel */
+  /* of convolution weights; see mlk_conv_pack */
+  int32_t form, rows, rank;
+  int64_t shape[MLK_MAX_RANK], groups, stride[3], dilation[3], pad[3];
 } mlk_packed;
 
 /* D = act(alpha A B + beta C + bias) + residual, for each matrix of a batch.
@@ -1944,6 +1950,8 @@ struct mlki_kernels {
                    uint32_t *index);                      /* indices with !(key > limit); how many */
   void (*spin)(int64_t rounds, float *out);               /* 10 fused multiply-adds of LANES a round */
   void (*read)(const float *from, int64_t n, float *out); /* reads n floats, n a multiple of 128 */
+  /* to[p * pitch + i] = from[i * ws + p * ks] for i < width, p < k; nothing else is written */
+  void (*place)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws, int64_t ks);
 };
 
 #if MLKI_AVX512
@@ -2631,6 +2639,62 @@ MLKI_KERNEL void MLKI_FN(mlki_pack_panels)(float *to, int64_t cols, int64_t k, c
   if (whole < cols) MLKI_FN(mlki_pack)(to + whole * k, cols - whole, MLKI_NR, k, from + whole, 1, ks);
 }
 
+/* >>conv_kernels -------------------------------------------------------------------------------------------------
+   Compiled once per instruction set. */
+
+/* k rows of width floats: to[p * pitch + i] = from[i * ws + p * ks]. Writes nothing else. */
+MLKI_KERNEL void MLKI_FN(mlki_place_runs)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from,
+                                          int64_t ks) {
+  int64_t p, i;
+  if (width <= MLKI_LANES) {
+    for (p = 0; p < k; p++) mlki_v_store_n(to + p * pitch, mlki_v_load_n(from + p * ks, width), width);
+    return;
+  }
+  for (p = 0; p < k; p++, from += ks, to += pitch) { /* the last vector overlaps the one before it */
+    for (i = 0; i + MLKI_LANES < width; i += MLKI_LANES) mlki_v_store(to + i, mlki_v_load(from + i));
+    mlki_v_store(to + width - MLKI_LANES, mlki_v_load(from + width - MLKI_LANES));
+  }
+}
+
+/* The same where k is dense: square blocks of LANES rows are transposed in registers. */
+MLKI_KERNEL void MLKI_FN(mlki_place_transposed)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from,
+                                                int64_t ws) {
+  int64_t p, i;
+  int v;
+  for (i = 0; i < width; i += MLKI_LANES) {
+    const int64_t rows = mlki_min(width - i, MLKI_LANES);
+    for (p = 0; p < k; p += MLKI_LANES) {
+      const int64_t terms = mlki_min(k - p, MLKI_LANES);
+      const float *at = from + i * ws + p;
+      float *row = to + p * pitch + i;
+      mlki_vec r[MLKI_LANES];
+      if (rows == MLKI_LANES && terms == MLKI_LANES) {
+        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) r[v] = mlki_v_load(at + v * ws);
+        mlki_v_transpose(r);
+        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) mlki_v_store(row + v * pitch, r[v]);
+      } else {
+        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) r[v] = v < rows ? mlki_v_load_n(at + v * ws, terms)
+                                                                     : mlki_v_zero();
+        mlki_v_transpose(r);
+        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) if (v < terms) mlki_v_store_n(row + v * pitch, r[v], rows);
+      }
+    }
+  }
+}
+
+MLKI_KERNEL void MLKI_FN(mlki_place)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws,
+                                     int64_t ks) {
+  int64_t p, i;
+  if (ws == 1) {
+    MLKI_FN(mlki_place_runs)(to, width, pitch, k, from, ks);
+  } else if (ks == 1) {
+    MLKI_FN(mlki_place_transposed)(to, width, pitch, k, from, ws);
+  } else {
+    for (p = 0; p < k; p++)
+      for (i = 0; i < width; i++) to[p * pitch + i] = from[i * ws + p * ks];
+  }
+}
+
 static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(MLKI_ISA),
     MLKI_LANES,
@@ -2648,6 +2712,7 @@ static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(mlki_below),
     MLKI_FN(mlki_spin),
     MLKI_FN(mlki_read),
+    MLKI_FN(mlki_place),
 };
 
 #if !defined(MLKI_PASS) /* the rest once, after the scalar pass */
@@ -2689,6 +2754,14 @@ static float mlki_ref_dot_chain(int64_t k, const float *a, int64_t a_stride, con
     total = s == 0 ? chain : total + chain;
   }
   return total;
+}
+
+/* The epilogue up to the argument of act; bias, c NULL: absent. */
+static float mlki_ref_preact(float alpha, float acc, const float *bias, float beta, const float *c) {
+  float t = alpha * acc;
+  MLKI_OPAQUE(t);
+  if (bias) t = mlki_fma1(alpha, acc, *bias);
+  return c ? mlki_fma1(beta, *c, t) : t;
 }
 
 static float mlki_ref_activate(mlk_activation activation, float x) {
@@ -2839,6 +2912,9 @@ static void mlki_fill_plan(const mlk_context *ctx, mlk_plan *plan, uint64_t flop
   512 /* floats read from one row of B before the next: the rows asked for ahead must survive until then */
 #define MLKI_SKINNY_FLOATS 4096 /* sums in flight: a third of level 1 */
 #define MLKI_TINY          96   /* largest size of a product that skips planning */
+
+/* What a mlk_packed holds. */
+typedef enum mlki_form { MLKI_FORM_MATMUL, MLKI_FORM_CONV, MLKI_FORM_CONV_TRANSPOSED } mlki_form;
 
 /* What becomes of A: used where it is; a block of it copied as rows that do not conflict; packed as panels of MR
    rows. */
@@ -3169,8 +3245,8 @@ static void mlki_matmul_reference(const mlki_matmul_job *job) {
     for (j = 0; j < mm->n; j++) {
       float t = mlki_ref_dot_chain(mm->k, job->a.p + i * job->a.rs, job->a.cs, job->b.p + j * job->b.cs, job->b.rs);
       if (!mm->plain) {
-        t = e->bias.p ? mlki_fma1(e->alpha, t, e->bias.p[i * e->bias.rs + j * e->bias.cs]) : e->alpha * t;
-        if (e->c.p) t = mlki_fma1(e->beta, e->c.p[i * e->c.rs + j * e->c.cs], t);
+        t = mlki_ref_preact(e->alpha, t, e->bias.p ? e->bias.p + i * e->bias.rs + j * e->bias.cs : NULL, e->beta,
+                            e->c.p ? e->c.p + i * e->c.rs + j * e->c.cs : NULL);
         if (e->preact.p) e->preact.p[i * e->preact.rs + j * e->preact.cs] = t;
         t = mlki_ref_activate(e->activation, t);
         if (e->residual.p) t += e->residual.p[i * e->residual.rs + j * e->residual.cs];
@@ -3299,6 +3375,8 @@ static mlk_status mlki_matmul_check_packed(mlk_context *ctx, const mlk_packed *p
   if ((uintptr_t)p->data % MLKI_ALIGN)
     return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: data is not aligned to %d bytes; was the buffer moved?",
                      MLKI_ALIGN);
+  if (p->form != MLKI_FORM_MATMUL)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: was packed for a convolution; use mlk_matmul_pack");
   if (p->dtype != MLK_F32)
     return mlki_fail(ctx, MLK_ERR_DTYPE, "packed_b: dtype is %d, but must be f32 (%d)", (int)p->dtype, MLK_F32);
   if (p->isa != (int32_t)ctx->row->isa || p->panel != (int32_t)nr)
@@ -3441,6 +3519,1069 @@ static int mlki_matmul_tiny(const mlk_context *ctx, const mlk_matmul_desc *desc)
     ctx->row->strip(&strip);
   }
   return 1;
+}
+
+/* check: look for overlap. */
+static mlk_status mlki_matmul_run(mlk_context *ctx, const mlk_matmul_desc *desc, int check) {
+  mlki_matmul mm;
+  mlk_status status;
+  if ((status = mlki_matmul_prepare(ctx, desc, check, &mm)) != MLK_OK) return status;
+  if ((status = mlki_workspace(ctx, 4 * (uint64_t)(mm.floats * mm.tasks))) != MLK_OK) return status;
+  mm.workspace = (float *)mlki_workspace_base(ctx);
+  mm.next = 0;
+  mlki_parallel_for(ctx, mm.tasks, mlki_matmul_task, &mm);
+  return MLK_OK;
+}
+
+/* >>conv ---------------------------------------------------------------------------------------------------------
+   Convolution and its input gradient are one thing here, a correlation: every output element is a sum over taps and
+   input channels, read at places that move linearly with the output's place and the tap's number. The input gradient
+   with strides s is a set of such correlations, its phases: each writes every s-th element, through the taps that
+   reach it; see mlki_conv_phase_at. The weight gradient is a matrix product over all output positions.
+
+   columns    weights in panels of MR written channels, the image in panels of NR pixels: where the width is dense
+   rows       the image in panels of MR pixels, weights in panels of NR written channels: where channels are dense, and
+              for small images
+   Panels of the image are packed from the image itself, a tile at a time: no im2col buffer (implicit matrix product;
+   Chetlur et al., "cuDNN: efficient primitives for deep learning", 2014). Sums live in a scratch tile until they are
+   complete; the epilogue writes the output once. */
+
+#define MLKI_CONV_PIXELS    512  /* most pixels of an item */
+#define MLKI_CONV_CHANNELS  1024 /* most written channels of an item */
+#define MLKI_CONV_PANEL_MAX 32   /* pixels of a panel: MR or NR */
+#define MLKI_CONV_PANELS    8    /* panels of weights that stay in level 2 with one segment of their terms: 512 KiB */
+
+typedef struct mlki_image { /* a tensor [N, C, spatial...]: its strides, always three spatial ones; p NULL: absent */
+  float *p;
+  int64_t n, c, s[3];
+} mlki_image;
+
+typedef enum mlki_conv_variant {
+  MLKI_CONV_EMPTY,
+  MLKI_CONV_REFERENCE,
+  MLKI_CONV_ROWS,
+  MLKI_CONV_COLUMNS
+} mlki_conv_variant;
+static const char *const mlki_conv_variant_names[] = {"empty", "reference", "rows", "columns"};
+
+/* x is what is read, y what is written: X and Y, or DY and DX when transposed. Axes that are not there have size 1. */
+typedef struct mlki_conv {
+  const mlki_kernels *row;
+  int transposed;
+  int64_t images, groups, cin, cout; /* channels of one group, read and written */
+  int64_t in[3], out[3], taps[3];    /* sizes of x, y and the filter */
+  int64_t stride[3], dilation[3], pad[3];
+  mlki_image x, y, residual, preact;
+  const float *w; /* element (group, written channel, read channel, tap) */
+  int64_t w_group, w_out, w_in, w_tap[3];
+  const float *bias;
+  int64_t bias_c;
+  float alpha, beta;
+  mlk_activation activation;
+  mlki_conv_variant variant;
+  int64_t phases[3];                    /* per axis: how many write something */
+  int64_t width;                        /* channels of a panel of weights */
+  int64_t panel_floats;                 /* of all panels of one group */
+  const float *panels;                  /* weights packed by the caller, or in the workspace */
+  int pack;                             /* in the workspace */
+  int64_t block_pixels, block_channels; /* an item */
+  int64_t pixel_blocks, channel_blocks; /* of the largest phase; smaller phases leave items empty */
+  int64_t items, next;
+  int tasks;
+  int64_t floats_image, floats; /* workspace of a task */
+  float *workspace;             /* of the tasks */
+  uint64_t flops, bytes;
+} mlki_conv;
+
+/* One correlation: along each axis output o < out reads x at o step + t dilation + origin for taps t < taps, and is
+   element first + o skip of y. Its tap t is tap tap_first + t tap_skip of the filter. */
+typedef struct mlki_conv_phase {
+  int64_t out[3], taps[3], step[3], dilation[3], origin[3], first[3], skip[3], tap_first[3], tap_skip[3];
+  int64_t pixels, terms; /* outputs of all images; length of one sum */
+  int64_t taps_before;   /* taps of the phases before this one, in the order of the panels */
+} mlki_conv_phase;
+
+static int64_t mlki_gcd(int64_t a, int64_t b) {
+  while (b) {
+    const int64_t t = a % b;
+    a = b, b = t;
+  }
+  return a;
+}
+
+/* a mod b, in [0, b). */
+static int64_t mlki_modulo(int64_t a, int64_t b) { return (a % b + b) % b; }
+
+/* Phase first of one axis of an input gradient: elements first, first + s, ... From the filter's definition
+   i = o s + t d - pad: with g = gcd(s, d), taps t0, t0 + s/g, ... reach them, where t0 d = first + pad (mod s), and
+   o = j + (first + pad - t0 d)/s - u d/g for element first + j s and the u-th of these taps. Returns the number of
+   taps. */
+static int64_t mlki_conv_phase_axis(const mlki_conv *cv, int a, int64_t first, mlki_conv_phase *ph) {
+  const int64_t s = cv->stride[a], d = cv->dilation[a], every = s / mlki_gcd(s, d);
+  int64_t t = 0;
+  while (t < mlki_min(every, cv->taps[a]) && (first + cv->pad[a] - t * d) % s != 0) t++;
+  if (t == mlki_min(every, cv->taps[a])) t = cv->taps[a];
+  ph->taps[a] = mlki_ceil_div(cv->taps[a] - t, every);
+  ph->out[a] = first < cv->out[a] ? mlki_ceil_div(cv->out[a] - first, s) : 0;
+  ph->step[a] = 1, ph->dilation[a] = -(d / mlki_gcd(s, d));
+  ph->origin[a] = ph->taps[a] ? (first + cv->pad[a] - t * d) / s : 0;
+  ph->first[a] = first, ph->skip[a] = s;
+  ph->tap_first[a] = t, ph->tap_skip[a] = every;
+  return ph->taps[a];
+}
+
+/* The phase of elements first[], each below its stride. */
+static void mlki_conv_phase_of(const mlki_conv *cv, const int64_t *first, mlki_conv_phase *ph) {
+  int64_t before[3] = {0, 0, 0}, t;
+  int a;
+  for (a = 0; a < 3; a++) {
+    if (cv->transposed) {
+      mlki_conv_phase_axis(cv, a, first[a], ph);
+      for (t = 0; t < cv->taps[a]; t++)
+        before[a] += mlki_modulo(t * cv->dilation[a] - cv->pad[a], cv->stride[a]) < first[a];
+    } else {
+      ph->out[a] = cv->out[a], ph->taps[a] = cv->taps[a];
+      ph->step[a] = cv->stride[a], ph->dilation[a] = cv->dilation[a], ph->origin[a] = -cv->pad[a];
+      ph->first[a] = 0, ph->skip[a] = 1, ph->tap_first[a] = 0, ph->tap_skip[a] = 1;
+    }
+  }
+  ph->pixels = cv->images * ph->out[0] * ph->out[1] * ph->out[2];
+  ph->terms = ph->taps[0] * ph->taps[1] * ph->taps[2] * cv->cin;
+  ph->taps_before = before[0] * cv->taps[1] * cv->taps[2] +
+                    ph->taps[0] * (before[1] * cv->taps[2] + ph->taps[1] * before[2]);
+}
+
+static void mlki_conv_phase_at(const mlki_conv *cv, int64_t index, mlki_conv_phase *ph) {
+  const int64_t first[3] = {index / (cv->phases[1] * cv->phases[2]), index / cv->phases[2] % cv->phases[1],
+                            index % cv->phases[2]};
+  mlki_conv_phase_of(cv, first, ph);
+}
+
+/* Where element (channel, o) of image n of a phase lies in a written tensor. */
+static float *mlki_image_at(const mlki_image *y, const mlki_conv_phase *ph, int64_t n, int64_t c, const int64_t *o) {
+  int64_t at = n * y->n + c * y->c;
+  int a;
+  for (a = 0; a < 3; a++) at += (ph->first[a] + o[a] * ph->skip[a]) * y->s[a];
+  return y->p + at;
+}
+
+/* Number p of a row-major index over images and outputs of a phase. */
+static void mlki_conv_pixel(const mlki_conv_phase *ph, int64_t p, int64_t *n, int64_t o[3]) {
+  o[2] = p % ph->out[2], p /= ph->out[2];
+  o[1] = p % ph->out[1], p /= ph->out[1];
+  o[0] = p % ph->out[0], *n = p / ph->out[0];
+}
+
+/* One sum, as it is defined. */
+static float mlki_ref_correlation(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t n, int64_t g, int64_t k,
+                                  const int64_t *o) {
+  const float *w = cv->w + g * cv->w_group + k * cv->w_out;
+  float total = 0.0f, chain = 0.0f;
+  int64_t term = 0, t[3], c;
+  for (t[0] = 0; t[0] < ph->taps[0]; t[0]++)
+    for (t[1] = 0; t[1] < ph->taps[1]; t[1]++)
+      for (t[2] = 0; t[2] < ph->taps[2]; t[2]++) {
+        int64_t x_at = n * cv->x.n, w_at = 0;
+        int a, inside = 1;
+        for (a = 0; a < 3; a++) {
+          const int64_t i = o[a] * ph->step[a] + t[a] * ph->dilation[a] + ph->origin[a];
+          inside &= i >= 0 && i < cv->in[a];
+          x_at += i * cv->x.s[a], w_at += (ph->tap_first[a] + t[a] * ph->tap_skip[a]) * cv->w_tap[a];
+        }
+        for (c = 0; c < cv->cin; c++, term++) {
+          const float x = inside ? cv->x.p[x_at + (g * cv->cin + c) * cv->x.c] : 0.0f;
+          if (term > 0 && term % MLK_SEGMENT == 0) total = term == MLK_SEGMENT ? chain : total + chain, chain = 0.0f;
+          chain = mlki_fma1(w[w_at + c * cv->w_in], x, chain);
+        }
+      }
+  return term > MLK_SEGMENT ? total + chain : chain;
+}
+
+static void mlki_conv_reference(const mlki_conv *cv) {
+  const int64_t phases = cv->phases[0] * cv->phases[1] * cv->phases[2];
+  int64_t phase, p, n, o[3], g, k;
+  for (phase = 0; phase < phases; phase++) {
+    mlki_conv_phase ph;
+    mlki_conv_phase_at(cv, phase, &ph);
+    for (p = 0; p < ph.pixels; p++)
+      for (mlki_conv_pixel(&ph, p, &n, o), g = 0; g < cv->groups; g++)
+        for (k = 0; k < cv->cout; k++) {
+          const int64_t c = g * cv->cout + k;
+          float t = mlki_ref_correlation(cv, &ph, n, g, k, o), *y = mlki_image_at(&cv->y, &ph, n, c, o);
+          t = mlki_ref_preact(cv->alpha, t, cv->bias ? cv->bias + c * cv->bias_c : NULL, cv->beta,
+                              cv->beta != 0.0f ? y : NULL);
+          if (cv->preact.p) *mlki_image_at(&cv->preact, &ph, n, c, o) = t;
+          t = mlki_ref_activate(cv->activation, t);
+          if (cv->residual.p) t += *mlki_image_at(&cv->residual, &ph, n, c, o);
+          *y = t;
+        }
+  }
+}
+
+/* Sums of n columns apart, such that rows do not fall into the same sets of level 1. */
+static int64_t mlki_conv_pitch(const mlki_conv *cv, int64_t n) {
+  const int64_t pitch = mlki_round_up(n, cv->row->nr);
+  return pitch % 512 ? pitch : pitch + MLKI_LANES_MAX;
+}
+
+/* Packs the weights of one panel: written channels [k, k + width) of group g, all terms of a phase; to[term][width],
+   missing channels of the last panel 0 where panels have a fixed pitch. */
+static void mlki_conv_pack_weights(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t k, float *to) {
+  const int64_t width = mlki_min(cv->width, cv->cout - k);
+  const int64_t pitch = cv->variant == MLKI_CONV_ROWS ? cv->width : width;
+  const float *w = cv->w + g * cv->w_group + k * cv->w_out;
+  int64_t t[3];
+  if (width < pitch) memset(to, 0, (size_t)(ph->terms * pitch) * 4);
+  for (t[0] = 0; t[0] < ph->taps[0]; t[0]++)
+    for (t[1] = 0; t[1] < ph->taps[1]; t[1]++)
+      for (t[2] = 0; t[2] < ph->taps[2]; t[2]++, to += cv->cin * pitch) {
+        int64_t at = 0;
+        int a;
+        for (a = 0; a < 3; a++) at += (ph->tap_first[a] + t[a] * ph->tap_skip[a]) * cv->w_tap[a];
+        cv->row->place(to, width, pitch, cv->cin, w + at, cv->w_out, cv->w_in);
+      }
+}
+
+/* Where the panels of a phase begin within those of a group. */
+static int64_t mlki_conv_panels_at(const mlki_conv *cv, const mlki_conv_phase *ph) {
+  return ph->taps_before * cv->cin * (cv->variant == MLKI_CONV_ROWS ? mlki_round_up(cv->cout, cv->width) : cv->cout);
+}
+
+typedef struct mlki_conv_packing {
+  const mlki_conv *cv;
+  float *to;
+  int tasks;
+} mlki_conv_packing;
+
+/* Task index packs every tasks-th panel. */
+static void mlki_conv_pack_task(void *arg, int index) {
+  const mlki_conv_packing *packing = (const mlki_conv_packing *)arg;
+  const mlki_conv *cv = packing->cv;
+  int64_t first[3], t[3], leaders[3], g, k, count = 0;
+  int a;
+  for (a = 0; a < 3; a++) /* the first taps of phases: all phases that have any, whatever the sizes of y */
+    leaders[a] = cv->transposed ? mlki_min(cv->stride[a] / mlki_gcd(cv->stride[a], cv->dilation[a]), cv->taps[a]) : 1;
+  for (t[0] = 0; t[0] < leaders[0]; t[0]++)
+    for (t[1] = 0; t[1] < leaders[1]; t[1]++)
+      for (t[2] = 0; t[2] < leaders[2]; t[2]++) {
+        mlki_conv_phase ph;
+        for (a = 0; a < 3; a++) first[a] = mlki_modulo(t[a] * cv->dilation[a] - cv->pad[a], cv->stride[a]);
+        mlki_conv_phase_of(cv, first, &ph);
+        for (g = 0; g < cv->groups; g++)
+          for (k = 0; k < cv->cout; k += cv->width)
+            if (count++ % packing->tasks == index)
+              mlki_conv_pack_weights(cv, &ph, g, k,
+                                     packing->to + g * cv->panel_floats + mlki_conv_panels_at(cv, &ph) + k * ph.terms);
+      }
+}
+
+/* Outputs next to each other on the last axis that share a panel: count of them from output o of image n, which are
+   columns column, ... of the panel. */
+typedef struct mlki_conv_piece {
+  int64_t column, count, n, o[3];
+  const float *from;  /* the first that has an input, for one tap and the first channel */
+  int64_t begin, end; /* those that have one */
+} mlki_conv_piece;
+
+/* Cuts pixels [p, p + width) into pieces; how many. */
+static int mlki_conv_pieces(const mlki_conv_phase *ph, int64_t p, int64_t width, mlki_conv_piece *piece) {
+  int64_t column = 0;
+  int count = 0;
+  for (; column < width; column += piece[count++].count) {
+    mlki_conv_piece *at = &piece[count];
+    mlki_conv_pixel(ph, p + column, &at->n, at->o);
+    at->column = column;
+    at->count = mlki_min(width - column, ph->out[2] - at->o[2]);
+  }
+  return count;
+}
+
+/* Packs pixels [p, p + width) x terms [s, s + kc) of the image of group g: to[term][pitch]. Padding is zeros. */
+static void mlki_conv_pack_panel(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t p, int64_t width,
+                                 int64_t pitch, int64_t s, int64_t kc, float *to) {
+  mlki_conv_piece piece[MLKI_CONV_PANEL_MAX];
+  const int pieces = mlki_conv_pieces(ph, p, width, piece);
+  const float *x = cv->x.p + g * cv->cin * cv->x.c;
+  int64_t tap, c, next;
+  for (tap = s / cv->cin; tap * cv->cin < s + kc; tap++) {
+    const int64_t t0 = tap / (ph->taps[1] * ph->taps[2]), t1 = tap / ph->taps[2] % ph->taps[1], t2 = tap % ph->taps[2];
+    const int64_t d0 = t0 * ph->dilation[0] + ph->origin[0], d1 = t1 * ph->dilation[1] + ph->origin[1],
+                  d2 = t2 * ph->dilation[2] + ph->origin[2];
+    /* outputs of a row whose input is inside: begin <= o2 < end */
+    const int64_t begin = d2 >= 0 ? 0 : mlki_ceil_div(-d2, ph->step[2]),
+                  end = d2 >= cv->in[2] ? 0 : mlki_ceil_div(cv->in[2] - d2, ph->step[2]);
+    int64_t covered = 0;
+    int i;
+    c = mlki_max(s - tap * cv->cin, 0), next = mlki_min(s + kc - tap * cv->cin, cv->cin);
+    for (i = 0; i < pieces; i++) {
+      mlki_conv_piece *at = &piece[i];
+      const int64_t i0 = at->o[0] * ph->step[0] + d0, i1 = at->o[1] * ph->step[1] + d1;
+      at->begin = mlki_max(at->o[2], begin), at->end = mlki_min(at->o[2] + at->count, end);
+      if (i0 < 0 || i0 >= cv->in[0] || i1 < 0 || i1 >= cv->in[1] || at->end < at->begin) at->end = at->begin;
+      at->from = x + at->n * cv->x.n + i0 * cv->x.s[0] + i1 * cv->x.s[1] + (at->begin * ph->step[2] + d2) * cv->x.s[2] +
+                 c * cv->x.c;
+      covered += at->end - at->begin;
+    }
+    if (covered < width) memset(to, 0, (size_t)((next - c) * pitch) * 4);
+    for (i = 0; i < pieces; i++)
+      if (piece[i].end > piece[i].begin)
+        cv->row->place(to + piece[i].column + piece[i].begin - piece[i].o[2], piece[i].end - piece[i].begin, pitch,
+                       next - c, piece[i].from, ph->step[2] * cv->x.s[2], cv->x.c);
+    to += (next - c) * pitch;
+  }
+}
+
+/* How many outputs from the start of a row on are one run of equal stride in every written tensor: *stride is y's,
+   strides of the others follow with mlki_conv_run_stride. */
+static int64_t mlki_conv_run(const mlki_conv *cv, const mlki_conv_phase *ph) {
+  const mlki_image *const tensor[3] = {&cv->y, &cv->residual, &cv->preact};
+  int64_t run = ph->out[2];
+  int a, i, merges = 1;
+  for (a = 1; a >= -1 && merges; a--) {
+    const int64_t size = a >= 0 ? ph->out[a] : cv->images;
+    if (size == 1) continue;
+    if (run == 1) break; /* nothing to merge with: rows of one output are runs of their own */
+    for (i = 0; i < 3; i++) {
+      const int64_t step = ph->skip[2] * tensor[i]->s[2], next = a >= 0 ? ph->skip[a] * tensor[i]->s[a] : tensor[i]->n;
+      merges &= !tensor[i]->p || next == step * run;
+    }
+    if (merges) run *= size;
+  }
+  return run;
+}
+
+/* The epilogue's view of a written tensor: a run of outputs from o of image n, channels from c of the tensor. */
+static mlki_mat mlki_conv_mat(const mlki_conv *cv, const mlki_conv_phase *ph, const mlki_image *y, int64_t n, int64_t c,
+                              const int64_t *o) {
+  mlki_mat mat;
+  mat.p = NULL, mat.rs = mat.cs = 0;
+  if (!y->p) return mat;
+  mat.p = mlki_image_at(y, ph, n, c, o);
+  mat.rs = y->c, mat.cs = ph->skip[2] * y->s[2];
+  if (cv->variant == MLKI_CONV_ROWS) mlki_swap_axes(&mat);
+  return mat;
+}
+
+/* Writes finished sums: pixels [p, p + np) x channels [k, k + nk) of group g. */
+static void mlki_conv_finish(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t p, int64_t np,
+                             int64_t k, int64_t nk, const float *scratch, int64_t pitch) {
+  const int rows = cv->variant == MLKI_CONV_ROWS;
+  const int64_t run = mlki_conv_run(cv, ph), c = g * cv->cout + k;
+  int64_t at = p, n, o[3];
+  while (at < p + np) {
+    const int64_t count = mlki_min(run - at % run, p + np - at);
+    mlki_epilogue e;
+    mlki_conv_pixel(ph, at, &n, o);
+    e.alpha = cv->alpha, e.beta = cv->beta, e.activation = cv->activation;
+    e.d = mlki_conv_mat(cv, ph, &cv->y, n, c, o);
+    e.residual = mlki_conv_mat(cv, ph, &cv->residual, n, c, o);
+    e.preact = mlki_conv_mat(cv, ph, &cv->preact, n, c, o);
+    e.c = e.d;
+    if (cv->beta == 0.0f) e.c.p = NULL;
+    e.bias.p = cv->bias ? (float *)(uintptr_t)cv->bias + c * cv->bias_c : NULL;
+    e.bias.rs = rows ? 0 : cv->bias_c, e.bias.cs = rows ? cv->bias_c : 0;
+    if (rows)
+      cv->row->epilogue(&e, scratch + (at - p) * pitch, pitch, 0, 0, count, nk);
+    else
+      cv->row->epilogue(&e, scratch + (at - p), pitch, 0, 0, nk, count);
+    at += count;
+  }
+}
+
+/* One item by columns: the scratch is [channel][pixel]. */
+static void mlki_conv_columns(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t p, int64_t np,
+                              int64_t k, int64_t nk, float *image, float *scratch) {
+  const int64_t nr = cv->row->nr, pitch = mlki_conv_pitch(cv, np);
+  const float *panels = cv->panels + g * cv->panel_floats + mlki_conv_panels_at(cv, ph);
+  mlki_strip strip;
+  int64_t s, j, i;
+  for (s = 0; s == 0 || s < ph->terms; s += MLK_SEGMENT) {
+    const int64_t kc = mlki_min(ph->terms - s, MLK_SEGMENT);
+    for (j = 0; j < np && kc > 0; j += nr)
+      mlki_conv_pack_panel(cv, ph, g, p + j, mlki_min(nr, np - j), nr, s, kc, image + j * kc);
+    strip.b = image, strip.b_rs = nr, strip.b_panel = kc * nr;
+    strip.c_rs = pitch, strip.cols = np, strip.k = kc;
+    strip.chain = s == 0 ? MLKI_START : MLKI_ADD;
+    for (i = k; i < k + nk; i += cv->width) {
+      strip.rows = mlki_min(cv->width, cv->cout - i);
+      strip.a = panels + i * ph->terms + s * strip.rows, strip.a_rs = 1, strip.a_cs = strip.rows;
+      strip.c = scratch + (i - k) * pitch;
+      cv->row->strip(&strip);
+    }
+  }
+  mlki_conv_finish(cv, ph, g, p, np, k, nk, scratch, pitch);
+}
+
+/* One item by rows: the scratch is [pixel][channel]. */
+static void mlki_conv_rows(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t p, int64_t np, int64_t k,
+                           int64_t nk, float *image, float *scratch) {
+  const int64_t height = mlki_panel_rows(np, cv->row->mr), pitch = mlki_conv_pitch(cv, nk);
+  const float *panels = cv->panels + g * cv->panel_floats + mlki_conv_panels_at(cv, ph);
+  mlki_strip strip;
+  int64_t s, i, j;
+  for (s = 0; s == 0 || s < ph->terms; s += MLK_SEGMENT) {
+    const int64_t kc = mlki_min(ph->terms - s, MLK_SEGMENT);
+    for (i = 0; i < np && kc > 0; i += height)
+      mlki_conv_pack_panel(cv, ph, g, p + i, mlki_min(height, np - i), mlki_min(height, np - i), s, kc, image + i * kc);
+    strip.b_rs = cv->width, strip.b_panel = ph->terms * cv->width;
+    strip.c_rs = pitch, strip.k = kc;
+    strip.chain = s == 0 ? MLKI_START : MLKI_ADD;
+    for (j = k; j < k + nk; j += MLKI_CONV_PANELS * cv->width) {
+      strip.cols = mlki_min(MLKI_CONV_PANELS * cv->width, k + nk - j);
+      strip.b = panels + j * ph->terms + s * cv->width;
+      for (i = 0; i < np; i += height) {
+        strip.rows = mlki_min(height, np - i);
+        strip.a = image + i * kc, strip.a_rs = 1, strip.a_cs = strip.rows;
+        strip.c = scratch + i * pitch + (j - k);
+        cv->row->strip(&strip);
+      }
+    }
+  }
+  mlki_conv_finish(cv, ph, g, p, np, k, nk, scratch, pitch);
+}
+
+static void mlki_conv_task(void *arg, int index) {
+  mlki_conv *cv = (mlki_conv *)arg;
+  float *image = cv->workspace + index * cv->floats, *scratch = image + cv->floats_image;
+  for (;;) {
+    int64_t item = cv->tasks == 1 ? cv->next++ : mlki_take(&cv->next), p, k, g;
+    mlki_conv_phase ph;
+    if (item >= cv->items) break;
+    k = item % cv->channel_blocks * cv->block_channels, item /= cv->channel_blocks;
+    p = item % cv->pixel_blocks * cv->block_pixels, item /= cv->pixel_blocks;
+    g = item % cv->groups;
+    mlki_conv_phase_at(cv, item / cv->groups, &ph);
+    if (p >= ph.pixels) continue;
+    (cv->variant == MLKI_CONV_ROWS ? mlki_conv_rows
+                                   : mlki_conv_columns)(cv, &ph, g, p, mlki_min(cv->block_pixels, ph.pixels - p), k,
+                                                        mlki_min(cv->block_channels, cv->cout - k), image, scratch);
+  }
+}
+
+/* Cost of a variant in multiply-adds that the machine could have done meanwhile, by rules of thumb: padding of vectors,
+   too few chains to hide the latency, copies and scattered stores. Decides between rows and columns only. */
+static double mlki_conv_cost(const mlki_conv *cv, int rows) {
+  const double lanes = cv->row->lanes, vecs = cv->row->nr / cv->row->lanes, per_cycle = 2 * lanes;
+  const int64_t pixels = cv->images * cv->out[0] * cv->out[1] * cv->out[2] /
+                             (cv->phases[0] * cv->phases[1] * cv->phases[2]) +
+                         1;
+  const int64_t along = rows ? cv->cout : pixels, across = rows ? pixels : cv->cout;
+  const double terms = (double)(cv->taps[0] * cv->taps[1] * cv->taps[2] * cv->cin) /
+                       (double)(cv->phases[0] * cv->phases[1] * cv->phases[2]);
+  const double chains = (double)mlki_min(across, cv->row->mr) *
+                        (double)mlki_min(mlki_ceil_div(along, cv->row->lanes), (int64_t)vecs);
+  const double tiles = (double)mlki_round_up(along, cv->row->lanes) * (double)across * (chains < 8 ? 8 / chains : 1);
+  const int64_t step = cv->transposed ? 1 : cv->stride[2];
+  const double copy = cv->x.s[2] * step == 1 ? 0.15 : cv->x.c == 1 ? 0.4 : 1.5; /* cycles to pack one element */
+  const int dense = rows ? cv->y.c == 1 : cv->y.s[2] == 1 && !(cv->transposed && cv->stride[2] > 1);
+  return terms * tiles + terms * (double)pixels * copy * per_cycle +
+         (dense ? 0.2 : 2.0) * per_cycle * (double)along * (double)across;
+}
+
+/* Chooses variant, items and tasks. Nothing here changes a bit of the result. */
+static void mlki_conv_block(const mlk_context *ctx, mlki_conv *cv) {
+  const int mr = ctx->row->mr, nr = ctx->row->nr;
+  const int64_t taps = cv->taps[0] * cv->taps[1] * cv->taps[2], phases = cv->phases[0] * cv->phases[1] * cv->phases[2];
+  const int64_t kc = mlki_min(taps * cv->cin, MLK_SEGMENT);
+  const double work = (double)cv->flops / 2;
+  int64_t pixels = cv->images, want, tasks;
+  int a;
+  for (a = 0; a < 3; a++) pixels *= cv->transposed ? mlki_ceil_div(cv->out[a], cv->stride[a]) : cv->out[a];
+  cv->pack = 0, cv->tasks = 1, cv->items = 0, cv->panel_floats = cv->floats = cv->floats_image = 0;
+  if (pixels == 0 || cv->cout == 0)
+    cv->variant = MLKI_CONV_EMPTY;
+  else if (ctx->reference)
+    cv->variant = MLKI_CONV_REFERENCE;
+  else if (!cv->panels)
+    cv->variant = mlki_conv_cost(cv, 1) < mlki_conv_cost(cv, 0) ? MLKI_CONV_ROWS : MLKI_CONV_COLUMNS;
+  if (cv->variant <= MLKI_CONV_REFERENCE) return;
+
+  cv->width = cv->variant == MLKI_CONV_ROWS ? nr : mlki_panel_rows(cv->cout, mr);
+  cv->panel_floats = taps * cv->cin * (cv->variant == MLKI_CONV_ROWS ? mlki_round_up(cv->cout, nr) : cv->cout);
+  cv->pack = !cv->panels;
+  tasks = mlki_max(mlki_min(mlki_task_limit(ctx), (int64_t)(work / MLKI_TASK_WORK)), 1);
+
+  /* an item's panels of the image and its sums take half of level 2 together; items enough for an even end */
+  cv->block_channels = mlki_min(cv->cout, MLKI_CONV_CHANNELS / cv->width * cv->width);
+  cv->block_pixels = ctx->l2_bytes / 8 / (kc + cv->block_channels + 1);
+  cv->block_pixels = mlki_max(mlki_min(cv->block_pixels, MLKI_CONV_PIXELS), 2 * nr);
+  want = tasks == 1 ? 1 : 4 * tasks;
+  if (phases * cv->groups * mlki_ceil_div(pixels, cv->block_pixels) < want)
+    cv->block_pixels = mlki_max(mlki_min(cv->block_pixels, mlki_ceil_div(pixels * phases * cv->groups, want)), 2 * nr);
+  cv->block_pixels = mlki_round_up(mlki_min(cv->block_pixels, pixels), cv->variant == MLKI_CONV_ROWS ? mr : nr);
+  cv->pixel_blocks = mlki_ceil_div(pixels, cv->block_pixels);
+  if (cv->pixel_blocks * phases * cv->groups < tasks) {
+    const int64_t parts = mlki_ceil_div(tasks, cv->pixel_blocks * phases * cv->groups);
+    cv->block_channels = mlki_min(cv->block_channels, mlki_round_up(mlki_ceil_div(cv->cout, parts), cv->width));
+  }
+  cv->channel_blocks = mlki_ceil_div(cv->cout, cv->block_channels);
+  cv->items = phases * cv->groups * cv->pixel_blocks * cv->channel_blocks;
+  cv->tasks = (int)mlki_min(tasks, cv->items);
+  cv->floats_image = mlki_round_up(cv->block_pixels * kc, MLKI_LANES_MAX);
+  cv->floats = cv->floats_image + (cv->variant == MLKI_CONV_ROWS
+                                       ? cv->block_pixels * mlki_conv_pitch(cv, cv->block_channels)
+                                       : cv->block_channels * mlki_conv_pitch(cv, cv->block_pixels));
+}
+
+/* What the calls give, under names that suit both directions. */
+typedef struct mlki_conv_args {
+  const char *x_name, *y_name;
+  mlk_tensor x, w, y, bias, residual, preact;
+  mlki_extent ex, ew, ey, ebias, eresidual, epreact;
+  const mlk_packed *packed;
+  const float *alpha, *beta;
+  mlk_activation activation;
+  const mlk_conv_geometry *geometry;
+  int transposed;
+} mlki_conv_args;
+
+#define MLKI_CONV_MOST INT32_MAX /* of strides, dilations and paddings: sums of a few of their products fit 63 bits */
+
+static mlk_status mlki_conv_check_geometry(mlk_context *ctx, const mlk_conv_geometry *g, int spatial, mlki_conv *cv) {
+  static const char *const names[4] = {"stride", "dilation", "pad_before", "pad_after"};
+  const int64_t *const field[4] = {g->stride, g->dilation, g->pad_before, g->pad_after};
+  int f, i;
+  for (f = 0; f < 4; f++)
+    for (i = 0; i < 3; i++) {
+      if (i >= spatial && field[f][i] != 0)
+        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "geometry.%s[%d]: is %lld, but the tensors have only %d spatial axes",
+                         names[f], i, (long long)field[f][i], spatial);
+      if (field[f][i] < 0 || field[f][i] > MLKI_CONV_MOST)
+        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "geometry.%s[%d]: is %lld, but must be 0 to 2^31 - 1", names[f], i,
+                         (long long)field[f][i]);
+    }
+  if (g->groups < 0)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "geometry.groups: is %lld, but must be at least 0 (0: 1)",
+                     (long long)g->groups);
+  cv->groups = g->groups ? g->groups : 1;
+  for (i = 0; i < 3; i++) {
+    const int from = i - (3 - spatial);
+    cv->stride[i] = from >= 0 && g->stride[from] ? g->stride[from] : 1;
+    cv->dilation[i] = from >= 0 && g->dilation[from] ? g->dilation[from] : 1;
+    cv->pad[i] = from >= 0 ? g->pad_before[from] : 0;
+  }
+  return MLK_OK;
+}
+
+static mlki_image mlki_conv_image(const mlk_tensor *t) {
+  mlki_image y;
+  int i;
+  y.p = (float *)t->data, y.n = t->stride[0], y.c = t->stride[1];
+  for (i = 0; i < 3; i++) y.s[i] = i < 5 - t->rank ? 0 : t->stride[t->rank - 3 + i];
+  return y;
+}
+
+/* big, small: X's and Y's sizes, of whichever of the two is read or written. Checks that they fit the filter. */
+static mlk_status mlki_conv_check_sizes(mlk_context *ctx, const mlki_conv_args *t, const char *w_name,
+                                        const int64_t *filter, mlki_conv *cv) {
+  const mlk_tensor *big = t->transposed ? &t->y : &t->x, *small = t->transposed ? &t->x : &t->y;
+  const char *small_name = t->transposed ? t->x_name : t->y_name, *big_name = t->transposed ? t->y_name : t->x_name;
+  const int spatial = t->x.rank - 2;
+  int i;
+  if (small->shape[0] != big->shape[0])
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: holds %lld images, but %s %lld", t->y_name, (long long)t->y.shape[0],
+                     t->x_name, (long long)t->x.shape[0]);
+  if (big->shape[1] % cv->groups || small->shape[1] % cv->groups)
+    return mlki_fail(ctx, MLK_ERR_SHAPE,
+                     "geometry.groups: is %lld, but must divide the channels, %lld of %s and %lld of %s",
+                     (long long)cv->groups, (long long)big->shape[1], big_name, (long long)small->shape[1], small_name);
+  if (filter[0] != small->shape[1] || filter[1] != big->shape[1] / cv->groups)
+    return mlki_fail(
+        ctx, MLK_ERR_SHAPE,
+        "%s: is for %lld channels from %lld, but must be for %lld (channels of %s) from %lld (channels of %s / groups)",
+        w_name, (long long)filter[0], (long long)filter[1], (long long)small->shape[1], small_name,
+        (long long)(big->shape[1] / cv->groups), big_name);
+  for (i = 0; i < spatial; i++) {
+    const int a = 3 - spatial + i;
+    const int64_t in = big->shape[2 + i], taps = filter[2 + i], room = in + cv->pad[a] + t->geometry->pad_after[i];
+    int64_t reach, out;
+    if (taps < 1)
+      return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: size of filter axis %d is %lld, but must be at least 1", w_name, i,
+                       (long long)taps);
+    if (in > INT64_MAX / 8 || mlki_mul_overflows(taps - 1, cv->dilation[a], &reach) || reach > INT64_MAX / 8)
+      return mlki_fail(ctx, MLK_ERR_SIZE, "%s: filter axis %d reaches beyond 60 bits", w_name, i);
+    out = room > reach ? (room - reach - 1) / cv->stride[a] + 1 : 0;
+    if (small->shape[2 + i] != out)
+      return mlki_fail(ctx, MLK_ERR_SHAPE,
+                       "%s: size of axis %d is %lld, but %lld of %s, padding %lld + %lld, filter %lld, stride %lld and "
+                       "dilation %lld give %lld",
+                       small_name, 2 + i, (long long)small->shape[2 + i], (long long)in, big_name,
+                       (long long)cv->pad[a], (long long)t->geometry->pad_after[i], (long long)taps,
+                       (long long)cv->stride[a], (long long)cv->dilation[a], (long long)out);
+    cv->taps[a] = taps;
+    cv->in[a] = t->x.shape[2 + i], cv->out[a] = t->y.shape[2 + i];
+  }
+  return MLK_OK;
+}
+
+static mlk_status mlki_conv_check_packed(mlk_context *ctx, const mlki_conv_args *t, mlki_conv *cv, int64_t *filter) {
+  const mlk_packed *p = t->packed;
+  int i;
+  if (ctx->reference)
+    return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "packed_w: the reference does not read packed panels; give w");
+  if (t->w.data) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "w: given together with packed_w; give one of them");
+  if (!p->data)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: data is NULL; fill it with %s",
+                     t->transposed ? "mlk_conv_grad_input_pack" : "mlk_conv_pack");
+  if ((uintptr_t)p->data % MLKI_ALIGN)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: data is not aligned to %d bytes; was the buffer moved?",
+                     MLKI_ALIGN);
+  if (p->form != (t->transposed ? MLKI_FORM_CONV_TRANSPOSED : MLKI_FORM_CONV))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: was not packed for this operator; use %s",
+                     t->transposed ? "mlk_conv_grad_input_pack" : "mlk_conv_pack");
+  if (p->isa != (int32_t)ctx->row->isa)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: packed for %s, but this context runs %s; pack it again",
+                     p->isa > 0 && p->isa < MLK_ISA_COUNT ? mlki_isa_names[p->isa] : "unknown",
+                     mlki_isa_names[ctx->row->isa]);
+  if (p->rank != t->x.rank)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "packed_w: packed with %d axes, but %s has %d", (int)p->rank, t->x_name,
+                     (int)t->x.rank);
+  if (p->groups != cv->groups)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: packed for %lld groups, but geometry.groups is %lld",
+                     (long long)p->groups, (long long)cv->groups);
+  for (i = 0; i < 3 && t->transposed; i++)
+    if (p->stride[i] != cv->stride[i] || p->dilation[i] != cv->dilation[i] || p->pad[i] != cv->pad[i] % cv->stride[i])
+      return mlki_fail(ctx, MLK_ERR_ARGUMENT,
+                       "packed_w: packed for another stride, dilation or pad_before; pack it again");
+  for (i = 0; i < p->rank; i++) filter[i] = p->shape[i];
+  cv->panels = (const float *)p->data;
+  cv->width = p->panel;
+  cv->variant = p->rows ? MLKI_CONV_ROWS : MLKI_CONV_COLUMNS;
+  return MLK_OK;
+}
+
+/* An operand of the epilogue with y's shape. */
+static mlk_status mlki_conv_extra(mlk_context *ctx, const char *name, const char *y_name, mlk_tensor *t,
+                                  mlki_extent *extent, const mlk_tensor *y, mlki_image *image) {
+  mlk_status status;
+  int i;
+  image->p = NULL;
+  if (!t->data) return MLK_OK;
+  if ((status = mlki_check_tensor(ctx, name, t, MLK_F32, y->rank, y->rank, extent)) != MLK_OK) return status;
+  for (i = 0; i < y->rank; i++)
+    if (t->shape[i] != y->shape[i])
+      return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: size of axis %d is %lld, but must be %s's, %lld", name, i,
+                       (long long)t->shape[i], y_name, (long long)y->shape[i]);
+  *image = mlki_conv_image(t);
+  return MLK_OK;
+}
+
+static mlk_status mlki_conv_check_alias(mlk_context *ctx, const mlki_conv_args *t, const mlki_conv *cv) {
+  const struct {
+    const char *name;
+    const mlk_tensor *tensor;
+    const mlki_extent *extent;
+    int same_allowed, present;
+  } in[] = {{t->x_name, &t->x, &t->ex, 0, 1},
+            {t->packed ? "packed_w" : "w", &t->w, &t->ew, 0, 1},
+            {"bias", &t->bias, &t->ebias, 0, cv->bias != NULL},
+            {"residual", &t->residual, &t->eresidual, 1, cv->residual.p != NULL}};
+  size_t i;
+  for (i = 0; i < sizeof in / sizeof in[0]; i++) {
+    if (!in[i].present) continue;
+    if (!(in[i].same_allowed && mlki_same_view(&t->y, in[i].tensor)) &&
+        mlki_overlap(&t->y, &t->ey, in[i].tensor, in[i].extent))
+      return mlki_fail(ctx, MLK_ERR_ALIAS, "%s: overlaps %s%s", t->y_name, in[i].name,
+                       in[i].same_allowed ? ", which is allowed only as the same view" : "");
+    if (cv->preact.p && mlki_overlap(&t->preact, &t->epreact, in[i].tensor, in[i].extent))
+      return mlki_fail(ctx, MLK_ERR_ALIAS, "preact: overlaps %s", in[i].name);
+  }
+  if (cv->preact.p && mlki_overlap(&t->preact, &t->epreact, &t->y, &t->ey))
+    return mlki_fail(ctx, MLK_ERR_ALIAS, "preact: overlaps %s", t->y_name);
+  return MLK_OK;
+}
+
+/* 2 x the products of all sums, and for each operand its elements, both in 63 bits. */
+static mlk_status mlki_conv_cost_of(mlk_context *ctx, const char *y_name, int64_t outputs, const int64_t *filter,
+                                    int spatial, int64_t elements, uint64_t *flops, uint64_t *bytes) {
+  int64_t products = outputs;
+  int i;
+  for (i = 1; i < 2 + spatial; i++)
+    if (mlki_mul_overflows(products, filter[i], &products)) products = INT64_MAX;
+  if (products > INT64_MAX / 2 || elements > INT64_MAX / 8)
+    return mlki_fail(ctx, MLK_ERR_SIZE, "%s: the number of operations does not fit in 63 bits", y_name);
+  *flops = 2 * (uint64_t)products, *bytes = 4 * (uint64_t)elements;
+  return MLK_OK;
+}
+
+/* run: 0 for a plan, which does not look for overlap. */
+static mlk_status mlki_conv_prepare(mlk_context *ctx, mlki_conv_args *t, int run, mlki_conv *cv) {
+  int64_t filter[MLK_MAX_RANK] = {0};
+  mlk_status status;
+  int i, spatial;
+  memset(cv, 0, sizeof *cv);
+  cv->row = ctx->row, cv->transposed = t->transposed;
+  if ((int)t->activation < 0 || t->activation >= MLK_ACTIVATION_COUNT)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "activation: is %d, but must be 0 to %d", (int)t->activation,
+                     MLK_ACTIVATION_COUNT - 1);
+  if ((status = mlki_check_tensor(ctx, t->y_name, &t->y, MLK_F32, 3, 5, &t->ey)) != MLK_OK) return status;
+  if ((status = mlki_check_output(ctx, t->y_name, &t->y, &t->ey)) != MLK_OK) return status;
+  if ((status = mlki_check_tensor(ctx, t->x_name, &t->x, MLK_F32, t->y.rank, t->y.rank, &t->ex)) != MLK_OK)
+    return status;
+  spatial = t->y.rank - 2;
+  if ((status = mlki_conv_check_geometry(ctx, t->geometry, spatial, cv)) != MLK_OK) return status;
+  if (t->packed) {
+    if ((status = mlki_conv_check_packed(ctx, t, cv, filter)) != MLK_OK) return status;
+  } else {
+    if ((status = mlki_check_tensor(ctx, "w", &t->w, MLK_F32, t->y.rank, t->y.rank, &t->ew)) != MLK_OK) return status;
+    for (i = 0; i < t->w.rank; i++) filter[i] = t->w.shape[i];
+  }
+  for (i = 0; i < 3; i++) cv->in[i] = cv->out[i] = cv->taps[i] = 1;
+  if ((status = mlki_conv_check_sizes(ctx, t, t->packed ? "packed_w" : "w", filter, cv)) != MLK_OK) return status;
+  cv->images = t->y.shape[0];
+  cv->cin = t->x.shape[1] / cv->groups, cv->cout = t->y.shape[1] / cv->groups;
+  cv->x = mlki_conv_image(&t->x), cv->y = mlki_conv_image(&t->y);
+  if (t->packed) {
+    if (t->packed->bytes / 4 > (uint64_t)INT64_MAX / 8)
+      return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: holds %llu bytes, more than there can be",
+                       (unsigned long long)t->packed->bytes);
+    t->w = mlk_f32((const float *)t->packed->data, t->packed->bytes / 4);
+    t->w.stride[0] = 1;
+    t->ew.low = 0, t->ew.high = t->w.shape[0] - 1, t->ew.count = t->ew.stored = t->w.shape[0];
+  } else {
+    const mlki_image w = mlki_conv_image(&t->w);
+    cv->w = w.p;
+    cv->w_out = t->transposed ? w.c : w.n, cv->w_in = t->transposed ? w.n : w.c;
+    cv->w_group = w.n * (filter[0] / cv->groups);
+    for (i = 0; i < 3; i++) cv->w_tap[i] = w.s[i];
+  }
+  if (t->bias.data) {
+    if ((status = mlki_check_tensor(ctx, "bias", &t->bias, MLK_F32, 1, 1, &t->ebias)) != MLK_OK) return status;
+    if (t->bias.shape[0] != t->y.shape[1])
+      return mlki_fail(ctx, MLK_ERR_SHAPE, "bias: size is %lld, but must be the channels of %s, %lld",
+                       (long long)t->bias.shape[0], t->y_name, (long long)t->y.shape[1]);
+    cv->bias = (const float *)t->bias.data, cv->bias_c = t->bias.stride[0];
+  }
+  if ((status = mlki_conv_extra(ctx, "residual", t->y_name, &t->residual, &t->eresidual, &t->y, &cv->residual)) !=
+      MLK_OK)
+    return status;
+  if ((status = mlki_conv_extra(ctx, "preact", t->y_name, &t->preact, &t->epreact, &t->y, &cv->preact)) != MLK_OK)
+    return status;
+  if (cv->preact.p && (status = mlki_check_output(ctx, "preact", &t->preact, &t->epreact)) != MLK_OK) return status;
+  cv->alpha = t->alpha ? *t->alpha : 1.0f, cv->beta = t->beta ? *t->beta : 0.0f, cv->activation = t->activation;
+  for (i = 0; i < 3; i++) cv->phases[i] = t->transposed ? mlki_max(mlki_min(cv->stride[i], cv->out[i]), 1) : 1;
+  status = mlki_conv_cost_of(ctx, t->y_name, t->transposed ? t->ex.count : t->ey.count, filter, spatial,
+                             t->ex.stored + t->ew.stored + t->ey.count * (cv->beta == 0.0f ? 1 : 2) +
+                                 (cv->bias ? t->ebias.stored : 0) + (cv->residual.p ? t->eresidual.stored : 0) +
+                                 (cv->preact.p ? t->epreact.count : 0),
+                             &cv->flops, &cv->bytes);
+  if (status) return status;
+  if (run && (status = mlki_conv_check_alias(ctx, t, cv)) != MLK_OK) return status;
+  if (cv->alpha == 0.0f) cv->cin = 0; /* X and W are not read */
+  mlki_conv_block(ctx, cv);
+  return MLK_OK;
+}
+/* The strides of the pixels of an image as one axis: 0 where they are not one. */
+static int mlki_conv_merges(const mlki_image *y, const int64_t *size, int64_t *stride) {
+  int64_t run = 1;
+  int a;
+  *stride = 1;
+  for (a = 2; a >= 0 && y->p; a--) {
+    if (size[a] == 1) continue;
+    if (run == 1)
+      *stride = y->s[a];
+    else if (y->s[a] != *stride * run)
+      return 0;
+    run *= size[a];
+  }
+  return 1;
+}
+
+/* [images, groups, rows, cols] with these strides; the first axis may be of size 1. */
+static mlk_tensor mlki_conv_matrix(const float *p, const int64_t *shape, int64_t sn, int64_t sg, int64_t rs,
+                                   int64_t cs) {
+  mlk_tensor t = mlk_f32(p, shape[0], shape[1], shape[2], shape[3]);
+  t.stride[0] = sn, t.stride[1] = sg, t.stride[2] = rs, t.stride[3] = cs;
+  return t;
+}
+
+/* A 1 x 1 filter that touches every pixel once is a matrix product, Y = W X for each image and group: describes it in
+   mm and returns 1, where the strides allow. The same sums in the same order: no bit depends on the way. */
+static int mlki_conv_as_matmul(const mlk_context *ctx, const mlki_conv *cv, const mlki_conv_args *t, mlk_packed *packed,
+                               mlk_matmul_desc *mm) {
+  const mlki_image *const image[4] = {&cv->x, &cv->y, &cv->residual, &cv->preact};
+  int64_t step[4], shape[4], pixels = cv->out[0] * cv->out[1] * cv->out[2], images = cv->images;
+  int a, i, merges = 1;
+  memset(mm, 0, sizeof *mm);
+  if (ctx->reference || cv->variant == MLKI_CONV_EMPTY ||
+      (t->packed && (cv->variant != MLKI_CONV_ROWS || cv->groups > 1)))
+    return 0;
+  for (a = 0; a < 3; a++)
+    if (cv->taps[a] != 1 || cv->stride[a] != 1 || cv->in[a] != cv->out[a]) return 0; /* and so there is no padding */
+  for (i = 0; i < 4; i++) {
+    if (!mlki_conv_merges(image[i], cv->out, &step[i])) return 0;
+    merges &= !image[i]->p || pixels == 1 || image[i]->n == step[i] * pixels;
+  }
+  if (merges && pixels > 1) pixels *= images, images = 1;
+  shape[0] = images, shape[1] = cv->groups;
+  shape[2] = cv->cout, shape[3] = pixels;
+  mm->d = mlki_conv_matrix(cv->y.p, shape, cv->y.n, cv->cout * cv->y.c, cv->y.c, step[1]);
+  if (cv->residual.p)
+    mm->residual = mlki_conv_matrix(cv->residual.p, shape, cv->residual.n, cv->cout * cv->residual.c, cv->residual.c,
+                                    step[2]);
+  if (cv->preact.p)
+    mm->preact = mlki_conv_matrix(cv->preact.p, shape, cv->preact.n, cv->cout * cv->preact.c, cv->preact.c, step[3]);
+  shape[2] = cv->cin;
+  mm->b = mlki_conv_matrix(cv->x.p, shape, cv->x.n, cv->cin * cv->x.c, cv->x.c, step[0]);
+  shape[0] = 1, shape[2] = cv->cout, shape[3] = 1;
+  if (cv->bias) mm->bias = mlki_conv_matrix(cv->bias, shape, 1, cv->cout * cv->bias_c, cv->bias_c, 1);
+  shape[3] = cv->cin;
+  if (!t->packed) mm->a = mlki_conv_matrix(cv->w, shape, 1, cv->w_group, cv->w_out, cv->w_in);
+  if (t->packed) { /* panels are those of a right factor: Y^T = X^T W^T */
+    *packed = *t->packed;
+    packed->form = MLKI_FORM_MATMUL, packed->k = cv->cin, packed->n = cv->cout;
+    mm->packed_b = packed;
+    mm->a = mlk_transposed(mm->b), mm->d = mlk_transposed(mm->d),
+    mm->bias = cv->bias ? mlk_transposed(mm->bias) : mm->bias;
+    if (cv->residual.p) mm->residual = mlk_transposed(mm->residual);
+    if (cv->preact.p) mm->preact = mlk_transposed(mm->preact);
+    memset(&mm->b, 0, sizeof mm->b);
+  }
+  mm->alpha = t->alpha, mm->beta = t->beta, mm->activation = t->activation;
+  return 1;
+}
+
+/* The weight gradient: DW[k][(tap, c)] = sum over pixels p = (image, output) of DY[k][p] X[p + tap][c], a matrix
+   product whose long axis is p. Panels of both factors are packed a segment of pixels at a time; the sums of an item,
+   some rows k times some columns (tap, c), stay in its scratch. cv describes the convolution; its y is DY. */
+typedef struct mlki_conv_weights {
+  mlki_conv cv;
+  mlki_conv_phase ph; /* the only one */
+  mlki_image dw;      /* n: written channel, c: read channel of the group */
+  float beta;
+  float *dbias;
+  int64_t dbias_c;
+  int64_t cols; /* taps x cin */
+  int64_t block_rows, block_cols, row_blocks, col_blocks;
+  int64_t floats_dy, floats_x; /* of a task's workspace; the rest is scratch */
+} mlki_conv_weights;
+
+static void mlki_conv_weights_reference(const mlki_conv_weights *gw) {
+  const mlki_conv *cv = &gw->cv;
+  int64_t g, k, c, t[3], p, n, o[3];
+  for (g = 0; g < cv->groups; g++)
+    for (k = 0; k < cv->cout; k++)
+      for (c = 0; c < cv->cin; c++)
+        for (t[0] = 0; t[0] < cv->taps[0]; t[0]++)
+          for (t[1] = 0; t[1] < cv->taps[1]; t[1]++)
+            for (t[2] = 0; t[2] < cv->taps[2]; t[2]++) {
+              float *dw = gw->dw.p + (g * cv->cout + k) * gw->dw.n + c * gw->dw.c, total = 0.0f, chain = 0.0f;
+              int a;
+              for (p = 0; p < gw->ph.pixels; p++) {
+                int64_t at;
+                int inside = 1;
+                mlki_conv_pixel(&gw->ph, p, &n, o);
+                at = n * cv->x.n + (g * cv->cin + c) * cv->x.c;
+                for (a = 0; a < 3; a++) {
+                  const int64_t i = o[a] * cv->stride[a] + t[a] * cv->dilation[a] - cv->pad[a];
+                  inside &= i >= 0 && i < cv->in[a];
+                  at += i * cv->x.s[a];
+                }
+                if (p > 0 && p % MLK_SEGMENT == 0) total = p == MLK_SEGMENT ? chain : total + chain, chain = 0.0f;
+                chain = mlki_fma1(*mlki_image_at(&cv->y, &gw->ph, n, g * cv->cout + k, o), inside ? cv->x.p[at] : 0.0f,
+                                  chain);
+              }
+              total = gw->ph.pixels > MLK_SEGMENT ? total + chain : chain;
+              for (a = 0; a < 3; a++) dw += t[a] * gw->dw.s[a];
+              *dw = gw->beta != 0.0f ? mlki_fma1(gw->beta, *dw, total) : total;
+            }
+}
+
+/* Rows [k, k + width) of DY of group g at pixels [p, p + kc): to[pixel][width]. */
+static void mlki_conv_pack_dy(const mlki_conv_weights *gw, int64_t g, int64_t k, int64_t width, int64_t p, int64_t kc,
+                              float *to) {
+  const mlki_conv *cv = &gw->cv;
+  int64_t step, run = cv->out[2], at, n, o[3];
+  if (mlki_conv_merges(&cv->y, cv->out, &step))
+    run = cv->out[0] * cv->out[1] * cv->out[2];
+  else
+    step = cv->y.s[2];
+  for (at = p; at < p + kc;) {
+    const int64_t count = mlki_min(run - at % run, p + kc - at);
+    mlki_conv_pixel(&gw->ph, at, &n, o);
+    cv->row->place(to + (at - p) * width, width, width, count, mlki_image_at(&cv->y, &gw->ph, n, g * cv->cout + k, o),
+                   cv->y.c, step);
+    at += count;
+  }
+}
+
+/* Columns [j, j + width) of the image of group g as DW's sums see it, at pixels [p, p + kc): to[pixel][NR]. */
+static void mlki_conv_pack_terms(const mlki_conv_weights *gw, int64_t g, int64_t j, int64_t width, int64_t p,
+                                 int64_t kc, float *to) {
+  const mlki_conv *cv = &gw->cv;
+  const int64_t nr = cv->row->nr;
+  int64_t at, n, o[3];
+  for (at = p; at < p + kc;) {
+    const int64_t count = mlki_min(cv->out[2] - at % cv->out[2], p + kc - at);
+    int64_t col, next;
+    int whole = 1, pass;
+    mlki_conv_pixel(&gw->ph, at, &n, o);
+    for (pass = 0; pass < 2; pass++) { /* looks for padding first: zeros go in before anything else */
+      for (col = j; col < j + width; col = next) {
+        const int64_t tap = col / cv->cin, c = col % cv->cin;
+        const int64_t t0 = tap / (cv->taps[1] * cv->taps[2]), t1 = tap / cv->taps[2] % cv->taps[1],
+                      t2 = tap % cv->taps[2];
+        const int64_t i0 = o[0] * cv->stride[0] + t0 * cv->dilation[0] - cv->pad[0],
+                      i1 = o[1] * cv->stride[1] + t1 * cv->dilation[1] - cv->pad[1],
+                      d2 = t2 * cv->dilation[2] - cv->pad[2];
+        const int64_t begin = mlki_max(o[2], d2 >= 0 ? 0 : mlki_ceil_div(-d2, cv->stride[2])),
+                      end = mlki_min(o[2] + count, d2 >= cv->in[2] ? 0 : mlki_ceil_div(cv->in[2] - d2, cv->stride[2]));
+        const int inside = i0 >= 0 && i0 < cv->in[0] && i1 >= 0 && i1 < cv->in[1] && begin < end;
+        next = mlki_min(j + width, col - c + cv->cin);
+        if (pass == 0)
+          whole &= inside && end - begin == count;
+        else if (inside)
+          cv->row->place(to + (at - p + begin - o[2]) * nr + (col - j), next - col, nr, end - begin,
+                         cv->x.p + n * cv->x.n + (g * cv->cin + c) * cv->x.c + i0 * cv->x.s[0] + i1 * cv->x.s[1] +
+                             (begin * cv->stride[2] + d2) * cv->x.s[2],
+                         cv->x.c, cv->stride[2] * cv->x.s[2]);
+      }
+      if (pass == 0 && !whole) memset(to + (at - p) * nr, 0, (size_t)(count * nr) * 4);
+    }
+    at += count;
+  }
+}
+
+/* One item: rows [k, k + nk) x columns [j, j + nj) of group g. */
+static void mlki_conv_weights_item(const mlki_conv_weights *gw, int64_t g, int64_t k, int64_t nk, int64_t j, int64_t nj,
+                                   float *dy, float *x, float *scratch) {
+  const mlki_conv *cv = &gw->cv;
+  const int64_t nr = cv->row->nr, height = mlki_panel_rows(nk, cv->row->mr), pitch = mlki_conv_pitch(cv, nj);
+  mlki_strip strip;
+  mlki_epilogue e;
+  int64_t s, i, col, next;
+  memset(&strip, 0, sizeof strip);
+  for (s = 0; s == 0 || s < gw->ph.pixels; s += MLK_SEGMENT) {
+    const int64_t kc = mlki_min(gw->ph.pixels - s, MLK_SEGMENT);
+    for (i = 0; i < nk; i += height) mlki_conv_pack_dy(gw, g, k + i, mlki_min(height, nk - i), s, kc, dy + i * kc);
+    for (i = 0; i < nj; i += nr) mlki_conv_pack_terms(gw, g, j + i, mlki_min(nr, nj - i), s, kc, x + i * kc);
+    strip.b = x, strip.b_rs = nr, strip.b_panel = kc * nr;
+    strip.c_rs = pitch, strip.cols = nj, strip.k = kc;
+    strip.chain = s == 0 ? MLKI_START : MLKI_ADD;
+    for (i = 0; i < nk; i += height) {
+      strip.rows = mlki_min(height, nk - i);
+      strip.a = dy + i * kc, strip.a_rs = 1, strip.a_cs = strip.rows;
+      strip.c = scratch + i * pitch;
+      cv->row->strip(&strip);
+    }
+  }
+  memset(&e, 0, sizeof e);
+  e.alpha = 1.0f, e.beta = gw->beta, e.activation = MLK_NONE;
+  for (col = j; col < j + nj; col = next) { /* tap by tap: the columns of one are evenly spaced in DW */
+    const int64_t tap = col / cv->cin, c = col % cv->cin;
+    next = mlki_min(j + nj, col - c + cv->cin);
+    e.d.p = gw->dw.p + (g * cv->cout + k) * gw->dw.n + c * gw->dw.c + tap / (cv->taps[1] * cv->taps[2]) * gw->dw.s[0] +
+            tap / cv->taps[2] % cv->taps[1] * gw->dw.s[1] + tap % cv->taps[2] * gw->dw.s[2];
+    e.d.rs = gw->dw.n, e.d.cs = gw->dw.c;
+    if (gw->beta != 0.0f) e.c = e.d;
+    cv->row->epilogue(&e, scratch + (col - j), pitch, 0, 0, nk, next - col);
+  }
+}
+
+static void mlki_conv_weights_task(void *arg, int index) {
+  mlki_conv_weights *gw = (mlki_conv_weights *)arg;
+  mlki_conv *cv = &gw->cv;
+  float *dy = cv->workspace + index * cv->floats, *x = dy + gw->floats_dy, *scratch = x + gw->floats_x;
+  for (;;) {
+    int64_t item = cv->tasks == 1 ? cv->next++ : mlki_take(&cv->next), j, k;
+    if (item >= cv->items) break;
+    j = item % gw->col_blocks * gw->block_cols, item /= gw->col_blocks;
+    k = item % gw->row_blocks * gw->block_rows, item /= gw->row_blocks;
+    mlki_conv_weights_item(gw, item, k, mlki_min(gw->block_rows, cv->cout - k), j,
+                           mlki_min(gw->block_cols, gw->cols - j), dy, x, scratch);
+  }
+}
+
+/* Chooses items and tasks. */
+static void mlki_conv_weights_block(const mlk_context *ctx, mlki_conv_weights *gw) {
+  mlki_conv *cv = &gw->cv;
+  const int64_t nr = ctx->row->nr, kc = mlki_min(gw->ph.pixels, MLK_SEGMENT);
+  const int64_t tasks = mlki_max(mlki_min(mlki_task_limit(ctx), (int64_t)((double)cv->flops / 2 / MLKI_TASK_WORK)), 1);
+  const int64_t want = tasks == 1 ? 1 : 3 * tasks;
+  cv->tasks = 1, cv->items = 0;
+  cv->variant = cv->cout == 0 || gw->cols == 0 || !gw->dw.p ? MLKI_CONV_EMPTY
+                : ctx->reference                            ? MLKI_CONV_REFERENCE
+                                                            : MLKI_CONV_COLUMNS;
+  if (cv->variant <= MLKI_CONV_REFERENCE) return;
+  gw->block_rows = mlki_min(cv->cout, MLKI_CONV_CHANNELS / 2);
+  gw->block_cols = ctx->l2_bytes / 8 / (kc + gw->block_rows + 1);
+  if (cv->groups * mlki_ceil_div(gw->cols, mlki_max(gw->block_cols, nr)) * mlki_ceil_div(cv->cout, gw->block_rows) <
+      want)
+    gw->block_cols = mlki_min(gw->block_cols, mlki_ceil_div(gw->cols * cv->groups, want));
+  gw->block_cols = mlki_min(mlki_round_up(mlki_max(gw->block_cols, 1), nr), mlki_round_up(gw->cols, nr));
+  gw->col_blocks = mlki_ceil_div(gw->cols, gw->block_cols);
+  if (cv->groups * gw->col_blocks < tasks)
+    gw->block_rows = mlki_min(
+        gw->block_rows,
+        mlki_round_up(mlki_ceil_div(cv->cout, mlki_ceil_div(tasks, cv->groups * gw->col_blocks)), ctx->row->mr));
+  gw->row_blocks = mlki_ceil_div(cv->cout, gw->block_rows);
+  cv->items = cv->groups * gw->row_blocks * gw->col_blocks;
+  cv->tasks = (int)mlki_min(tasks, cv->items);
+  gw->floats_dy = mlki_round_up(gw->block_rows * kc, MLKI_LANES_MAX);
+  gw->floats_x = gw->block_cols * kc;
+  gw->floats_x = mlki_round_up(gw->floats_x, MLKI_LANES_MAX);
+  cv->floats = gw->floats_dy + gw->floats_x + gw->block_rows * mlki_conv_pitch(cv, gw->block_cols);
+}
+
+static mlk_status mlki_conv_weights_prepare(mlk_context *ctx, const mlk_conv_grad_weights_desc *desc, int run,
+                                            mlki_conv_weights *gw) {
+  mlki_conv_args t;
+  mlki_conv *cv = &gw->cv;
+  mlki_extent ebias;
+  mlk_tensor dw, dbias;
+  int64_t filter[MLK_MAX_RANK] = {0};
+  mlk_status status;
+  int i, spatial;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  memset(gw, 0, sizeof *gw), memset(&t, 0, sizeof t);
+  t.x_name = "x", t.y_name = "dy", t.x = desc->x, t.y = desc->dy, t.geometry = &desc->geometry;
+  dw = desc->dw, dbias = desc->dbias;
+  cv->row = ctx->row;
+  if (!dw.data && !dbias.data)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "dw: is absent, and so is dbias; give one of them");
+  if ((status = mlki_check_tensor(ctx, "dy", &t.y, MLK_F32, 3, 5, &t.ey)) != MLK_OK) return status;
+  if ((status = mlki_check_tensor(ctx, "x", &t.x, MLK_F32, t.y.rank, t.y.rank, &t.ex)) != MLK_OK) return status;
+  spatial = t.y.rank - 2;
+  if ((status = mlki_conv_check_geometry(ctx, t.geometry, spatial, cv)) != MLK_OK) return status;
+  for (i = 0; i < 3; i++) cv->in[i] = cv->out[i] = cv->taps[i] = cv->phases[i] = 1;
+  if (dw.data) {
+    if ((status = mlki_check_tensor(ctx, "dw", &dw, MLK_F32, t.y.rank, t.y.rank, &t.ew)) != MLK_OK) return status;
+    if ((status = mlki_check_output(ctx, "dw", &dw, &t.ew)) != MLK_OK) return status;
+    for (i = 0; i < dw.rank; i++) filter[i] = dw.shape[i];
+    if ((status = mlki_conv_check_sizes(ctx, &t, "dw", filter, cv)) != MLK_OK) return status;
+    gw->dw = mlki_conv_image(&dw);
+  }
+  cv->images = t.y.shape[0];
+  cv->cin = t.x.shape[1] / cv->groups, cv->cout = t.y.shape[1] / cv->groups;
+  cv->x = mlki_conv_image(&t.x), cv->y = mlki_conv_image(&t.y);
+  gw->beta = desc->beta ? *desc->beta : 0.0f;
+  gw->cols = cv->taps[0] * cv->taps[1] * cv->taps[2] * cv->cin;
+  if (dbias.data) {
+    if ((status = mlki_check_tensor(ctx, "dbias", &dbias, MLK_F32, 1, 1, &ebias)) != MLK_OK) return status;
+    if ((status = mlki_check_output(ctx, "dbias", &dbias, &ebias)) != MLK_OK) return status;
+    if (dbias.shape[0] != t.y.shape[1])
+      return mlki_fail(ctx, MLK_ERR_SHAPE, "dbias: size is %lld, but must be the channels of dy, %lld",
+                       (long long)dbias.shape[0], (long long)t.y.shape[1]);
+    gw->dbias = (float *)dbias.data, gw->dbias_c = dbias.stride[0];
+  }
+  status = mlki_conv_cost_of(ctx, "dy", dw.data ? t.ey.count : 0, filter, spatial,
+                             (dw.data ? t.ex.stored + t.ew.count * (gw->beta == 0.0f ? 1 : 2) : 0) + t.ey.stored +
+                                 (dbias.data ? ebias.count * (gw->beta == 0.0f ? 1 : 2) : 0),
+                             &cv->flops, &cv->bytes);
+  if (status) return status;
+  if (dw.data && (status = mlki_check_apart(ctx, run, "dw", &dw, &t.ew, "x", &t.x, &t.ex)) != MLK_OK) return status;
+  if (dw.data && (status = mlki_check_apart(ctx, run, "dw", &dw, &t.ew, "dy", &t.y, &t.ey)) != MLK_OK) return status;
+  if (dw.data && dbias.data &&
+      (status = mlki_check_apart(ctx, run, "dw", &dw, &t.ew, "dbias", &dbias, &ebias)) != MLK_OK)
+    return status;
+  if (dbias.data && dw.data &&
+      (status = mlki_check_apart(ctx, run, "dbias", &dbias, &ebias, "x", &t.x, &t.ex)) != MLK_OK)
+    return status;
+  if (dbias.data && (status = mlki_check_apart(ctx, run, "dbias", &dbias, &ebias, "dy", &t.y, &t.ey)) != MLK_OK)
+    return status;
+  mlki_conv_phase_at(cv, 0, &gw->ph);
+  mlki_conv_weights_block(ctx, gw);
+  return MLK_OK;
 }
 
 /* >>knn ----------------------------------------------------------------------------------------------------------
@@ -4230,16 +5371,8 @@ MLK_API mlk_status mlk_matmul_plan(mlk_context *ctx, const mlk_matmul_desc *desc
 }
 
 MLK_API mlk_status mlk_matmul(mlk_context *ctx, const mlk_matmul_desc *desc) {
-  mlki_matmul mm;
-  mlk_status status;
   if (!ctx) return MLK_ERR_ARGUMENT;
-  if (mlki_matmul_tiny(ctx, desc)) return MLK_OK;
-  if ((status = mlki_matmul_prepare(ctx, desc, 1, &mm)) != MLK_OK) return status;
-  if ((status = mlki_workspace(ctx, 4 * (uint64_t)(mm.floats * mm.tasks))) != MLK_OK) return status;
-  mm.workspace = (float *)mlki_workspace_base(ctx);
-  mm.next = 0;
-  mlki_parallel_for(ctx, mm.tasks, mlki_matmul_task, &mm);
-  return MLK_OK;
+  return mlki_matmul_tiny(ctx, desc) ? MLK_OK : mlki_matmul_run(ctx, desc, 1);
 }
 
 MLK_API mlk_status mlk_matmul_pack(mlk_context *ctx, mlk_tensor b, void *buffer, uint64_t buffer_bytes,
@@ -4261,12 +5394,207 @@ MLK_API mlk_status mlk_matmul_pack(mlk_context *ctx, mlk_tensor b, void *buffer,
   if ((uintptr_t)buffer % MLKI_ALIGN)
     return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buffer: must be aligned to %d bytes", MLKI_ALIGN);
   if (buffer) mlki_matmul_pack_columns(ctx->row, (float *)buffer, &mat, 0, k, 0, n);
+  memset(packed, 0, sizeof *packed);
   packed->data = buffer;
   packed->bytes = (uint64_t)bytes;
   packed->k = k, packed->n = n;
   packed->dtype = MLK_F32;
   packed->isa = (int32_t)ctx->row->isa;
   packed->panel = (int32_t)nr;
+  return MLK_OK;
+}
+
+static void mlki_conv_args_of(const mlk_conv_desc *desc, mlki_conv_args *t) {
+  memset(t, 0, sizeof *t);
+  t->x_name = "x", t->y_name = "y", t->x = desc->x, t->w = desc->w, t->y = desc->y;
+  t->bias = desc->bias, t->residual = desc->residual, t->preact = desc->preact;
+  t->packed = desc->packed_w, t->alpha = desc->alpha, t->beta = desc->beta, t->activation = desc->activation;
+  t->geometry = &desc->geometry;
+}
+
+static void mlki_conv_grad_input_args_of(const mlk_conv_grad_input_desc *desc, mlki_conv_args *t) {
+  memset(t, 0, sizeof *t);
+  t->x_name = "dy", t->y_name = "dx", t->x = desc->dy, t->w = desc->w, t->y = desc->dx;
+  t->bias = desc->bias, t->residual = desc->residual, t->preact = desc->preact;
+  t->packed = desc->packed_w, t->alpha = desc->alpha, t->beta = desc->beta, t->activation = desc->activation;
+  t->geometry = &desc->geometry, t->transposed = 1;
+}
+
+/* Bytes of workspace: the panels, unless they are given, then the tasks' parts. */
+static uint64_t mlki_conv_workspace(const mlki_conv *cv) {
+  const int64_t panels = cv->pack ? mlki_round_up(cv->groups * cv->panel_floats, MLKI_LANES_MAX) : 0;
+  return 4 * (uint64_t)(panels + cv->floats * cv->tasks);
+}
+
+static mlk_status mlki_conv_plan_of(mlk_context *ctx, mlki_conv_args *t, mlk_plan *plan) {
+  mlki_conv cv;
+  mlki_matmul mm;
+  mlk_matmul_desc product;
+  mlk_packed packed;
+  mlk_status status;
+  if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
+  if ((status = mlki_conv_prepare(ctx, t, 0, &cv)) != MLK_OK) return status;
+  if (mlki_conv_as_matmul(ctx, &cv, t, &packed, &product)) {
+    if ((status = mlki_matmul_prepare(ctx, &product, 0, &mm)) != MLK_OK) return status;
+    mlki_fill_plan(ctx, plan, cv.flops, cv.bytes, 4 * (uint64_t)(mm.floats * mm.tasks), mm.tasks, "matmul");
+    return MLK_OK;
+  }
+  mlki_fill_plan(ctx, plan, cv.flops, cv.bytes, mlki_conv_workspace(&cv), cv.tasks,
+                 mlki_conv_variant_names[cv.variant]);
+  return MLK_OK;
+}
+
+static mlk_status mlki_conv_run_of(mlk_context *ctx, mlki_conv_args *t) {
+  mlki_conv cv;
+  mlk_matmul_desc product;
+  mlk_packed packed;
+  mlk_status status;
+  if ((status = mlki_conv_prepare(ctx, t, 1, &cv)) != MLK_OK) return status;
+  if (cv.variant == MLKI_CONV_EMPTY) return MLK_OK;
+  if (mlki_conv_as_matmul(ctx, &cv, t, &packed, &product)) return mlki_matmul_run(ctx, &product, 0);
+  if ((status = mlki_workspace(ctx, mlki_conv_workspace(&cv))) != MLK_OK) return status;
+  cv.workspace = (float *)mlki_workspace_base(ctx);
+  if (cv.variant == MLKI_CONV_REFERENCE) {
+    mlki_conv_reference(&cv);
+    return MLK_OK;
+  }
+  if (cv.pack) {
+    mlki_conv_packing packing;
+    packing.cv = &cv, packing.to = cv.workspace, packing.tasks = cv.tasks;
+    cv.panels = cv.workspace;
+    cv.workspace += mlki_round_up(cv.groups * cv.panel_floats, MLKI_LANES_MAX);
+    mlki_parallel_for(ctx, packing.tasks, mlki_conv_pack_task, &packing);
+  }
+  mlki_parallel_for(ctx, cv.tasks, mlki_conv_task, &cv);
+  return MLK_OK;
+}
+
+static mlk_status mlki_conv_pack_of(mlk_context *ctx, mlki_conv_args *t, void *buffer, uint64_t buffer_bytes,
+                                    mlk_packed *packed) {
+  mlki_conv cv;
+  mlki_conv_packing packing;
+  mlk_status status;
+  uint64_t bytes;
+  int i;
+  if (!packed) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed: is NULL");
+  if (t->packed) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: given to a call that packs; give w");
+  if (ctx->reference) return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "isa: the reference does not read packed panels");
+  t->alpha = NULL;
+  if ((status = mlki_conv_prepare(ctx, t, 0, &cv)) != MLK_OK) return status;
+  if (cv.variant == MLKI_CONV_EMPTY)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: has no elements: nothing to pack for", t->y_name);
+  bytes = 4 * (uint64_t)(cv.groups * cv.panel_floats);
+  if (buffer && bytes > buffer_bytes)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buffer_bytes: is %llu, but must be at least %llu",
+                     (unsigned long long)buffer_bytes, (unsigned long long)bytes);
+  if ((uintptr_t)buffer % MLKI_ALIGN)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buffer: must be aligned to %d bytes", MLKI_ALIGN);
+  packing.cv = &cv, packing.to = (float *)buffer, packing.tasks = cv.tasks;
+  if (buffer) mlki_parallel_for(ctx, packing.tasks, mlki_conv_pack_task, &packing);
+  memset(packed, 0, sizeof *packed);
+  packed->data = buffer;
+  packed->bytes = bytes;
+  packed->dtype = MLK_F32;
+  packed->isa = (int32_t)ctx->row->isa;
+  packed->panel = (int32_t)cv.width;
+  packed->form = t->transposed ? MLKI_FORM_CONV_TRANSPOSED : MLKI_FORM_CONV;
+  packed->rows = cv.variant == MLKI_CONV_ROWS;
+  packed->rank = t->w.rank;
+  for (i = 0; i < t->w.rank; i++) packed->shape[i] = t->w.shape[i];
+  packed->groups = cv.groups;
+  for (i = 0; i < 3 && t->transposed; i++)
+    packed->stride[i] = cv.stride[i], packed->dilation[i] = cv.dilation[i], packed->pad[i] = cv.pad[i] % cv.stride[i];
+  return MLK_OK;
+}
+
+MLK_API mlk_status mlk_conv_plan(mlk_context *ctx, const mlk_conv_desc *desc, mlk_plan *plan) {
+  mlki_conv_args t;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  mlki_conv_args_of(desc, &t);
+  return mlki_conv_plan_of(ctx, &t, plan);
+}
+
+MLK_API mlk_status mlk_conv(mlk_context *ctx, const mlk_conv_desc *desc) {
+  mlki_conv_args t;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  mlki_conv_args_of(desc, &t);
+  return mlki_conv_run_of(ctx, &t);
+}
+
+MLK_API mlk_status mlk_conv_pack(mlk_context *ctx, const mlk_conv_desc *desc, void *buffer, uint64_t buffer_bytes,
+                                 mlk_packed *packed) {
+  mlki_conv_args t;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  mlki_conv_args_of(desc, &t);
+  return mlki_conv_pack_of(ctx, &t, buffer, buffer_bytes, packed);
+}
+
+MLK_API mlk_status mlk_conv_grad_input_plan(mlk_context *ctx, const mlk_conv_grad_input_desc *desc, mlk_plan *plan) {
+  mlki_conv_args t;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  mlki_conv_grad_input_args_of(desc, &t);
+  return mlki_conv_plan_of(ctx, &t, plan);
+}
+
+MLK_API mlk_status mlk_conv_grad_input(mlk_context *ctx, const mlk_conv_grad_input_desc *desc) {
+  mlki_conv_args t;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  mlki_conv_grad_input_args_of(desc, &t);
+  return mlki_conv_run_of(ctx, &t);
+}
+
+MLK_API mlk_status mlk_conv_grad_input_pack(mlk_context *ctx, const mlk_conv_grad_input_desc *desc, void *buffer,
+                                            uint64_t buffer_bytes, mlk_packed *packed) {
+  mlki_conv_args t;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  mlki_conv_grad_input_args_of(desc, &t);
+  return mlki_conv_pack_of(ctx, &t, buffer, buffer_bytes, packed);
+}
+
+MLK_API mlk_status mlk_conv_grad_weights_plan(mlk_context *ctx, const mlk_conv_grad_weights_desc *desc,
+                                              mlk_plan *plan) {
+  mlki_conv_weights gw;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
+  if ((status = mlki_conv_weights_prepare(ctx, desc, 0, &gw)) != MLK_OK) return status;
+  mlki_fill_plan(ctx, plan, gw.cv.flops, gw.cv.bytes, 4 * (uint64_t)(gw.cv.floats * gw.cv.tasks), gw.cv.tasks,
+                 mlki_conv_variant_names[gw.cv.variant]);
+  return MLK_OK;
+}
+
+/* DBIAS in 16 lanes. */
+static void mlki_conv_bias_gradient(const mlki_conv_weights *gw) {
+  int64_t k, p, n, o[3];
+  for (k = 0; k < gw->cv.groups * gw->cv.cout && gw->dbias; k++) {
+    float lane[16] = {0};
+    int l, half;
+    for (p = 0; p < gw->ph.pixels; p++) {
+      mlki_conv_pixel(&gw->ph, p, &n, o);
+      lane[p % 16] += *mlki_image_at(&gw->cv.y, &gw->ph, n, k, o);
+    }
+    for (half = 8; half >= 1; half /= 2)
+      for (l = 0; l < half; l++) lane[l] += lane[l + half];
+    gw->dbias[k * gw->dbias_c] = gw->beta != 0.0f ? mlki_fma1(gw->beta, gw->dbias[k * gw->dbias_c], lane[0]) : lane[0];
+  }
+}
+
+MLK_API mlk_status mlk_conv_grad_weights(mlk_context *ctx, const mlk_conv_grad_weights_desc *desc) {
+  mlki_conv_weights gw;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_conv_weights_prepare(ctx, desc, 1, &gw)) != MLK_OK) return status;
+  if ((status = mlki_workspace(ctx, 4 * (uint64_t)(gw.cv.floats * gw.cv.tasks))) != MLK_OK) return status;
+  gw.cv.workspace = (float *)mlki_workspace_base(ctx);
+  if (gw.cv.variant == MLKI_CONV_REFERENCE) mlki_conv_weights_reference(&gw);
+  if (gw.cv.variant > MLKI_CONV_REFERENCE) mlki_parallel_for(ctx, gw.cv.tasks, mlki_conv_weights_task, &gw);
+  mlki_conv_bias_gradient(&gw);
   return MLK_OK;
 }
 
