@@ -39,8 +39,8 @@
      >>isa             how one kernel source becomes one row of functions per instruction set
      >>math            exp, tanh, erf and the activations, in the vocabulary
      >>kernels         packing, matmul strip, epilogue, distances: compiled once per instruction set
-     >>conv_kernels    packing of images
      >>map_kernels     dense rows of maps, conversions, reductions, optimiser steps: the same
+     >>conv_kernels    packing of images
      >>dispatch        the rows, and which one a context uses
      >>ref             naive form of every operator: its definition, and the oracle of the tests
      >>plan            ceilings and predicted times
@@ -3077,42 +3077,45 @@ MLKI_KERNEL void MLKI_FN(mlki_place)(float *to, int64_t width, int64_t pitch, in
   } else {
     for (p = 0; p < k; p++)
       for (i = 0; i < width; i++) to[p * pitch + i] = from[i * ws + p * ks];
-    /* >>map_kernels --------------------------------------------------------------------------------------------------
+  }
+}
+
+/* >>map_kernels --------------------------------------------------------------------------------------------------
    Dense rows of elementwise maps, conversions, reductions and optimiser steps. Whatever is not dense is gathered into
    blocks before it comes here (>>map). */
 
-    /* One operation of mlk_map_op; op is a constant where it is inlined. */
-    MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_map_value)(const mlk_map_op op, const mlk_activation activation,
-                                                     mlki_vec alpha, mlki_vec beta, mlki_vec a, mlki_vec b) {
-      switch (op) {
-      case MLK_SCALE: return mlki_v_mul(alpha, a);
-      case MLK_ADD: return mlki_v_fma(alpha, a, mlki_v_mul(beta, b));
-      case MLK_SUB: return mlki_v_sub(a, b);
-      case MLK_MUL: return mlki_v_mul(a, b);
-      case MLK_DIV: return mlki_v_div(a, b);
-      case MLK_ACT: return MLKI_FN(mlki_activate)(activation, a);
-      case MLK_ACT_GRAD: return MLKI_FN(mlki_activate_grad)(activation, a, b);
-      case MLK_EXP: return MLKI_FN(mlki_exp)(a);
-      case MLK_LOG: return MLKI_FN(mlki_log)(a);
-      case MLK_ERF: return MLKI_FN(mlki_erf)(a);
-      case MLK_SQRT: return mlki_v_sqrt(a);
-      default: return a;
-      }
-    }
+/* One operation of mlk_map_op; op is a constant where it is inlined. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_map_value)(const mlk_map_op op, const mlk_activation activation, mlki_vec alpha,
+                                                 mlki_vec beta, mlki_vec a, mlki_vec b) {
+  switch (op) {
+  case MLK_SCALE: return mlki_v_mul(alpha, a);
+  case MLK_ADD: return mlki_v_fma(alpha, a, mlki_v_mul(beta, b));
+  case MLK_SUB: return mlki_v_sub(a, b);
+  case MLK_MUL: return mlki_v_mul(a, b);
+  case MLK_DIV: return mlki_v_div(a, b);
+  case MLK_ACT: return MLKI_FN(mlki_activate)(activation, a);
+  case MLK_ACT_GRAD: return MLKI_FN(mlki_activate_grad)(activation, a, b);
+  case MLK_EXP: return MLKI_FN(mlki_exp)(a);
+  case MLK_LOG: return MLKI_FN(mlki_log)(a);
+  case MLK_ERF: return MLKI_FN(mlki_erf)(a);
+  case MLK_SQRT: return mlki_v_sqrt(a);
+  default: return a;
+  }
+}
 
-    MLKI_INLINE_ISA void MLKI_FN(mlki_map_loop)(const mlk_map_op op, const mlk_activation activation,
-                                                const mlki_map_row *m) {
-      const mlki_vec alpha = mlki_v_set1(m->alpha), beta = mlki_v_set1(m->beta);
-      const int64_t a_step = m->a_steps * MLKI_LANES, b_step = m->b_steps * MLKI_LANES, last = m->n % MLKI_LANES;
-      const float *a = m->a, *b = m->b;
-      float *out = m->out, *const end = out + (m->n - last);
-      for (; out < end; out += MLKI_LANES, a += a_step, b += b_step)
-        mlki_v_store(out, MLKI_FN(mlki_map_value)(op, activation, alpha, beta, mlki_v_load(a), mlki_v_load(b)));
-      if (last)
-        mlki_v_store_n(
-            out, MLKI_FN(mlki_map_value)(op, activation, alpha, beta, mlki_v_load_n(a, last), mlki_v_load_n(b, last)),
-            last);
-    }
+MLKI_INLINE_ISA void MLKI_FN(mlki_map_loop)(const mlk_map_op op, const mlk_activation activation,
+                                            const mlki_map_row *m) {
+  const mlki_vec alpha = mlki_v_set1(m->alpha), beta = mlki_v_set1(m->beta);
+  const int64_t a_step = m->a_steps * MLKI_LANES, b_step = m->b_steps * MLKI_LANES, last = m->n % MLKI_LANES;
+  const float *a = m->a, *b = m->b;
+  float *out = m->out, *const end = out + (m->n - last);
+  for (; out < end; out += MLKI_LANES, a += a_step, b += b_step)
+    mlki_v_store(out, MLKI_FN(mlki_map_value)(op, activation, alpha, beta, mlki_v_load(a), mlki_v_load(b)));
+  if (last)
+    mlki_v_store_n(out,
+                   MLKI_FN(mlki_map_value)(op, activation, alpha, beta, mlki_v_load_n(a, last), mlki_v_load_n(b, last)),
+                   last);
+}
 
 #define MLKI_MAP_CASE(op)                                                                                              \
   case op:                                                                                                             \
@@ -3121,645 +3124,640 @@ MLKI_KERNEL void MLKI_FN(mlki_place)(float *to, int64_t width, int64_t pitch, in
 #define MLKI_ACT_CASE(op, act)                                                                                         \
   case act: MLKI_FN(mlki_map_loop)(op, act, m); break
 
-    MLKI_KERNEL void MLKI_FN(mlki_map_act)(const mlki_map_row *m) {
-      switch (m->activation) {
-        MLKI_ACT_CASE(MLK_ACT, MLK_RELU);
-        MLKI_ACT_CASE(MLK_ACT, MLK_GELU);
-        MLKI_ACT_CASE(MLK_ACT, MLK_GELU_TANH);
-        MLKI_ACT_CASE(MLK_ACT, MLK_SILU);
-        MLKI_ACT_CASE(MLK_ACT, MLK_TANH);
-        MLKI_ACT_CASE(MLK_ACT, MLK_SIGMOID);
-      default: MLKI_FN(mlki_map_loop)(MLK_COPY, MLK_NONE, m); break;
-      }
-    }
+MLKI_KERNEL void MLKI_FN(mlki_map_act)(const mlki_map_row *m) {
+  switch (m->activation) {
+    MLKI_ACT_CASE(MLK_ACT, MLK_RELU);
+    MLKI_ACT_CASE(MLK_ACT, MLK_GELU);
+    MLKI_ACT_CASE(MLK_ACT, MLK_GELU_TANH);
+    MLKI_ACT_CASE(MLK_ACT, MLK_SILU);
+    MLKI_ACT_CASE(MLK_ACT, MLK_TANH);
+    MLKI_ACT_CASE(MLK_ACT, MLK_SIGMOID);
+  default: MLKI_FN(mlki_map_loop)(MLK_COPY, MLK_NONE, m); break;
+  }
+}
 
-    MLKI_KERNEL void MLKI_FN(mlki_map_act_grad)(const mlki_map_row *m) {
-      switch (m->activation) {
-        MLKI_ACT_CASE(MLK_ACT_GRAD, MLK_RELU);
-        MLKI_ACT_CASE(MLK_ACT_GRAD, MLK_GELU);
-        MLKI_ACT_CASE(MLK_ACT_GRAD, MLK_GELU_TANH);
-        MLKI_ACT_CASE(MLK_ACT_GRAD, MLK_SILU);
-        MLKI_ACT_CASE(MLK_ACT_GRAD, MLK_TANH);
-        MLKI_ACT_CASE(MLK_ACT_GRAD, MLK_SIGMOID);
-      default: MLKI_FN(mlki_map_loop)(MLK_ACT_GRAD, MLK_NONE, m); break;
-      }
-    }
+MLKI_KERNEL void MLKI_FN(mlki_map_act_grad)(const mlki_map_row *m) {
+  switch (m->activation) {
+    MLKI_ACT_CASE(MLK_ACT_GRAD, MLK_RELU);
+    MLKI_ACT_CASE(MLK_ACT_GRAD, MLK_GELU);
+    MLKI_ACT_CASE(MLK_ACT_GRAD, MLK_GELU_TANH);
+    MLKI_ACT_CASE(MLK_ACT_GRAD, MLK_SILU);
+    MLKI_ACT_CASE(MLK_ACT_GRAD, MLK_TANH);
+    MLKI_ACT_CASE(MLK_ACT_GRAD, MLK_SIGMOID);
+  default: MLKI_FN(mlki_map_loop)(MLK_ACT_GRAD, MLK_NONE, m); break;
+  }
+}
 
-    MLKI_KERNEL void MLKI_FN(mlki_map)(const mlki_map_row *m) {
-      switch (m->op) {
-        MLKI_MAP_CASE(MLK_COPY);
-        MLKI_MAP_CASE(MLK_SCALE);
-        MLKI_MAP_CASE(MLK_ADD);
-        MLKI_MAP_CASE(MLK_SUB);
-        MLKI_MAP_CASE(MLK_MUL);
-        MLKI_MAP_CASE(MLK_DIV);
-      case MLK_ACT: MLKI_FN(mlki_map_act)(m); break;
-      case MLK_ACT_GRAD:
-        MLKI_FN(mlki_map_act_grad)(m);
-        break;
-        MLKI_MAP_CASE(MLK_EXP);
-        MLKI_MAP_CASE(MLK_LOG);
-        MLKI_MAP_CASE(MLK_ERF);
-        MLKI_MAP_CASE(MLK_SQRT);
-      default: break;
-      }
-    }
+MLKI_KERNEL void MLKI_FN(mlki_map)(const mlki_map_row *m) {
+  switch (m->op) {
+    MLKI_MAP_CASE(MLK_COPY);
+    MLKI_MAP_CASE(MLK_SCALE);
+    MLKI_MAP_CASE(MLK_ADD);
+    MLKI_MAP_CASE(MLK_SUB);
+    MLKI_MAP_CASE(MLK_MUL);
+    MLKI_MAP_CASE(MLK_DIV);
+  case MLK_ACT: MLKI_FN(mlki_map_act)(m); break;
+  case MLK_ACT_GRAD:
+    MLKI_FN(mlki_map_act_grad)(m);
+    break;
+    MLKI_MAP_CASE(MLK_EXP);
+    MLKI_MAP_CASE(MLK_LOG);
+    MLKI_MAP_CASE(MLK_ERF);
+    MLKI_MAP_CASE(MLK_SQRT);
+  default: break;
+  }
+}
 
-    /* LANES elements of a narrow type at p. */
-    MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_widen_vec)(const mlk_dtype from, const char *p) {
-      if (from == MLK_F16) return mlki_v_load_f16((const uint16_t *)(const void *)p);
-      if (from == MLK_BF16) return mlki_v_load_bf16((const uint16_t *)(const void *)p);
-      return mlki_v_load_u8((const uint8_t *)p);
-    }
+/* LANES elements of a narrow type at p. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_widen_vec)(const mlk_dtype from, const char *p) {
+  if (from == MLK_F16) return mlki_v_load_f16((const uint16_t *)(const void *)p);
+  if (from == MLK_BF16) return mlki_v_load_bf16((const uint16_t *)(const void *)p);
+  return mlki_v_load_u8((const uint8_t *)p);
+}
 
-    MLKI_INLINE_ISA void MLKI_FN(mlki_narrow_vec)(const mlk_dtype to, char *p, mlki_vec v) {
-      if (to == MLK_F16)
-        mlki_v_store_f16((uint16_t *)(void *)p, v);
-      else if (to == MLK_BF16)
-        mlki_v_store_bf16((uint16_t *)(void *)p, v);
-      else
-        mlki_v_store_u8((uint8_t *)p, v);
-    }
+MLKI_INLINE_ISA void MLKI_FN(mlki_narrow_vec)(const mlk_dtype to, char *p, mlki_vec v) {
+  if (to == MLK_F16)
+    mlki_v_store_f16((uint16_t *)(void *)p, v);
+  else if (to == MLK_BF16)
+    mlki_v_store_bf16((uint16_t *)(void *)p, v);
+  else
+    mlki_v_store_u8((uint8_t *)p, v);
+}
 
-    MLKI_INLINE_ISA void MLKI_FN(mlki_widen_loop)(const mlk_dtype from, const char *p, float *to, int64_t n) {
-      const int64_t bytes = from == MLK_U8 ? 1 : 2;
-      uint16_t rest[MLKI_LANES_MAX] = {0};
-      int64_t j;
-      for (j = 0; j + MLKI_LANES <= n; j += MLKI_LANES)
-        mlki_v_store(to + j, MLKI_FN(mlki_widen_vec)(from, p + j * bytes));
-      if (j < n) {
-        memcpy(rest, p + j * bytes, (size_t)((n - j) * bytes));
-        mlki_v_store_n(to + j, MLKI_FN(mlki_widen_vec)(from, (const char *)rest), n - j);
-      }
-    }
+MLKI_INLINE_ISA void MLKI_FN(mlki_widen_loop)(const mlk_dtype from, const char *p, float *to, int64_t n) {
+  const int64_t bytes = from == MLK_U8 ? 1 : 2;
+  uint16_t rest[MLKI_LANES_MAX] = {0};
+  int64_t j;
+  for (j = 0; j + MLKI_LANES <= n; j += MLKI_LANES) mlki_v_store(to + j, MLKI_FN(mlki_widen_vec)(from, p + j * bytes));
+  if (j < n) {
+    memcpy(rest, p + j * bytes, (size_t)((n - j) * bytes));
+    mlki_v_store_n(to + j, MLKI_FN(mlki_widen_vec)(from, (const char *)rest), n - j);
+  }
+}
 
-    MLKI_INLINE_ISA void MLKI_FN(mlki_narrow_loop)(const mlk_dtype to, const float *from, char *p, int64_t n) {
-      const int64_t bytes = to == MLK_U8 ? 1 : 2;
-      uint16_t rest[MLKI_LANES_MAX];
-      int64_t j;
-      for (j = 0; j + MLKI_LANES <= n; j += MLKI_LANES)
-        MLKI_FN(mlki_narrow_vec)(to, p + j * bytes, mlki_v_load(from + j));
-      if (j < n) {
-        MLKI_FN(mlki_narrow_vec)(to, (char *)rest, mlki_v_load_n(from + j, n - j));
-        memcpy(p + j * bytes, rest, (size_t)((n - j) * bytes));
-      }
-    }
+MLKI_INLINE_ISA void MLKI_FN(mlki_narrow_loop)(const mlk_dtype to, const float *from, char *p, int64_t n) {
+  const int64_t bytes = to == MLK_U8 ? 1 : 2;
+  uint16_t rest[MLKI_LANES_MAX];
+  int64_t j;
+  for (j = 0; j + MLKI_LANES <= n; j += MLKI_LANES) MLKI_FN(mlki_narrow_vec)(to, p + j * bytes, mlki_v_load(from + j));
+  if (j < n) {
+    MLKI_FN(mlki_narrow_vec)(to, (char *)rest, mlki_v_load_n(from + j, n - j));
+    memcpy(p + j * bytes, rest, (size_t)((n - j) * bytes));
+  }
+}
 
-    MLKI_KERNEL void MLKI_FN(mlki_widen)(mlk_dtype from, const void *p, float *to, int64_t n) {
-      if (from == MLK_F16)
-        MLKI_FN(mlki_widen_loop)(MLK_F16, (const char *)p, to, n);
-      else if (from == MLK_BF16)
-        MLKI_FN(mlki_widen_loop)(MLK_BF16, (const char *)p, to, n);
-      else
-        MLKI_FN(mlki_widen_loop)(MLK_U8, (const char *)p, to, n);
-    }
+MLKI_KERNEL void MLKI_FN(mlki_widen)(mlk_dtype from, const void *p, float *to, int64_t n) {
+  if (from == MLK_F16)
+    MLKI_FN(mlki_widen_loop)(MLK_F16, (const char *)p, to, n);
+  else if (from == MLK_BF16)
+    MLKI_FN(mlki_widen_loop)(MLK_BF16, (const char *)p, to, n);
+  else
+    MLKI_FN(mlki_widen_loop)(MLK_U8, (const char *)p, to, n);
+}
 
-    MLKI_KERNEL void MLKI_FN(mlki_narrow)(mlk_dtype to, const float *from, void *p, int64_t n) {
-      if (to == MLK_F16)
-        MLKI_FN(mlki_narrow_loop)(MLK_F16, from, (char *)p, n);
-      else if (to == MLK_BF16)
-        MLKI_FN(mlki_narrow_loop)(MLK_BF16, from, (char *)p, n);
-      else
-        MLKI_FN(mlki_narrow_loop)(MLK_U8, from, (char *)p, n);
-    }
+MLKI_KERNEL void MLKI_FN(mlki_narrow)(mlk_dtype to, const float *from, void *p, int64_t n) {
+  if (to == MLK_F16)
+    MLKI_FN(mlki_narrow_loop)(MLK_F16, from, (char *)p, n);
+  else if (to == MLK_BF16)
+    MLKI_FN(mlki_narrow_loop)(MLK_BF16, from, (char *)p, n);
+  else
+    MLKI_FN(mlki_narrow_loop)(MLK_U8, from, (char *)p, n);
+}
 
-    /* One step of a lane. MAX and MIN keep a NaN that they have, and take one that comes. */
-    MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_reduce_step)(const mlk_reduce_op op, mlki_vec acc, mlki_vec x) {
-      switch (op) {
-      case MLK_SUM_SQUARES: return mlki_v_fma(x, x, acc);
-      case MLK_MAX: x = mlki_v_select(mlki_v_lt(x, acc), acc, x); return mlki_v_select(mlki_v_eq(acc, acc), x, acc);
-      case MLK_MIN: x = mlki_v_select(mlki_v_gt(x, acc), acc, x); return mlki_v_select(mlki_v_eq(acc, acc), x, acc);
-      default: return mlki_v_add(acc, x);
-      }
-    }
+/* One step of a lane. MAX and MIN keep a NaN that they have, and take one that comes. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_reduce_step)(const mlk_reduce_op op, mlki_vec acc, mlki_vec x) {
+  switch (op) {
+  case MLK_SUM_SQUARES: return mlki_v_fma(x, x, acc);
+  case MLK_MAX: x = mlki_v_select(mlki_v_lt(x, acc), acc, x); return mlki_v_select(mlki_v_eq(acc, acc), x, acc);
+  case MLK_MIN: x = mlki_v_select(mlki_v_gt(x, acc), acc, x); return mlki_v_select(mlki_v_eq(acc, acc), x, acc);
+  default: return mlki_v_add(acc, x);
+  }
+}
 
-    /* rows (a constant) sums side by side. The 16 lanes turn with the phase, so that vectors start where x does: frame[j]
+/* rows (a constant) sums side by side. The 16 lanes turn with the phase, so that vectors start where x does: frame[j]
    is lane (phase + j) % 16. Missing elements of the last vectors add zeros, which no sum that began at +0 shows; MAX
    and MIN leave their lanes alone. */
-    MLKI_INLINE_ISA void MLKI_FN(mlki_reduce_rows_of)(const mlk_reduce_op op, const int rows, float *lanes,
-                                                      const float *x, int64_t x_rs, int64_t n, int64_t phase) {
-      mlki_vec acc[MLKI_REDUCE_ROWS][MLKI_V16];
-      float frame[32];
-      int64_t j;
-      int i, v;
-      MLKI_UNROLL for (i = 0; i < rows; i++) {
-        memcpy(frame, lanes + 16 * i, 64);
-        memcpy(frame + 16, lanes + 16 * i, 64);
-        MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) acc[i][v] = mlki_v_load(frame + phase + v * MLKI_LANES);
-      }
-      for (j = 0; j + 16 <= n; j += 16) {
-        MLKI_UNROLL for (i = 0; i < rows; i++) {
-          MLKI_UNROLL for (v = 0; v < MLKI_V16; v++)
-              acc[i][v] = MLKI_FN(mlki_reduce_step)(op, acc[i][v], mlki_v_load(x + i * x_rs + j + v * MLKI_LANES));
-        }
-      }
-      if (j < n) {
-        MLKI_UNROLL for (i = 0; i < rows; i++) {
-          MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) {
-            const int64_t left = mlki_max(mlki_min(n - j - v * MLKI_LANES, MLKI_LANES), 0);
-            mlki_vec t = mlki_v_load_n(x + i * x_rs + j + v * MLKI_LANES, left);
-            t = MLKI_FN(mlki_reduce_step)(op, acc[i][v], t);
-            mlki_v_store(frame, acc[i][v]);
-            mlki_v_store_n(frame, t, left);
-            acc[i][v] = mlki_v_load(frame);
-          }
-        }
-      }
-      MLKI_UNROLL for (i = 0; i < rows; i++) {
-        MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) mlki_v_store(frame + v * MLKI_LANES, acc[i][v]);
-        memcpy(lanes + 16 * i + phase, frame, (size_t)(16 - phase) * 4);
-        memcpy(lanes + 16 * i, frame + 16 - phase, (size_t)phase * 4);
-      }
-    }
-
-    MLKI_INLINE_ISA void MLKI_FN(mlki_reduce_rows_op)(const mlk_reduce_op op, float *lanes, int64_t rows,
-                                                      const float *x, int64_t x_rs, int64_t n, int64_t phase) {
-      if (rows == MLKI_REDUCE_ROWS)
-        MLKI_FN(mlki_reduce_rows_of)(op, MLKI_REDUCE_ROWS, lanes, x, x_rs, n, phase);
-      else
-        for (; rows > 0; rows--, lanes += 16, x += x_rs) MLKI_FN(mlki_reduce_rows_of)(op, 1, lanes, x, 0, n, phase);
-    }
-
-    MLKI_KERNEL void MLKI_FN(mlki_reduce_rows)(mlk_reduce_op op, float *lanes, int64_t rows, const float *x,
-                                               int64_t x_rs, int64_t n, int64_t phase) {
-      switch (op) {
-      case MLK_SUM_SQUARES: MLKI_FN(mlki_reduce_rows_op)(MLK_SUM_SQUARES, lanes, rows, x, x_rs, n, phase); break;
-      case MLK_MAX: MLKI_FN(mlki_reduce_rows_op)(MLK_MAX, lanes, rows, x, x_rs, n, phase); break;
-      case MLK_MIN: MLKI_FN(mlki_reduce_rows_op)(MLK_MIN, lanes, rows, x, x_rs, n, phase); break;
-      default: MLKI_FN(mlki_reduce_rows_op)(MLK_SUM, lanes, rows, x, x_rs, n, phase); break;
-      }
-    }
-
-    /* LANES columns, or the last ones. Whole turns of 16 rows run in registers, A accumulators at a time; what is before
-   and behind them in memory. */
-    MLKI_INLINE_ISA void MLKI_FN(mlki_reduce_strip)(const mlk_reduce_op op, float *lanes, int64_t width, int64_t cols,
-                                                    const float *x, int64_t x_rs, int64_t n, int64_t phase) {
-      const int whole = cols == MLKI_LANES;
-      mlki_vec acc[MLKI_TURN];
-      int64_t i = 0, r, l;
-      int a;
-      for (; i < n; i++) {
-        float *at = lanes + (phase + i) % 16 * width;
-        if ((phase + i) % 16 == 0 && n - i >= 16) {
-          const int64_t turns = (n - i) / 16;
-          for (l = 0; l < 16; l += MLKI_TURN) {
-            const float *row = x + (i + l) * x_rs;
-            MLKI_UNROLL for (a = 0; a < MLKI_TURN; a++) acc[a] = whole ? mlki_v_load(lanes + (l + a) * width)
-                                                                       : mlki_v_load_n(lanes + (l + a) * width, cols);
-            for (r = 0; r < turns; r++, row += 16 * x_rs) {
-              MLKI_UNROLL for (a = 0; a < MLKI_TURN; a++) acc[a] = MLKI_FN(mlki_reduce_step)(
-                  op, acc[a], whole ? mlki_v_load(row + a * x_rs) : mlki_v_load_n(row + a * x_rs, cols));
-            }
-            MLKI_UNROLL for (a = 0; a < MLKI_TURN; a++) {
-              if (whole)
-                mlki_v_store(lanes + (l + a) * width, acc[a]);
-              else
-                mlki_v_store_n(lanes + (l + a) * width, acc[a], cols);
-            }
-          }
-          i += 16 * turns - 1;
-        } else {
-          const mlki_vec t = whole ? mlki_v_load(x + i * x_rs) : mlki_v_load_n(x + i * x_rs, cols);
-          const mlki_vec old = whole ? mlki_v_load(at) : mlki_v_load_n(at, cols);
-          if (whole)
-            mlki_v_store(at, MLKI_FN(mlki_reduce_step)(op, old, t));
-          else
-            mlki_v_store_n(at, MLKI_FN(mlki_reduce_step)(op, old, t), cols);
-        }
-      }
-    }
-
-    MLKI_INLINE_ISA void MLKI_FN(mlki_reduce_columns_op)(const mlk_reduce_op op, float *lanes, int64_t width,
-                                                         const float *x, int64_t x_rs, int64_t n, int64_t phase) {
-      int64_t j = 0;
-      for (; j + MLKI_LANES <= width; j += MLKI_LANES)
-        MLKI_FN(mlki_reduce_strip)(op, lanes + j, width, MLKI_LANES, x + j, x_rs, n, phase);
-      if (j < width) MLKI_FN(mlki_reduce_strip)(op, lanes + j, width, width - j, x + j, x_rs, n, phase);
-    }
-
-    MLKI_KERNEL void MLKI_FN(mlki_reduce_columns)(mlk_reduce_op op, float *lanes, int64_t width, const float *x,
+MLKI_INLINE_ISA void MLKI_FN(mlki_reduce_rows_of)(const mlk_reduce_op op, const int rows, float *lanes, const float *x,
                                                   int64_t x_rs, int64_t n, int64_t phase) {
-      switch (op) {
-      case MLK_SUM_SQUARES: MLKI_FN(mlki_reduce_columns_op)(MLK_SUM_SQUARES, lanes, width, x, x_rs, n, phase); break;
-      case MLK_MAX: MLKI_FN(mlki_reduce_columns_op)(MLK_MAX, lanes, width, x, x_rs, n, phase); break;
-      case MLK_MIN: MLKI_FN(mlki_reduce_columns_op)(MLK_MIN, lanes, width, x, x_rs, n, phase); break;
-      default: MLKI_FN(mlki_reduce_columns_op)(MLK_SUM, lanes, width, x, x_rs, n, phase); break;
+  mlki_vec acc[MLKI_REDUCE_ROWS][MLKI_V16];
+  float frame[32];
+  int64_t j;
+  int i, v;
+  MLKI_UNROLL for (i = 0; i < rows; i++) {
+    memcpy(frame, lanes + 16 * i, 64);
+    memcpy(frame + 16, lanes + 16 * i, 64);
+    MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) acc[i][v] = mlki_v_load(frame + phase + v * MLKI_LANES);
+  }
+  for (j = 0; j + 16 <= n; j += 16) {
+    MLKI_UNROLL for (i = 0; i < rows; i++) {
+      MLKI_UNROLL for (v = 0; v < MLKI_V16; v++)
+          acc[i][v] = MLKI_FN(mlki_reduce_step)(op, acc[i][v], mlki_v_load(x + i * x_rs + j + v * MLKI_LANES));
+    }
+  }
+  if (j < n) {
+    MLKI_UNROLL for (i = 0; i < rows; i++) {
+      MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) {
+        const int64_t left = mlki_max(mlki_min(n - j - v * MLKI_LANES, MLKI_LANES), 0);
+        mlki_vec t = mlki_v_load_n(x + i * x_rs + j + v * MLKI_LANES, left);
+        t = MLKI_FN(mlki_reduce_step)(op, acc[i][v], t);
+        mlki_v_store(frame, acc[i][v]);
+        mlki_v_store_n(frame, t, left);
+        acc[i][v] = mlki_v_load(frame);
       }
     }
+  }
+  MLKI_UNROLL for (i = 0; i < rows; i++) {
+    MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) mlki_v_store(frame + v * MLKI_LANES, acc[i][v]);
+    memcpy(lanes + 16 * i + phase, frame, (size_t)(16 - phase) * 4);
+    memcpy(lanes + 16 * i, frame + 16 - phase, (size_t)phase * 4);
+  }
+}
 
-    /* One vector of mlk_sgd. */
-    MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_sgd_value)(const mlki_optimizer *o, mlki_vec p, mlki_vec g, mlki_vec *v) {
-      const mlki_vec momentum = mlki_v_set1(o->momentum);
-      const mlki_vec t = mlki_v_fma(mlki_v_set1(o->weight_decay), p, g);
-      *v = mlki_v_fma(momentum, *v, t);
-      return mlki_v_fma(mlki_v_set1(o->lr), o->nesterov ? mlki_v_fma(momentum, *v, t) : *v, p);
-    }
+MLKI_INLINE_ISA void MLKI_FN(mlki_reduce_rows_op)(const mlk_reduce_op op, float *lanes, int64_t rows, const float *x,
+                                                  int64_t x_rs, int64_t n, int64_t phase) {
+  if (rows == MLKI_REDUCE_ROWS)
+    MLKI_FN(mlki_reduce_rows_of)(op, MLKI_REDUCE_ROWS, lanes, x, x_rs, n, phase);
+  else
+    for (; rows > 0; rows--, lanes += 16, x += x_rs) MLKI_FN(mlki_reduce_rows_of)(op, 1, lanes, x, 0, n, phase);
+}
 
-    MLKI_KERNEL void MLKI_FN(mlki_sgd)(const mlki_optimizer *o, float *p, const float *g, float *v, int64_t n) {
-      const mlki_vec decay = mlki_v_set1(o->weight_decay), lr = mlki_v_set1(o->lr);
-      int64_t j, left;
-      for (j = 0; j < n; j += MLKI_LANES) {
-        const int whole = n - j >= MLKI_LANES;
-        mlki_vec pv, gv, vv;
-        left = n - j;
-        pv = whole ? mlki_v_load(p + j) : mlki_v_load_n(p + j, left);
-        gv = whole ? mlki_v_load(g + j) : mlki_v_load_n(g + j, left);
-        if (!v) {
-          pv = mlki_v_fma(lr, mlki_v_fma(decay, pv, gv), pv);
-        } else {
-          vv = whole ? mlki_v_load(v + j) : mlki_v_load_n(v + j, left);
-          pv = MLKI_FN(mlki_sgd_value)(o, pv, gv, &vv);
-          if (whole)
-            mlki_v_store(v + j, vv);
-          else
-            mlki_v_store_n(v + j, vv, left);
+MLKI_KERNEL void MLKI_FN(mlki_reduce_rows)(mlk_reduce_op op, float *lanes, int64_t rows, const float *x, int64_t x_rs,
+                                           int64_t n, int64_t phase) {
+  switch (op) {
+  case MLK_SUM_SQUARES: MLKI_FN(mlki_reduce_rows_op)(MLK_SUM_SQUARES, lanes, rows, x, x_rs, n, phase); break;
+  case MLK_MAX: MLKI_FN(mlki_reduce_rows_op)(MLK_MAX, lanes, rows, x, x_rs, n, phase); break;
+  case MLK_MIN: MLKI_FN(mlki_reduce_rows_op)(MLK_MIN, lanes, rows, x, x_rs, n, phase); break;
+  default: MLKI_FN(mlki_reduce_rows_op)(MLK_SUM, lanes, rows, x, x_rs, n, phase); break;
+  }
+}
+
+/* LANES columns, or the last ones. Whole turns of 16 rows run in registers, A accumulators at a time; what is before
+   and behind them in memory. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_reduce_strip)(const mlk_reduce_op op, float *lanes, int64_t width, int64_t cols,
+                                                const float *x, int64_t x_rs, int64_t n, int64_t phase) {
+  const int whole = cols == MLKI_LANES;
+  mlki_vec acc[MLKI_TURN];
+  int64_t i = 0, r, l;
+  int a;
+  for (; i < n; i++) {
+    float *at = lanes + (phase + i) % 16 * width;
+    if ((phase + i) % 16 == 0 && n - i >= 16) {
+      const int64_t turns = (n - i) / 16;
+      for (l = 0; l < 16; l += MLKI_TURN) {
+        const float *row = x + (i + l) * x_rs;
+        MLKI_UNROLL for (a = 0; a < MLKI_TURN; a++) acc[a] = whole ? mlki_v_load(lanes + (l + a) * width)
+                                                                   : mlki_v_load_n(lanes + (l + a) * width, cols);
+        for (r = 0; r < turns; r++, row += 16 * x_rs) {
+          MLKI_UNROLL for (a = 0; a < MLKI_TURN; a++) acc[a] = MLKI_FN(mlki_reduce_step)(
+              op, acc[a], whole ? mlki_v_load(row + a * x_rs) : mlki_v_load_n(row + a * x_rs, cols));
         }
-        if (whole)
-          mlki_v_store(p + j, pv);
-        else
-          mlki_v_store_n(p + j, pv, left);
+        MLKI_UNROLL for (a = 0; a < MLKI_TURN; a++) {
+          if (whole)
+            mlki_v_store(lanes + (l + a) * width, acc[a]);
+          else
+            mlki_v_store_n(lanes + (l + a) * width, acc[a], cols);
+        }
       }
+      i += 16 * turns - 1;
+    } else {
+      const mlki_vec t = whole ? mlki_v_load(x + i * x_rs) : mlki_v_load_n(x + i * x_rs, cols);
+      const mlki_vec old = whole ? mlki_v_load(at) : mlki_v_load_n(at, cols);
+      if (whole)
+        mlki_v_store(at, MLKI_FN(mlki_reduce_step)(op, old, t));
+      else
+        mlki_v_store_n(at, MLKI_FN(mlki_reduce_step)(op, old, t), cols);
     }
+  }
+}
 
-    /* One vector of mlk_adamw. */
-    MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_adamw_value)(const mlki_optimizer *o, mlki_vec p, mlki_vec g, mlki_vec *m,
-                                                       mlki_vec *v) {
-      mlki_vec root;
-      *m = mlki_v_fma(mlki_v_set1(o->beta1), *m, mlki_v_mul(mlki_v_set1(o->b1), g));
-      *v = mlki_v_fma(mlki_v_set1(o->beta2), *v, mlki_v_mul(mlki_v_set1(o->b2), mlki_v_mul(g, g)));
-      root = mlki_v_add(mlki_v_sqrt(mlki_v_mul(mlki_v_set1(o->q), *v)), mlki_v_set1(o->epsilon));
-      return mlki_v_fma(mlki_v_set1(o->d), p, mlki_v_div(mlki_v_mul(mlki_v_set1(o->r), *m), root));
-    }
+MLKI_INLINE_ISA void MLKI_FN(mlki_reduce_columns_op)(const mlk_reduce_op op, float *lanes, int64_t width,
+                                                     const float *x, int64_t x_rs, int64_t n, int64_t phase) {
+  int64_t j = 0;
+  for (; j + MLKI_LANES <= width; j += MLKI_LANES)
+    MLKI_FN(mlki_reduce_strip)(op, lanes + j, width, MLKI_LANES, x + j, x_rs, n, phase);
+  if (j < width) MLKI_FN(mlki_reduce_strip)(op, lanes + j, width, width - j, x + j, x_rs, n, phase);
+}
 
-    MLKI_KERNEL void MLKI_FN(mlki_adamw)(const mlki_optimizer *o, float *p, const float *g, float *m, float *v,
-                                         int64_t n) {
-      int64_t j;
-      for (j = 0; j + MLKI_LANES <= n; j += MLKI_LANES) {
-        mlki_vec mv = mlki_v_load(m + j), vv = mlki_v_load(v + j);
-        mlki_v_store(p + j, MLKI_FN(mlki_adamw_value)(o, mlki_v_load(p + j), mlki_v_load(g + j), &mv, &vv));
-        mlki_v_store(m + j, mv);
+MLKI_KERNEL void MLKI_FN(mlki_reduce_columns)(mlk_reduce_op op, float *lanes, int64_t width, const float *x,
+                                              int64_t x_rs, int64_t n, int64_t phase) {
+  switch (op) {
+  case MLK_SUM_SQUARES: MLKI_FN(mlki_reduce_columns_op)(MLK_SUM_SQUARES, lanes, width, x, x_rs, n, phase); break;
+  case MLK_MAX: MLKI_FN(mlki_reduce_columns_op)(MLK_MAX, lanes, width, x, x_rs, n, phase); break;
+  case MLK_MIN: MLKI_FN(mlki_reduce_columns_op)(MLK_MIN, lanes, width, x, x_rs, n, phase); break;
+  default: MLKI_FN(mlki_reduce_columns_op)(MLK_SUM, lanes, width, x, x_rs, n, phase); break;
+  }
+}
+
+/* One vector of mlk_sgd. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_sgd_value)(const mlki_optimizer *o, mlki_vec p, mlki_vec g, mlki_vec *v) {
+  const mlki_vec momentum = mlki_v_set1(o->momentum);
+  const mlki_vec t = mlki_v_fma(mlki_v_set1(o->weight_decay), p, g);
+  *v = mlki_v_fma(momentum, *v, t);
+  return mlki_v_fma(mlki_v_set1(o->lr), o->nesterov ? mlki_v_fma(momentum, *v, t) : *v, p);
+}
+
+MLKI_KERNEL void MLKI_FN(mlki_sgd)(const mlki_optimizer *o, float *p, const float *g, float *v, int64_t n) {
+  const mlki_vec decay = mlki_v_set1(o->weight_decay), lr = mlki_v_set1(o->lr);
+  int64_t j, left;
+  for (j = 0; j < n; j += MLKI_LANES) {
+    const int whole = n - j >= MLKI_LANES;
+    mlki_vec pv, gv, vv;
+    left = n - j;
+    pv = whole ? mlki_v_load(p + j) : mlki_v_load_n(p + j, left);
+    gv = whole ? mlki_v_load(g + j) : mlki_v_load_n(g + j, left);
+    if (!v) {
+      pv = mlki_v_fma(lr, mlki_v_fma(decay, pv, gv), pv);
+    } else {
+      vv = whole ? mlki_v_load(v + j) : mlki_v_load_n(v + j, left);
+      pv = MLKI_FN(mlki_sgd_value)(o, pv, gv, &vv);
+      if (whole)
         mlki_v_store(v + j, vv);
-      }
-      if (j < n) {
-        mlki_vec mv = mlki_v_load_n(m + j, n - j), vv = mlki_v_load_n(v + j, n - j);
-        mlki_vec pv = mlki_v_load_n(p + j, n - j), gv = mlki_v_load_n(g + j, n - j);
-        mlki_v_store_n(p + j, MLKI_FN(mlki_adamw_value)(o, pv, gv, &mv, &vv), n - j);
-        mlki_v_store_n(m + j, mv, n - j);
-        mlki_v_store_n(v + j, vv, n - j);
-      }
+      else
+        mlki_v_store_n(v + j, vv, left);
     }
+    if (whole)
+      mlki_v_store(p + j, pv);
+    else
+      mlki_v_store_n(p + j, pv, left);
+  }
+}
 
-    static const mlki_kernels MLKI_FN(mlki_row) = {
-        MLKI_FN(MLKI_ISA),
-        MLKI_LANES,
-        MLKI_MR,
-        MLKI_NR,
-        MLKI_FN(mlki_pack),
-        MLKI_FN(mlki_pack_panels),
-        MLKI_FN(mlki_strip_any),
-        MLKI_FN(mlki_sweep_any),
-        MLKI_FN(mlki_epilogue_tile),
-        MLKI_FN(mlki_add),
-        MLKI_FN(mlki_pairs),
-        MLKI_FN(mlki_knn_panel),
-        MLKI_FN(mlki_filter_any),
-        MLKI_FN(mlki_below),
-        MLKI_FN(mlki_spin),
-        MLKI_FN(mlki_read),
-        MLKI_FN(mlki_place),
-        MLKI_FN(mlki_map),
-        MLKI_FN(mlki_widen),
-        MLKI_FN(mlki_narrow),
-        MLKI_FN(mlki_reduce_rows),
-        MLKI_FN(mlki_reduce_columns),
-        MLKI_FN(mlki_sgd),
-        MLKI_FN(mlki_adamw),
-    };
+/* One vector of mlk_adamw. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_adamw_value)(const mlki_optimizer *o, mlki_vec p, mlki_vec g, mlki_vec *m,
+                                                   mlki_vec *v) {
+  mlki_vec root;
+  *m = mlki_v_fma(mlki_v_set1(o->beta1), *m, mlki_v_mul(mlki_v_set1(o->b1), g));
+  *v = mlki_v_fma(mlki_v_set1(o->beta2), *v, mlki_v_mul(mlki_v_set1(o->b2), mlki_v_mul(g, g)));
+  root = mlki_v_add(mlki_v_sqrt(mlki_v_mul(mlki_v_set1(o->q), *v)), mlki_v_set1(o->epsilon));
+  return mlki_v_fma(mlki_v_set1(o->d), p, mlki_v_div(mlki_v_mul(mlki_v_set1(o->r), *m), root));
+}
+
+MLKI_KERNEL void MLKI_FN(mlki_adamw)(const mlki_optimizer *o, float *p, const float *g, float *m, float *v, int64_t n) {
+  int64_t j;
+  for (j = 0; j + MLKI_LANES <= n; j += MLKI_LANES) {
+    mlki_vec mv = mlki_v_load(m + j), vv = mlki_v_load(v + j);
+    mlki_v_store(p + j, MLKI_FN(mlki_adamw_value)(o, mlki_v_load(p + j), mlki_v_load(g + j), &mv, &vv));
+    mlki_v_store(m + j, mv);
+    mlki_v_store(v + j, vv);
+  }
+  if (j < n) {
+    mlki_vec mv = mlki_v_load_n(m + j, n - j), vv = mlki_v_load_n(v + j, n - j);
+    mlki_vec pv = mlki_v_load_n(p + j, n - j), gv = mlki_v_load_n(g + j, n - j);
+    mlki_v_store_n(p + j, MLKI_FN(mlki_adamw_value)(o, pv, gv, &mv, &vv), n - j);
+    mlki_v_store_n(m + j, mv, n - j);
+    mlki_v_store_n(v + j, vv, n - j);
+  }
+}
+
+static const mlki_kernels MLKI_FN(mlki_row) = {
+    MLKI_FN(MLKI_ISA),
+    MLKI_LANES,
+    MLKI_MR,
+    MLKI_NR,
+    MLKI_FN(mlki_pack),
+    MLKI_FN(mlki_pack_panels),
+    MLKI_FN(mlki_strip_any),
+    MLKI_FN(mlki_sweep_any),
+    MLKI_FN(mlki_epilogue_tile),
+    MLKI_FN(mlki_add),
+    MLKI_FN(mlki_pairs),
+    MLKI_FN(mlki_knn_panel),
+    MLKI_FN(mlki_filter_any),
+    MLKI_FN(mlki_below),
+    MLKI_FN(mlki_spin),
+    MLKI_FN(mlki_read),
+    MLKI_FN(mlki_place),
+    MLKI_FN(mlki_map),
+    MLKI_FN(mlki_widen),
+    MLKI_FN(mlki_narrow),
+    MLKI_FN(mlki_reduce_rows),
+    MLKI_FN(mlki_reduce_columns),
+    MLKI_FN(mlki_sgd),
+    MLKI_FN(mlki_adamw),
+};
 
 #if !defined(MLKI_PASS) /* the rest once, after the scalar pass */
 
-    /* >>dispatch ----------------------------------------------------------------------------------------------------- */
+/* >>dispatch ----------------------------------------------------------------------------------------------------- */
 
-    static const char *const mlki_isa_names[MLK_ISA_COUNT] = {"best", "scalar", "neon", "avx2", "avx512", "reference"};
+static const char *const mlki_isa_names[MLK_ISA_COUNT] = {"best", "scalar", "neon", "avx2", "avx512", "reference"};
 
-    /* The row of isa if it was compiled and this machine runs it, else NULL. mask: mlki_isa_mask(). */
-    static const mlki_kernels *mlki_find_row(mlk_isa isa, unsigned mask) {
-      static const mlki_kernels *const rows[] = {
+/* The row of isa if it was compiled and this machine runs it, else NULL. mask: mlki_isa_mask(). */
+static const mlki_kernels *mlki_find_row(mlk_isa isa, unsigned mask) {
+  static const mlki_kernels *const rows[] = {
 #if MLKI_AVX512
-        &mlki_row_avx512,
+    &mlki_row_avx512,
 #endif
 #if MLKI_AVX2
-        &mlki_row_avx2,
+    &mlki_row_avx2,
 #endif
 #if MLKI_NEON
-        &mlki_row_neon,
+    &mlki_row_neon,
 #endif
-        &mlki_row_scalar, /* best first */
-      };
-      size_t i;
-      for (i = 0; i < sizeof rows / sizeof rows[0]; i++)
-        if ((mask >> rows[i]->isa & 1) && (isa == MLK_ISA_BEST || isa == rows[i]->isa)) return rows[i];
-      return isa == MLK_ISA_REFERENCE ? &mlki_row_scalar : NULL;
-    }
+    &mlki_row_scalar, /* best first */
+  };
+  size_t i;
+  for (i = 0; i < sizeof rows / sizeof rows[0]; i++)
+    if ((mask >> rows[i]->isa & 1) && (isa == MLK_ISA_BEST || isa == rows[i]->isa)) return rows[i];
+  return isa == MLK_ISA_REFERENCE ? &mlki_row_scalar : NULL;
+}
 
-    /* >>ref ----------------------------------------------------------------------------------------------------------
+/* >>ref ----------------------------------------------------------------------------------------------------------
    What the operators mean, one element at a time. MLK_ISA_REFERENCE runs these. */
 
-    /* One element of A B: chains of MLK_SEGMENT fused multiply-adds, their sums added in order. */
-    static float mlki_ref_dot_chain(int64_t k, const float *a, int64_t a_stride, const float *b, int64_t b_stride) {
-      float total = 0.0f;
-      int64_t s, p;
-      for (s = 0; s < k; s += MLK_SEGMENT) {
-        float chain = 0.0f;
-        for (p = s; p < mlki_min(k, s + MLK_SEGMENT); p++) chain = mlki_fma1(a[p * a_stride], b[p * b_stride], chain);
-        total = s == 0 ? chain : total + chain;
-      }
-      return total;
-    }
+/* One element of A B: chains of MLK_SEGMENT fused multiply-adds, their sums added in order. */
+static float mlki_ref_dot_chain(int64_t k, const float *a, int64_t a_stride, const float *b, int64_t b_stride) {
+  float total = 0.0f;
+  int64_t s, p;
+  for (s = 0; s < k; s += MLK_SEGMENT) {
+    float chain = 0.0f;
+    for (p = s; p < mlki_min(k, s + MLK_SEGMENT); p++) chain = mlki_fma1(a[p * a_stride], b[p * b_stride], chain);
+    total = s == 0 ? chain : total + chain;
+  }
+  return total;
+}
 
-    /* The epilogue up to the argument of act; bias, c NULL: absent. */
-    static float mlki_ref_preact(float alpha, float acc, const float *bias, float beta, const float *c) {
-      float t = alpha * acc;
-      MLKI_OPAQUE(t);
-      if (bias) t = mlki_fma1(alpha, acc, *bias);
-      return c ? mlki_fma1(beta, *c, t) : t;
-    }
+/* The epilogue up to the argument of act; bias, c NULL: absent. */
+static float mlki_ref_preact(float alpha, float acc, const float *bias, float beta, const float *c) {
+  float t = alpha * acc;
+  MLKI_OPAQUE(t);
+  if (bias) t = mlki_fma1(alpha, acc, *bias);
+  return c ? mlki_fma1(beta, *c, t) : t;
+}
 
-    static float mlki_ref_activate(mlk_activation activation, float x) {
-      float lane[MLKI_LANES_scalar];
-      mlki_v_store_scalar(lane, mlki_activate_scalar(activation, mlki_v_set1_scalar(x)));
-      return lane[0];
-    }
+static float mlki_ref_activate(mlk_activation activation, float x) {
+  float lane[MLKI_LANES_scalar];
+  mlki_v_store_scalar(lane, mlki_activate_scalar(activation, mlki_v_set1_scalar(x)));
+  return lane[0];
+}
 
-    /* The sum of 16 lanes: lane l takes elements l, l + 16, ... */
-    static float mlki_ref_sum16(mlki_pair kind, int64_t d, const float *q, int64_t q_stride, const float *x,
-                                int64_t x_stride) {
-      float lane[16] = {0};
-      int64_t j;
-      int l, half;
-      for (j = 0; j < mlki_round_up(d, 16); j++) {
-        const float a = j < d ? q[j * q_stride] : 0.0f, b = j < d ? x[j * x_stride] : 0.0f, t = a - b;
-        lane[j % 16] = kind == MLKI_PAIR_L2 ? mlki_fma1(t, t, lane[j % 16]) : mlki_fma1(a, b, lane[j % 16]);
-      }
-      for (half = 8; half >= 1; half /= 2)
-        for (l = 0; l < half; l++) lane[l] += lane[l + half];
-      return lane[0];
-    }
+/* The sum of 16 lanes: lane l takes elements l, l + 16, ... */
+static float mlki_ref_sum16(mlki_pair kind, int64_t d, const float *q, int64_t q_stride, const float *x,
+                            int64_t x_stride) {
+  float lane[16] = {0};
+  int64_t j;
+  int l, half;
+  for (j = 0; j < mlki_round_up(d, 16); j++) {
+    const float a = j < d ? q[j * q_stride] : 0.0f, b = j < d ? x[j * x_stride] : 0.0f, t = a - b;
+    lane[j % 16] = kind == MLKI_PAIR_L2 ? mlki_fma1(t, t, lane[j % 16]) : mlki_fma1(a, b, lane[j % 16]);
+  }
+  for (half = 8; half >= 1; half /= 2)
+    for (l = 0; l < half; l++) lane[l] += lane[l + half];
+  return lane[0];
+}
 
-    /* From the 16-lane sum (squared distance or inner product) and the two norms to the distance of the metric. */
-    static float mlki_metric_distance(mlk_metric metric, float sum, float norm_q, float norm_x) {
-      if (metric == MLK_L2) return sqrtf(sum);
-      if (metric != MLK_COSINE) return sum;
-      return norm_q == 0.0f || norm_x == 0.0f ? 0.0f : (sum / norm_q) / norm_x;
-    }
+/* From the 16-lane sum (squared distance or inner product) and the two norms to the distance of the metric. */
+static float mlki_metric_distance(mlk_metric metric, float sum, float norm_q, float norm_x) {
+  if (metric == MLK_L2) return sqrtf(sum);
+  if (metric != MLK_COSINE) return sum;
+  return norm_q == 0.0f || norm_x == 0.0f ? 0.0f : (sum / norm_q) / norm_x;
+}
 
-    static mlki_pair mlki_metric_pair(mlk_metric metric) {
-      return metric == MLK_L2SQ || metric == MLK_L2 ? MLKI_PAIR_L2 : MLKI_PAIR_IP;
-    }
+static mlki_pair mlki_metric_pair(mlk_metric metric) {
+  return metric == MLK_L2SQ || metric == MLK_L2 ? MLKI_PAIR_L2 : MLKI_PAIR_IP;
+}
 
-    static float mlki_ref_distance(mlk_metric metric, int64_t d, const float *q, int64_t q_stride, const float *x,
-                                   int64_t x_stride) {
-      float norm_q = 1.0f, norm_x = 1.0f;
-      if (metric == MLK_COSINE) {
-        norm_q = sqrtf(mlki_ref_sum16(MLKI_PAIR_IP, d, q, q_stride, q, q_stride));
-        norm_x = sqrtf(mlki_ref_sum16(MLKI_PAIR_IP, d, x, x_stride, x, x_stride));
-      }
-      return mlki_metric_distance(metric, mlki_ref_sum16(mlki_metric_pair(metric), d, q, q_stride, x, x_stride), norm_q,
-                                  norm_x);
-    }
+static float mlki_ref_distance(mlk_metric metric, int64_t d, const float *q, int64_t q_stride, const float *x,
+                               int64_t x_stride) {
+  float norm_q = 1.0f, norm_x = 1.0f;
+  if (metric == MLK_COSINE) {
+    norm_q = sqrtf(mlki_ref_sum16(MLKI_PAIR_IP, d, q, q_stride, q, q_stride));
+    norm_x = sqrtf(mlki_ref_sum16(MLKI_PAIR_IP, d, x, x_stride, x, x_stride));
+  }
+  return mlki_metric_distance(metric, mlki_ref_sum16(mlki_metric_pair(metric), d, q, q_stride, x, x_stride), norm_q,
+                              norm_x);
+}
 
-    /* One element of mlk_map, f32. */
-    static float mlki_ref_map_value(mlk_map_op op, mlk_activation activation, float alpha, float beta, float a,
-                                    float b) {
-      float lane[MLKI_LANES_scalar];
-      mlki_v_store_scalar(lane,
-                          mlki_map_value_scalar(op, activation, mlki_v_set1_scalar(alpha), mlki_v_set1_scalar(beta),
-                                                mlki_v_set1_scalar(a), mlki_v_set1_scalar(b)));
-      return lane[0];
-    }
+/* One element of mlk_map, f32. */
+static float mlki_ref_map_value(mlk_map_op op, mlk_activation activation, float alpha, float beta, float a, float b) {
+  float lane[MLKI_LANES_scalar];
+  mlki_v_store_scalar(lane, mlki_map_value_scalar(op, activation, mlki_v_set1_scalar(alpha), mlki_v_set1_scalar(beta),
+                                                  mlki_v_set1_scalar(a), mlki_v_set1_scalar(b)));
+  return lane[0];
+}
 
-    /* The offset of element number index, in row-major order of shape. */
-    static int64_t mlki_ref_offset(int rank, const int64_t *shape, const int64_t *stride, int64_t index) {
-      int64_t offset = 0;
-      int i;
-      for (i = rank - 1; i >= 0; i--) offset += index % shape[i] * stride[i], index /= shape[i];
-      return offset;
-    }
+/* The offset of element number index, in row-major order of shape. */
+static int64_t mlki_ref_offset(int rank, const int64_t *shape, const int64_t *stride, int64_t index) {
+  int64_t offset = 0;
+  int i;
+  for (i = rank - 1; i >= 0; i--) offset += index % shape[i] * stride[i], index /= shape[i];
+  return offset;
+}
 
-    /* i64 to f32 rounded to odd: any later rounding to fewer than 23 bits then is the only one. */
-    static float mlki_i64_to_odd(int64_t x) {
-      const uint64_t a = x < 0 ? ~(uint64_t)x + 1 : (uint64_t)x;
-      uint64_t top = a, sticky;
-      float f;
-      int shift = 0;
-      while (top >> 24) top >>= 1, shift++;
-      sticky = a & (((uint64_t)1 << shift) - 1);
-      if (sticky) top |= 1;
-      f = (float)top;
-      while (shift-- > 0) f *= 2.0f;
-      return x < 0 ? -f : f;
-    }
+/* i64 to f32 rounded to odd: any later rounding to fewer than 23 bits then is the only one. */
+static float mlki_i64_to_odd(int64_t x) {
+  const uint64_t a = x < 0 ? ~(uint64_t)x + 1 : (uint64_t)x;
+  uint64_t top = a, sticky;
+  float f;
+  int shift = 0;
+  while (top >> 24) top >>= 1, shift++;
+  sticky = a & (((uint64_t)1 << shift) - 1);
+  if (sticky) top |= 1;
+  f = (float)top;
+  while (shift-- > 0) f *= 2.0f;
+  return x < 0 ? -f : f;
+}
 
-    static int64_t mlki_f32_to_i64(float f) {
-      if (f >= 9223372036854775808.0f) return INT64_MAX;
-      if (f < -9223372036854775808.0f) return INT64_MIN;
-      return f != f ? 0 : (int64_t)f;
-    }
+static int64_t mlki_f32_to_i64(float f) {
+  if (f >= 9223372036854775808.0f) return INT64_MAX;
+  if (f < -9223372036854775808.0f) return INT64_MIN;
+  return f != f ? 0 : (int64_t)f;
+}
 
-    static uint8_t mlki_i64_to_u8(int64_t x) { return (uint8_t)mlki_max(mlki_min(x, 255), 0); }
+static uint8_t mlki_i64_to_u8(int64_t x) { return (uint8_t)mlki_max(mlki_min(x, 255), 0); }
 
-    /* An element of any type as the f32 that holds it, or, of i64, rounded to odd for a narrower type than f32. */
-    static float mlki_ref_load(mlk_dtype type, const void *p, int64_t at, mlk_dtype to) {
-      switch (type) {
-      case MLK_F16: return mlki_f16_to_f32(((const uint16_t *)p)[at]);
-      case MLK_BF16: return mlki_bf16_to_f32(((const uint16_t *)p)[at]);
-      case MLK_U8: return (float)((const uint8_t *)p)[at];
-      case MLK_I64: return to == MLK_F32 ? (float)((const int64_t *)p)[at] : mlki_i64_to_odd(((const int64_t *)p)[at]);
-      default: return ((const float *)p)[at];
-      }
-    }
+/* An element of any type as the f32 that holds it, or, of i64, rounded to odd for a narrower type than f32. */
+static float mlki_ref_load(mlk_dtype type, const void *p, int64_t at, mlk_dtype to) {
+  switch (type) {
+  case MLK_F16: return mlki_f16_to_f32(((const uint16_t *)p)[at]);
+  case MLK_BF16: return mlki_bf16_to_f32(((const uint16_t *)p)[at]);
+  case MLK_U8: return (float)((const uint8_t *)p)[at];
+  case MLK_I64: return to == MLK_F32 ? (float)((const int64_t *)p)[at] : mlki_i64_to_odd(((const int64_t *)p)[at]);
+  default: return ((const float *)p)[at];
+  }
+}
 
-    static void mlki_ref_convert(mlk_dtype from, const void *p, int64_t at, mlk_dtype to, void *q, int64_t put) {
-      const int64_t bytes = mlki_dtype_bytes((int32_t)from);
-      const float f = mlki_ref_load(from, p, at, to);
-      if (from == to)
-        memcpy((char *)q + put * bytes, (const char *)p + at * bytes, (size_t)bytes);
-      else if (to == MLK_F16)
-        ((uint16_t *)q)[put] = mlki_f32_to_f16(f);
-      else if (to == MLK_BF16)
-        ((uint16_t *)q)[put] = mlki_f32_to_bf16(f);
-      else if (to == MLK_I64)
-        ((int64_t *)q)[put] = mlki_f32_to_i64(f);
-      else if (to == MLK_U8)
-        ((uint8_t *)q)[put] = from == MLK_I64 ? mlki_i64_to_u8(((const int64_t *)p)[at]) : mlki_f32_to_u8(f);
-      else
-        ((float *)q)[put] = f;
-    }
+static void mlki_ref_convert(mlk_dtype from, const void *p, int64_t at, mlk_dtype to, void *q, int64_t put) {
+  const int64_t bytes = mlki_dtype_bytes((int32_t)from);
+  const float f = mlki_ref_load(from, p, at, to);
+  if (from == to)
+    memcpy((char *)q + put * bytes, (const char *)p + at * bytes, (size_t)bytes);
+  else if (to == MLK_F16)
+    ((uint16_t *)q)[put] = mlki_f32_to_f16(f);
+  else if (to == MLK_BF16)
+    ((uint16_t *)q)[put] = mlki_f32_to_bf16(f);
+  else if (to == MLK_I64)
+    ((int64_t *)q)[put] = mlki_f32_to_i64(f);
+  else if (to == MLK_U8)
+    ((uint8_t *)q)[put] = from == MLK_I64 ? mlki_i64_to_u8(((const int64_t *)p)[at]) : mlki_f32_to_u8(f);
+  else
+    ((float *)q)[put] = f;
+}
 
-    /* The inputs have out's axes. b NULL: op has none. */
-    static void mlki_ref_map(mlk_map_op op, mlk_activation activation, float alpha, float beta, const mlk_tensor *out,
-                             const mlk_tensor *a, const mlk_tensor *b) {
-      int64_t count = 1, i;
-      int axis;
-      for (axis = 0; axis < out->rank; axis++) count *= out->shape[axis];
-      for (i = 0; i < count; i++) {
-        const int64_t at = mlki_ref_offset(out->rank, out->shape, a->stride, i);
-        const int64_t put = mlki_ref_offset(out->rank, out->shape, out->stride, i);
-        if (op == MLK_COPY)
-          mlki_ref_convert((mlk_dtype)a->dtype, a->data, at, (mlk_dtype)out->dtype, out->data, put);
-        else
-          ((float *)out->data)[put] = mlki_ref_map_value(
-              op, activation, alpha, beta, ((const float *)a->data)[at],
-              b ? ((const float *)b->data)[mlki_ref_offset(out->rank, out->shape, b->stride, i)] : 0.0f);
-      }
-    }
+/* The inputs have out's axes. b NULL: op has none. */
+static void mlki_ref_map(mlk_map_op op, mlk_activation activation, float alpha, float beta, const mlk_tensor *out,
+                         const mlk_tensor *a, const mlk_tensor *b) {
+  int64_t count = 1, i;
+  int axis;
+  for (axis = 0; axis < out->rank; axis++) count *= out->shape[axis];
+  for (i = 0; i < count; i++) {
+    const int64_t at = mlki_ref_offset(out->rank, out->shape, a->stride, i);
+    const int64_t put = mlki_ref_offset(out->rank, out->shape, out->stride, i);
+    if (op == MLK_COPY)
+      mlki_ref_convert((mlk_dtype)a->dtype, a->data, at, (mlk_dtype)out->dtype, out->data, put);
+    else
+      ((float *)out->data)[put] = mlki_ref_map_value(
+          op, activation, alpha, beta, ((const float *)a->data)[at],
+          b ? ((const float *)b->data)[mlki_ref_offset(out->rank, out->shape, b->stride, i)] : 0.0f);
+  }
+}
 
-    /* mlk_reduce of the n elements at the given offsets of x, in that order: a segment at a time in 16 lanes. ARGMAX: its
+/* mlk_reduce of the n elements at the given offsets of x, in that order: a segment at a time in 16 lanes. ARGMAX: its
    number in *argmax. */
-    static float mlki_ref_reduce_start(mlk_reduce_op op) {
-      return op == MLK_MAX ? -INFINITY : op == MLK_MIN ? INFINITY : 0.0f;
-    }
+static float mlki_ref_reduce_start(mlk_reduce_op op) {
+  return op == MLK_MAX ? -INFINITY : op == MLK_MIN ? INFINITY : 0.0f;
+}
 
-    static float mlki_ref_reduce_step(mlk_reduce_op op, float m, float x) {
-      if (op == MLK_MAX) return m != m || x < m ? m : x;
-      if (op == MLK_MIN) return m != m || x > m ? m : x;
-      return op == MLK_SUM_SQUARES ? mlki_fma1(x, x, m) : m + x;
-    }
+static float mlki_ref_reduce_step(mlk_reduce_op op, float m, float x) {
+  if (op == MLK_MAX) return m != m || x < m ? m : x;
+  if (op == MLK_MIN) return m != m || x > m ? m : x;
+  return op == MLK_SUM_SQUARES ? mlki_fma1(x, x, m) : m + x;
+}
 
-    static float mlki_ref_reduce_join(mlk_reduce_op op, float m, float x) {
-      return mlki_ref_reduce_step(op == MLK_SUM_SQUARES ? MLK_SUM : op, m, x);
-    }
+static float mlki_ref_reduce_join(mlk_reduce_op op, float m, float x) {
+  return mlki_ref_reduce_step(op == MLK_SUM_SQUARES ? MLK_SUM : op, m, x);
+}
 
-    static float mlki_ref_reduce_value(mlk_reduce_op op, const float *x, int rank, const int64_t *shape,
-                                       const int64_t *stride, int64_t n) {
-      float total = mlki_ref_reduce_start(op), lane[16];
-      int64_t s, i;
-      int l, half;
-      for (s = 0; s < n; s += MLK_REDUCE_SEGMENT) {
-        for (l = 0; l < 16; l++) lane[l] = mlki_ref_reduce_start(op);
-        for (i = s; i < mlki_min(n, s + MLK_REDUCE_SEGMENT); i++)
-          lane[i % 16] = mlki_ref_reduce_step(op, lane[i % 16], x[mlki_ref_offset(rank, shape, stride, i)]);
-        for (half = 8; half >= 1; half /= 2)
-          for (l = 0; l < half; l++) lane[l] = mlki_ref_reduce_join(op, lane[l], lane[l + half]);
-        total = s == 0 ? lane[0] : mlki_ref_reduce_join(op, total, lane[0]);
-      }
-      return total;
-    }
+static float mlki_ref_reduce_value(mlk_reduce_op op, const float *x, int rank, const int64_t *shape,
+                                   const int64_t *stride, int64_t n) {
+  float total = mlki_ref_reduce_start(op), lane[16];
+  int64_t s, i;
+  int l, half;
+  for (s = 0; s < n; s += MLK_REDUCE_SEGMENT) {
+    for (l = 0; l < 16; l++) lane[l] = mlki_ref_reduce_start(op);
+    for (i = s; i < mlki_min(n, s + MLK_REDUCE_SEGMENT); i++)
+      lane[i % 16] = mlki_ref_reduce_step(op, lane[i % 16], x[mlki_ref_offset(rank, shape, stride, i)]);
+    for (half = 8; half >= 1; half /= 2)
+      for (l = 0; l < half; l++) lane[l] = mlki_ref_reduce_join(op, lane[l], lane[l + half]);
+    total = s == 0 ? lane[0] : mlki_ref_reduce_join(op, total, lane[0]);
+  }
+  return total;
+}
 
-    static int64_t mlki_ref_argmax(const float *x, int rank, const int64_t *shape, const int64_t *stride, int64_t n) {
-      int64_t best = -1, i;
-      float most = 0.0f;
-      for (i = 0; i < n; i++) {
-        const float v = x[mlki_ref_offset(rank, shape, stride, i)];
-        if (best < 0 || v > most || (v != v && most == most)) best = i, most = v;
-      }
-      return best;
-    }
+static int64_t mlki_ref_argmax(const float *x, int rank, const int64_t *shape, const int64_t *stride, int64_t n) {
+  int64_t best = -1, i;
+  float most = 0.0f;
+  for (i = 0; i < n; i++) {
+    const float v = x[mlki_ref_offset(rank, shape, stride, i)];
+    if (best < 0 || v > most || (v != v && most == most)) best = i, most = v;
+  }
+  return best;
+}
 
-    /* One element of mlk_sgd; v NULL: no velocity. */
-    static void mlki_ref_sgd(const mlki_optimizer *o, float *p, float g, float *v) {
-      const float t = mlki_fma1(o->weight_decay, *p, g);
-      if (v) *v = mlki_fma1(o->momentum, *v, t);
-      *p = mlki_fma1(o->lr, !v ? t : o->nesterov ? mlki_fma1(o->momentum, *v, t) : *v, *p);
-    }
+/* One element of mlk_sgd; v NULL: no velocity. */
+static void mlki_ref_sgd(const mlki_optimizer *o, float *p, float g, float *v) {
+  const float t = mlki_fma1(o->weight_decay, *p, g);
+  if (v) *v = mlki_fma1(o->momentum, *v, t);
+  *p = mlki_fma1(o->lr, !v ? t : o->nesterov ? mlki_fma1(o->momentum, *v, t) : *v, *p);
+}
 
-    /* One element of mlk_adamw. */
-    static void mlki_ref_adamw(const mlki_optimizer *o, float *p, float g, float *m, float *v) {
-      float square = g * g, root;
-      MLKI_OPAQUE(square);
-      *m = mlki_fma1(o->beta1, *m, o->b1 * g);
-      *v = mlki_fma1(o->beta2, *v, o->b2 * square);
-      root = o->q * *v;
-      MLKI_OPAQUE(root);
-      *p = mlki_fma1(o->d, *p, (o->r * *m) / (sqrtf(root) + o->epsilon));
-    }
+/* One element of mlk_adamw. */
+static void mlki_ref_adamw(const mlki_optimizer *o, float *p, float g, float *m, float *v) {
+  float square = g * g, root;
+  MLKI_OPAQUE(square);
+  *m = mlki_fma1(o->beta1, *m, o->b1 * g);
+  *v = mlki_fma1(o->beta2, *v, o->b2 * square);
+  root = o->q * *v;
+  MLKI_OPAQUE(root);
+  *p = mlki_fma1(o->d, *p, (o->r * *m) / (sqrtf(root) + o->epsilon));
+}
 
-    /* >>plan --------------------------------------------------------------------------------------------------------- */
+/* >>plan --------------------------------------------------------------------------------------------------------- */
 
 #define MLKI_PROBE_BYTES                                                                                               \
   (256ll << 20) /* read by all threads together, but at least a quarter of it by each: beyond the last-level cache */
 
-    typedef struct mlki_probe {
-      const mlki_kernels *row;
-      const char *memory;
-      int64_t bytes;  /* read by each thread */
-      int64_t rounds; /* > 0: multiply-adds; 0: read memory */
-    } mlki_probe;
+typedef struct mlki_probe {
+  const mlki_kernels *row;
+  const char *memory;
+  int64_t bytes;  /* read by each thread */
+  int64_t rounds; /* > 0: multiply-adds; 0: read memory */
+} mlki_probe;
 
-    static void mlki_probe_body(void *arg, int index) {
-      const mlki_probe *probe = (const mlki_probe *)arg;
-      float out[MLKI_LANES_MAX] = {0.25f, 0.5f, 0.75f, 1.0f};
-      volatile float sink;
-      if (probe->rounds)
-        probe->row->spin(probe->rounds, out);
-      else
-        probe->row->read((const float *)(const void *)(probe->memory + index * probe->bytes), probe->bytes / 4, out);
-      sink = out[0];
-      (void)sink;
-    }
+static void mlki_probe_body(void *arg, int index) {
+  const mlki_probe *probe = (const mlki_probe *)arg;
+  float out[MLKI_LANES_MAX] = {0.25f, 0.5f, 0.75f, 1.0f};
+  volatile float sink;
+  if (probe->rounds)
+    probe->row->spin(probe->rounds, out);
+  else
+    probe->row->read((const float *)(const void *)(probe->memory + index * probe->bytes), probe->bytes / 4, out);
+  sink = out[0];
+  (void)sink;
+}
 
-    /* The best of a few runs of one probe on threads threads, in seconds. */
-    static double mlki_probe_best(const mlk_context *ctx, mlki_probe *probe, int threads, int runs) {
-      double best = 1e30;
-      int r;
-      for (r = 0; r < runs; r++) {
-        const double start = mlki_seconds();
-        double t;
-        mlki_parallel_for(ctx, threads, mlki_probe_body, probe);
-        t = mlki_seconds() - start;
-        if (t < best && t > 0) best = t;
-      }
-      return best;
-    }
+/* The best of a few runs of one probe on threads threads, in seconds. */
+static double mlki_probe_best(const mlk_context *ctx, mlki_probe *probe, int threads, int runs) {
+  double best = 1e30;
+  int r;
+  for (r = 0; r < runs; r++) {
+    const double start = mlki_seconds();
+    double t;
+    mlki_parallel_for(ctx, threads, mlki_probe_body, probe);
+    t = mlki_seconds() - start;
+    if (t < best && t > 0) best = t;
+  }
+  return best;
+}
 
-    static mlk_status mlki_measure(mlk_context * ctx) {
-      const int threads = mlki_task_limit(ctx);
-      const int64_t share = mlki_max(MLKI_PROBE_BYTES / threads, MLKI_PROBE_BYTES / 4) / 4096 * 4096;
-      const uint64_t bytes = (uint64_t)mlki_max(share * threads, MLKI_PROBE_BYTES);
-      const double flops = 2.0 * 10.0 * ctx->row->lanes;
-      char *memory = (char *)mlki_alloc(ctx, bytes);
-      mlki_probe spin, read;
-      if (!memory)
-        return mlki_fail(ctx, MLK_ERR_MEMORY, "measure: the allocator could not give %llu bytes",
-                         (unsigned long long)bytes);
-      memset(memory, 0, (size_t)bytes);
-      spin.row = read.row = ctx->row;
-      spin.memory = read.memory = memory;
-      spin.rounds = 1000, read.rounds = 0;
-      spin.bytes = 0;
-      while (mlki_probe_best(ctx, &spin, 1, 1) < 4e-3) spin.rounds *= 2;
-      ctx->ceilings.flops_1 = flops * (double)spin.rounds / mlki_probe_best(ctx, &spin, 1, 5);
-      ctx->ceilings.flops_all = flops * (double)spin.rounds * threads / mlki_probe_best(ctx, &spin, threads, 5);
-      read.bytes = MLKI_PROBE_BYTES;
-      ctx->ceilings.read_1 = (double)read.bytes / mlki_probe_best(ctx, &read, 1, 5);
-      read.bytes = share;
-      ctx->ceilings.read_all = (double)share * threads / mlki_probe_best(ctx, &read, threads, 5);
-      if (ctx->ceilings.flops_all < ctx->ceilings.flops_1)
-        ctx->ceilings.flops_all = ctx->ceilings.flops_1; /* the other cores were busy */
-      if (ctx->ceilings.read_all < ctx->ceilings.read_1) ctx->ceilings.read_all = ctx->ceilings.read_1;
-      mlki_free(ctx, memory, bytes);
-      return MLK_OK;
-    }
+static mlk_status mlki_measure(mlk_context *ctx) {
+  const int threads = mlki_task_limit(ctx);
+  const int64_t share = mlki_max(MLKI_PROBE_BYTES / threads, MLKI_PROBE_BYTES / 4) / 4096 * 4096;
+  const uint64_t bytes = (uint64_t)mlki_max(share * threads, MLKI_PROBE_BYTES);
+  const double flops = 2.0 * 10.0 * ctx->row->lanes;
+  char *memory = (char *)mlki_alloc(ctx, bytes);
+  mlki_probe spin, read;
+  if (!memory)
+    return mlki_fail(ctx, MLK_ERR_MEMORY, "measure: the allocator could not give %llu bytes",
+                     (unsigned long long)bytes);
+  memset(memory, 0, (size_t)bytes);
+  spin.row = read.row = ctx->row;
+  spin.memory = read.memory = memory;
+  spin.rounds = 1000, read.rounds = 0;
+  spin.bytes = 0;
+  while (mlki_probe_best(ctx, &spin, 1, 1) < 4e-3) spin.rounds *= 2;
+  ctx->ceilings.flops_1 = flops * (double)spin.rounds / mlki_probe_best(ctx, &spin, 1, 5);
+  ctx->ceilings.flops_all = flops * (double)spin.rounds * threads / mlki_probe_best(ctx, &spin, threads, 5);
+  read.bytes = MLKI_PROBE_BYTES;
+  ctx->ceilings.read_1 = (double)read.bytes / mlki_probe_best(ctx, &read, 1, 5);
+  read.bytes = share;
+  ctx->ceilings.read_all = (double)share * threads / mlki_probe_best(ctx, &read, threads, 5);
+  if (ctx->ceilings.flops_all < ctx->ceilings.flops_1)
+    ctx->ceilings.flops_all = ctx->ceilings.flops_1; /* the other cores were busy */
+  if (ctx->ceilings.read_all < ctx->ceilings.read_1) ctx->ceilings.read_all = ctx->ceilings.read_1;
+  mlki_free(ctx, memory, bytes);
+  return MLK_OK;
+}
 
-    /* Fills what all plans share. Ceilings between one and all threads are taken to grow in proportion. */
-    static void mlki_fill_plan(const mlk_context *ctx, mlk_plan *plan, uint64_t flops, uint64_t bytes,
-                               uint64_t workspace, int threads, const char *variant) {
-      const mlk_ceilings *c = &ctx->ceilings;
-      const double share = ctx->threads > 1 ? (double)(threads - 1) / (double)(ctx->threads - 1) : 0.0;
-      plan->flops = flops, plan->bytes = bytes, plan->workspace_bytes = workspace;
-      plan->backend = "cpu";
-      plan->isa = mlki_isa_names[ctx->reference ? MLK_ISA_REFERENCE : ctx->row->isa];
-      plan->variant = variant;
-      plan->threads = threads;
-      plan->seconds = 0.0;
-      if (c->flops_1 > 0) {
-        const double compute = (double)flops / (c->flops_1 + share * (c->flops_all - c->flops_1));
-        const double memory = (double)bytes / (c->read_1 + share * (c->read_all - c->read_1));
-        plan->seconds = compute > memory ? compute : memory;
-      }
-    }
+/* Fills what all plans share. Ceilings between one and all threads are taken to grow in proportion. */
+static void mlki_fill_plan(const mlk_context *ctx, mlk_plan *plan, uint64_t flops, uint64_t bytes, uint64_t workspace,
+                           int threads, const char *variant) {
+  const mlk_ceilings *c = &ctx->ceilings;
+  const double share = ctx->threads > 1 ? (double)(threads - 1) / (double)(ctx->threads - 1) : 0.0;
+  plan->flops = flops, plan->bytes = bytes, plan->workspace_bytes = workspace;
+  plan->backend = "cpu";
+  plan->isa = mlki_isa_names[ctx->reference ? MLK_ISA_REFERENCE : ctx->row->isa];
+  plan->variant = variant;
+  plan->threads = threads;
+  plan->seconds = 0.0;
+  if (c->flops_1 > 0) {
+    const double compute = (double)flops / (c->flops_1 + share * (c->flops_all - c->flops_1));
+    const double memory = (double)bytes / (c->read_1 + share * (c->read_all - c->read_1));
+    plan->seconds = compute > memory ? compute : memory;
+  }
+}
 
-    /* >>matmul -------------------------------------------------------------------------------------------------------
+/* >>matmul -------------------------------------------------------------------------------------------------------
    One call is prepared (checked, transposed if that lengthens the vectors, blocked) and then either described or run.
 
    direct    small products: neither operand is packed, unless B's rows are not dense in memory
@@ -3780,635 +3778,627 @@ MLKI_KERNEL void MLKI_FN(mlki_place)(float *to, int64_t width, int64_t pitch, in
 #define MLKI_SKINNY_FLOATS 4096 /* sums in flight: a third of level 1 */
 #define MLKI_TINY          96   /* largest size of a product that skips planning */
 
-    /* What a mlk_packed holds. */
-    typedef enum mlki_form { MLKI_FORM_MATMUL, MLKI_FORM_CONV, MLKI_FORM_CONV_TRANSPOSED } mlki_form;
+/* What a mlk_packed holds. */
+typedef enum mlki_form { MLKI_FORM_MATMUL, MLKI_FORM_CONV, MLKI_FORM_CONV_TRANSPOSED } mlki_form;
 
-    /* What becomes of A: used where it is; a block of it copied as rows that do not conflict; packed as panels of MR
+/* What becomes of A: used where it is; a block of it copied as rows that do not conflict; packed as panels of MR
    rows. */
-    typedef enum mlki_a_form { MLKI_A_IS, MLKI_A_ROWS, MLKI_A_PANELS } mlki_a_form;
+typedef enum mlki_a_form { MLKI_A_IS, MLKI_A_ROWS, MLKI_A_PANELS } mlki_a_form;
 #define MLKI_A_PITCH(kc) ((kc) + 16) /* of copied rows: never a multiple of 4 KiB */
 
-    typedef enum mlki_matmul_variant {
-      MLKI_EMPTY,
-      MLKI_REFERENCE,
-      MLKI_DIRECT,
-      MLKI_BLOCKED,
-      MLKI_SKINNY
-    } mlki_matmul_variant;
-    static const char *const mlki_matmul_variant_names[] = {"empty", "reference", "direct", "blocked", "skinny"};
+typedef enum mlki_matmul_variant {
+  MLKI_EMPTY,
+  MLKI_REFERENCE,
+  MLKI_DIRECT,
+  MLKI_BLOCKED,
+  MLKI_SKINNY
+} mlki_matmul_variant;
+static const char *const mlki_matmul_variant_names[] = {"empty", "reference", "direct", "blocked", "skinny"};
 
-    typedef struct mlki_matmul {
-      const mlki_kernels *row;
-      int64_t m, n, k;
-      int64_t batches;
-      int batch_rank;
-      int64_t batch_shape[MLK_MAX_RANK - 2];
-      mlki_mat a, b;
-      mlki_epilogue e;
-      int plain;           /* the sums are the result: no epilogue */
-      int in_place;        /* the sums may live in D until the epilogue */
-      const float *panels; /* B as mlk_matmul_pack left it, else NULL */
-      mlki_matmul_variant variant;
-      mlki_a_form a_form;
-      int pack_b;
-      int64_t nc;             /* columns per block of B */
-      int64_t tile_m, tile_n; /* a task's rectangle */
-      int64_t tiles_m, tiles_n, items;
-      int64_t scratch_m, scratch_n;                 /* sums outside D */
-      int64_t floats_a, floats_b, floats_c, floats; /* workspace of one task */
-      int tasks;
-      float *workspace;
-      int64_t next; /* the queue of items */
-      uint64_t flops, bytes;
-    } mlki_matmul;
+typedef struct mlki_matmul {
+  const mlki_kernels *row;
+  int64_t m, n, k;
+  int64_t batches;
+  int batch_rank;
+  int64_t batch_shape[MLK_MAX_RANK - 2];
+  mlki_mat a, b;
+  mlki_epilogue e;
+  int plain;           /* the sums are the result: no epilogue */
+  int in_place;        /* the sums may live in D until the epilogue */
+  const float *panels; /* B as mlk_matmul_pack left it, else NULL */
+  mlki_matmul_variant variant;
+  mlki_a_form a_form;
+  int pack_b;
+  int64_t nc;             /* columns per block of B */
+  int64_t tile_m, tile_n; /* a task's rectangle */
+  int64_t tiles_m, tiles_n, items;
+  int64_t scratch_m, scratch_n;                 /* sums outside D */
+  int64_t floats_a, floats_b, floats_c, floats; /* workspace of one task */
+  int tasks;
+  float *workspace;
+  int64_t next; /* the queue of items */
+  uint64_t flops, bytes;
+} mlki_matmul;
 
-    static void mlki_swap_axes(mlki_mat * x) {
-      const int64_t t = x->rs;
-      x->rs = x->cs, x->cs = t;
-    }
+static void mlki_swap_axes(mlki_mat *x) {
+  const int64_t t = x->rs;
+  x->rs = x->cs, x->cs = t;
+}
 
-    /* Computes D^T = B^T A^T instead. Vectors run along rows of D, so this is done when D's columns are dense in memory,
+/* Computes D^T = B^T A^T instead. Vectors run along rows of D, so this is done when D's columns are dense in memory,
    or D is one column. */
-    static void mlki_matmul_transpose(mlki_matmul * mm) {
-      const mlki_mat a = mm->a;
-      const int64_t m = mm->m;
-      mm->a = mm->b, mm->b = a;
-      mm->m = mm->n, mm->n = m;
-      mlki_swap_axes(&mm->a), mlki_swap_axes(&mm->b);
-      mlki_swap_axes(&mm->e.c), mlki_swap_axes(&mm->e.bias), mlki_swap_axes(&mm->e.residual);
-      mlki_swap_axes(&mm->e.preact), mlki_swap_axes(&mm->e.d);
+static void mlki_matmul_transpose(mlki_matmul *mm) {
+  const mlki_mat a = mm->a;
+  const int64_t m = mm->m;
+  mm->a = mm->b, mm->b = a;
+  mm->m = mm->n, mm->n = m;
+  mlki_swap_axes(&mm->a), mlki_swap_axes(&mm->b);
+  mlki_swap_axes(&mm->e.c), mlki_swap_axes(&mm->e.bias), mlki_swap_axes(&mm->e.residual);
+  mlki_swap_axes(&mm->e.preact), mlki_swap_axes(&mm->e.d);
+}
+
+/* Rows whose distance is a multiple of 4 KiB fall into the same few cache sets. */
+static int mlki_conflicting_stride(int64_t stride, int64_t rows) {
+  return rows > 4 && stride != 0 && stride % 1024 == 0;
+}
+
+/* Columns of B per block: one segment of them fills half of level 2. */
+static int64_t mlki_matmul_block_columns(const mlk_context *ctx) {
+  const int64_t half = ctx->l2_bytes / 2 / (MLK_SEGMENT * 4);
+  return mlki_max(half / ctx->row->nr, 2) * ctx->row->nr;
+}
+
+/* Chooses variant, blocks and tasks. Nothing here changes a bit of the result. */
+static void mlki_matmul_block(const mlk_context *ctx, mlki_matmul *mm) {
+  const int mr = mm->row->mr, nr = mm->row->nr;
+  const int64_t kc = mlki_min(mm->k, MLK_SEGMENT), segments = mlki_max(mlki_ceil_div(mm->k, MLK_SEGMENT), 1);
+  const double work = (double)mm->m * (double)mm->n * (double)mm->k;
+  const int small = work <= 192.0 * 192 * 192;
+  int64_t tasks = mlki_task_limit(ctx), split_m = 1, split_n = 1, t;
+
+  if (mm->m == 0 || mm->n == 0 || mm->batches == 0)
+    mm->variant = MLKI_EMPTY;
+  else if (ctx->reference)
+    mm->variant = MLKI_REFERENCE;
+  else if (mm->m <= 2 * mr && (mm->m == 1 || mm->k * mm->n > ctx->l2_bytes / 8 || (mm->b.cs != 1 && !mm->panels)))
+    mm->variant = MLKI_SKINNY;
+  else
+    mm->variant = small ? MLKI_DIRECT : MLKI_BLOCKED;
+
+  mm->pack_b = !mm->panels && (mm->b.cs != 1 || (mm->variant == MLKI_BLOCKED && mm->m > mr) ||
+                               mlki_conflicting_stride(mm->b.rs, mm->k));
+  mm->a_form = MLKI_A_IS;
+  if (mm->variant == MLKI_BLOCKED && mm->n > 2 * nr && mm->a.cs != 1)
+    mm->a_form = MLKI_A_PANELS;
+  else if (mm->n > 2 * nr &&
+           (mlki_conflicting_stride(mm->a.rs, mm->m) || (mm->variant == MLKI_BLOCKED && mm->m > MLKI_MC)))
+    mm->a_form = mm->a.cs == 1 ? MLKI_A_ROWS : MLKI_A_PANELS;
+  if (mm->variant == MLKI_SKINNY) mm->pack_b = mm->b.cs != 1 && !mm->panels, mm->a_form = MLKI_A_IS;
+  mm->nc = mlki_min(mlki_matmul_block_columns(ctx), mlki_round_up(mm->n, nr));
+
+  /* tasks: as many as the work pays for; rectangles that read least, tm * n + tn * m, cut at tile borders */
+  tasks = (int64_t)mlki_min(tasks, (int64_t)(work * (double)mm->batches / MLKI_TASK_WORK));
+  tasks = mm->variant <= MLKI_REFERENCE ? 1 : mlki_max(tasks, 1);
+  if (mm->batches < tasks && mm->variant == MLKI_SKINNY) {
+    split_n = mlki_min(tasks, mlki_ceil_div(mm->n, nr));
+  } else if (mm->batches < tasks) {
+    const int64_t want = mlki_ceil_div(tasks, mlki_max(mm->batches, 1));
+    double best = 1e300;
+    for (t = 1; t <= want; t++) {
+      const int64_t u = want / t;
+      const double cost = (double)t * (double)mm->n + (double)u * (double)mm->m + (t * u < want ? 1e30 : 0.0);
+      if (t <= mlki_ceil_div(mm->m, mr) && u <= mlki_ceil_div(mm->n, nr) && cost < best)
+        best = cost, split_m = t, split_n = u;
     }
+  }
+  mm->tile_m = split_m == 1 ? mm->m : mlki_round_up(mlki_ceil_div(mm->m, split_m), mr);
+  mm->tile_n = split_n == 1 ? mm->n : mlki_round_up(mlki_ceil_div(mm->n, split_n), nr);
+  if (mm->variant == MLKI_EMPTY) mm->tile_m = mm->tile_n = 1;
+  mm->tiles_m = mlki_ceil_div(mm->m, mm->tile_m), mm->tiles_n = mlki_ceil_div(mm->n, mm->tile_n);
+  mm->items = mm->batches * mm->tiles_m * mm->tiles_n;
+  mm->tasks = (int)mlki_max(mlki_min(tasks, mm->items), 1);
 
-    /* Rows whose distance is a multiple of 4 KiB fall into the same few cache sets. */
-    static int mlki_conflicting_stride(int64_t stride, int64_t rows) {
-      return rows > 4 && stride != 0 && stride % 1024 == 0;
+  /* workspace of a task */
+  mm->floats_a = mm->floats_b = mm->floats_c = 0;
+  mm->scratch_m = mm->tile_m, mm->scratch_n = mm->tile_n;
+  if (mm->variant == MLKI_SKINNY) {
+    if (mlki_conflicting_stride(mm->e.d.rs, mm->m)) mm->in_place = 0;
+    mm->scratch_n = mlki_min(
+        mm->pack_b || mm->panels ? nr : mlki_round_up(mlki_min(MLKI_SKINNY_FLOATS / mm->m, MLKI_SKINNY_RUN), nr),
+        mlki_round_up(mm->tile_n, nr));
+    if (!mm->pack_b && !mm->panels && mlki_conflicting_stride(mm->a.rs, mm->m)) mm->a_form = MLKI_A_PANELS;
+    mm->floats_a = mm->a_form == MLKI_A_PANELS ? mm->m * kc + MLKI_LANES_MAX : 0;
+    mm->floats_b = mm->pack_b ? mlki_min(kc, MLKI_SKINNY_PANEL) * nr + MLKI_LANES_MAX : 0;
+    mm->floats_c = mm->m * mm->scratch_n * ((segments > 1) + !mm->in_place);
+  } else if (mm->variant != MLKI_EMPTY && mm->variant != MLKI_REFERENCE) {
+    if (!mm->in_place) {
+      mm->scratch_m = mlki_min(mm->tile_m, segments == 1 ? mr : MLKI_SCRATCH_M);
+      mm->scratch_n = mlki_min(mm->tile_n, segments == 1 ? mm->nc : MLKI_SCRATCH_N);
     }
+    mm->floats_a = mm->a_form == MLKI_A_IS
+                       ? 0
+                       : mlki_min(mm->tile_m, segments == 1 || mm->in_place ? MLKI_MC : MLKI_SCRATCH_M) *
+                                 MLKI_A_PITCH(kc) +
+                             MLKI_LANES_MAX;
+    mm->floats_b = mm->pack_b ? mlki_min(mm->nc, mlki_round_up(mm->tile_n, nr)) * kc + MLKI_LANES_MAX : 0;
+    mm->floats_c = mm->in_place ? 0 : mm->scratch_m * mm->scratch_n;
+  }
+  mm->floats_a = mlki_round_up(mm->floats_a, MLKI_LANES_MAX);
+  mm->floats_b = mlki_round_up(mm->floats_b, MLKI_LANES_MAX);
+  mm->floats_c = mlki_round_up(mm->floats_c, MLKI_LANES_MAX);
+  mm->floats = mm->floats_a + mm->floats_b + mm->floats_c;
+}
 
-    /* Columns of B per block: one segment of them fills half of level 2. */
-    static int64_t mlki_matmul_block_columns(const mlk_context *ctx) {
-      const int64_t half = ctx->l2_bytes / 2 / (MLK_SEGMENT * 4);
-      return mlki_max(half / ctx->row->nr, 2) * ctx->row->nr;
+/* Where one task is: the matrices of one item of the batch, and its part of the workspace. */
+typedef struct mlki_matmul_job {
+  const mlki_matmul *mm;
+  mlki_mat a, b;
+  mlki_epilogue e;
+  float *block_a, *pack_b, *scratch;
+} mlki_matmul_job;
+
+static void mlki_matmul_move(mlki_mat *x, const mlki_matmul *mm, const int64_t *at) {
+  int i;
+  for (i = 0; i < mm->batch_rank && x->p; i++) x->p += at[i] * x->batch[i];
+}
+
+/* Points the job at one matrix of the batch. */
+static void mlki_matmul_select(mlki_matmul_job *job, int64_t index) {
+  const mlki_matmul *mm = job->mm;
+  int64_t at[MLK_MAX_RANK - 2];
+  int i;
+  job->a = mm->a, job->b = mm->b, job->e = mm->e;
+  if (mm->batches == 1) return;
+  for (i = mm->batch_rank - 1; i >= 0; i--) at[i] = index % mm->batch_shape[i], index /= mm->batch_shape[i];
+  mlki_matmul_move(&job->a, mm, at), mlki_matmul_move(&job->b, mm, at), mlki_matmul_move(&job->e.d, mm, at);
+  if (mm->plain) return;
+  mlki_matmul_move(&job->e.c, mm, at), mlki_matmul_move(&job->e.bias, mm, at);
+  mlki_matmul_move(&job->e.residual, mm, at), mlki_matmul_move(&job->e.preact, mm, at);
+}
+
+/* Packs terms [s, s + kc) of columns [j, j + cols) of B into panels of NR columns. */
+static void mlki_matmul_pack_columns(const mlki_kernels *row, float *to, const mlki_mat *b, int64_t s, int64_t kc,
+                                     int64_t j, int64_t cols) {
+  row->pack_panels(to, cols, kc, b->p + s * b->rs + j * b->cs, b->cs, b->rs);
+}
+
+/* Panels of A have equal heights as far as that goes: 16 rows are 8 + 8 and not 14 + 2. */
+static int64_t mlki_panel_rows(int64_t rows, int64_t mr) { return mlki_ceil_div(rows, mlki_ceil_div(rows, mr)); }
+
+/* Rows [i0, i0 + rows), terms [s, s + kc) of A in the form the strips want. */
+static void mlki_matmul_bring_a(const mlki_matmul_job *job, int64_t i0, int64_t rows, int64_t s, int64_t kc) {
+  const mlki_matmul *mm = job->mm;
+  const int64_t height = mlki_panel_rows(rows, mm->row->mr);
+  const float *a = job->a.p + i0 * job->a.rs + s * job->a.cs;
+  int64_t i;
+  if (mm->a_form == MLKI_A_ROWS)
+    for (i = 0; i < rows; i++) memcpy(job->block_a + i * MLKI_A_PITCH(kc), a + i * job->a.rs, (size_t)kc * 4);
+  else if (mm->a_form == MLKI_A_PANELS)
+    for (i = 0; i < rows; i += height) {
+      const int64_t h = mlki_min(height, rows - i);
+      mm->row->pack(job->block_a + i * kc, h, h, kc, a + i * job->a.rs, job->a.rs, job->a.cs);
     }
+}
 
-    /* Chooses variant, blocks and tasks. Nothing here changes a bit of the result. */
-    static void mlki_matmul_block(const mlk_context *ctx, mlki_matmul *mm) {
-      const int mr = mm->row->mr, nr = mm->row->nr;
-      const int64_t kc = mlki_min(mm->k, MLK_SEGMENT), segments = mlki_max(mlki_ceil_div(mm->k, MLK_SEGMENT), 1);
-      const double work = (double)mm->m * (double)mm->n * (double)mm->k;
-      const int small = work <= 192.0 * 192 * 192;
-      int64_t tasks = mlki_task_limit(ctx), split_m = 1, split_n = 1, t;
-
-      if (mm->m == 0 || mm->n == 0 || mm->batches == 0)
-        mm->variant = MLKI_EMPTY;
-      else if (ctx->reference)
-        mm->variant = MLKI_REFERENCE;
-      else if (mm->m <= 2 * mr && (mm->m == 1 || mm->k * mm->n > ctx->l2_bytes / 8 || (mm->b.cs != 1 && !mm->panels)))
-        mm->variant = MLKI_SKINNY;
-      else
-        mm->variant = small ? MLKI_DIRECT : MLKI_BLOCKED;
-
-      mm->pack_b = !mm->panels && (mm->b.cs != 1 || (mm->variant == MLKI_BLOCKED && mm->m > mr) ||
-                                   mlki_conflicting_stride(mm->b.rs, mm->k));
-      mm->a_form = MLKI_A_IS;
-      if (mm->variant == MLKI_BLOCKED && mm->n > 2 * nr && mm->a.cs != 1)
-        mm->a_form = MLKI_A_PANELS;
-      else if (mm->n > 2 * nr &&
-               (mlki_conflicting_stride(mm->a.rs, mm->m) || (mm->variant == MLKI_BLOCKED && mm->m > MLKI_MC)))
-        mm->a_form = mm->a.cs == 1 ? MLKI_A_ROWS : MLKI_A_PANELS;
-      if (mm->variant == MLKI_SKINNY) mm->pack_b = mm->b.cs != 1 && !mm->panels, mm->a_form = MLKI_A_IS;
-      mm->nc = mlki_min(mlki_matmul_block_columns(ctx), mlki_round_up(mm->n, nr));
-
-      /* tasks: as many as the work pays for; rectangles that read least, tm * n + tn * m, cut at tile borders */
-      tasks = (int64_t)mlki_min(tasks, (int64_t)(work * (double)mm->batches / MLKI_TASK_WORK));
-      tasks = mm->variant <= MLKI_REFERENCE ? 1 : mlki_max(tasks, 1);
-      if (mm->batches < tasks && mm->variant == MLKI_SKINNY) {
-        split_n = mlki_min(tasks, mlki_ceil_div(mm->n, nr));
-      } else if (mm->batches < tasks) {
-        const int64_t want = mlki_ceil_div(tasks, mlki_max(mm->batches, 1));
-        double best = 1e300;
-        for (t = 1; t <= want; t++) {
-          const int64_t u = want / t;
-          const double cost = (double)t * (double)mm->n + (double)u * (double)mm->m + (t * u < want ? 1e30 : 0.0);
-          if (t <= mlki_ceil_div(mm->m, mr) && u <= mlki_ceil_div(mm->n, nr) && cost < best)
-            best = cost, split_m = t, split_n = u;
-        }
-      }
-      mm->tile_m = split_m == 1 ? mm->m : mlki_round_up(mlki_ceil_div(mm->m, split_m), mr);
-      mm->tile_n = split_n == 1 ? mm->n : mlki_round_up(mlki_ceil_div(mm->n, split_n), nr);
-      if (mm->variant == MLKI_EMPTY) mm->tile_m = mm->tile_n = 1;
-      mm->tiles_m = mlki_ceil_div(mm->m, mm->tile_m), mm->tiles_n = mlki_ceil_div(mm->n, mm->tile_n);
-      mm->items = mm->batches * mm->tiles_m * mm->tiles_n;
-      mm->tasks = (int)mlki_max(mlki_min(tasks, mm->items), 1);
-
-      /* workspace of a task */
-      mm->floats_a = mm->floats_b = mm->floats_c = 0;
-      mm->scratch_m = mm->tile_m, mm->scratch_n = mm->tile_n;
-      if (mm->variant == MLKI_SKINNY) {
-        if (mlki_conflicting_stride(mm->e.d.rs, mm->m)) mm->in_place = 0;
-        mm->scratch_n = mlki_min(
-            mm->pack_b || mm->panels ? nr : mlki_round_up(mlki_min(MLKI_SKINNY_FLOATS / mm->m, MLKI_SKINNY_RUN), nr),
-            mlki_round_up(mm->tile_n, nr));
-        if (!mm->pack_b && !mm->panels && mlki_conflicting_stride(mm->a.rs, mm->m)) mm->a_form = MLKI_A_PANELS;
-        mm->floats_a = mm->a_form == MLKI_A_PANELS ? mm->m * kc + MLKI_LANES_MAX : 0;
-        mm->floats_b = mm->pack_b ? mlki_min(kc, MLKI_SKINNY_PANEL) * nr + MLKI_LANES_MAX : 0;
-        mm->floats_c = mm->m * mm->scratch_n * ((segments > 1) + !mm->in_place);
-      } else if (mm->variant != MLKI_EMPTY && mm->variant != MLKI_REFERENCE) {
-        if (!mm->in_place) {
-          mm->scratch_m = mlki_min(mm->tile_m, segments == 1 ? mr : MLKI_SCRATCH_M);
-          mm->scratch_n = mlki_min(mm->tile_n, segments == 1 ? mm->nc : MLKI_SCRATCH_N);
-        }
-        mm->floats_a = mm->a_form == MLKI_A_IS
-                           ? 0
-                           : mlki_min(mm->tile_m, segments == 1 || mm->in_place ? MLKI_MC : MLKI_SCRATCH_M) *
-                                     MLKI_A_PITCH(kc) +
-                                 MLKI_LANES_MAX;
-        mm->floats_b = mm->pack_b ? mlki_min(mm->nc, mlki_round_up(mm->tile_n, nr)) * kc + MLKI_LANES_MAX : 0;
-        mm->floats_c = mm->in_place ? 0 : mm->scratch_m * mm->scratch_n;
-      }
-      mm->floats_a = mlki_round_up(mm->floats_a, MLKI_LANES_MAX);
-      mm->floats_b = mlki_round_up(mm->floats_b, MLKI_LANES_MAX);
-      mm->floats_c = mlki_round_up(mm->floats_c, MLKI_LANES_MAX);
-      mm->floats = mm->floats_a + mm->floats_b + mm->floats_c;
-    }
-
-    /* Where one task is: the matrices of one item of the batch, and its part of the workspace. */
-    typedef struct mlki_matmul_job {
-      const mlki_matmul *mm;
-      mlki_mat a, b;
-      mlki_epilogue e;
-      float *block_a, *pack_b, *scratch;
-    } mlki_matmul_job;
-
-    static void mlki_matmul_move(mlki_mat * x, const mlki_matmul *mm, const int64_t *at) {
-      int i;
-      for (i = 0; i < mm->batch_rank && x->p; i++) x->p += at[i] * x->batch[i];
-    }
-
-    /* Points the job at one matrix of the batch. */
-    static void mlki_matmul_select(mlki_matmul_job * job, int64_t index) {
-      const mlki_matmul *mm = job->mm;
-      int64_t at[MLK_MAX_RANK - 2];
-      int i;
-      job->a = mm->a, job->b = mm->b, job->e = mm->e;
-      if (mm->batches == 1) return;
-      for (i = mm->batch_rank - 1; i >= 0; i--) at[i] = index % mm->batch_shape[i], index /= mm->batch_shape[i];
-      mlki_matmul_move(&job->a, mm, at), mlki_matmul_move(&job->b, mm, at), mlki_matmul_move(&job->e.d, mm, at);
-      if (mm->plain) return;
-      mlki_matmul_move(&job->e.c, mm, at), mlki_matmul_move(&job->e.bias, mm, at);
-      mlki_matmul_move(&job->e.residual, mm, at), mlki_matmul_move(&job->e.preact, mm, at);
-    }
-
-    /* Packs terms [s, s + kc) of columns [j, j + cols) of B into panels of NR columns. */
-    static void mlki_matmul_pack_columns(const mlki_kernels *row, float *to, const mlki_mat *b, int64_t s, int64_t kc,
-                                         int64_t j, int64_t cols) {
-      row->pack_panels(to, cols, kc, b->p + s * b->rs + j * b->cs, b->cs, b->rs);
-    }
-
-    /* Panels of A have equal heights as far as that goes: 16 rows are 8 + 8 and not 14 + 2. */
-    static int64_t mlki_panel_rows(int64_t rows, int64_t mr) { return mlki_ceil_div(rows, mlki_ceil_div(rows, mr)); }
-
-    /* Rows [i0, i0 + rows), terms [s, s + kc) of A in the form the strips want. */
-    static void mlki_matmul_bring_a(const mlki_matmul_job *job, int64_t i0, int64_t rows, int64_t s, int64_t kc) {
-      const mlki_matmul *mm = job->mm;
-      const int64_t height = mlki_panel_rows(rows, mm->row->mr);
-      const float *a = job->a.p + i0 * job->a.rs + s * job->a.cs;
-      int64_t i;
-      if (mm->a_form == MLKI_A_ROWS)
-        for (i = 0; i < rows; i++) memcpy(job->block_a + i * MLKI_A_PITCH(kc), a + i * job->a.rs, (size_t)kc * 4);
-      else if (mm->a_form == MLKI_A_PANELS)
-        for (i = 0; i < rows; i += height) {
-          const int64_t h = mlki_min(height, rows - i);
-          mm->row->pack(job->block_a + i * kc, h, h, kc, a + i * job->a.rs, job->a.rs, job->a.cs);
-        }
-    }
-
-    /* Rows [i0, i0 + rows) x columns [j0, j0 + cols) of one segment: C (+)= A B, and after the last segment the epilogue.
+/* Rows [i0, i0 + rows) x columns [j0, j0 + cols) of one segment: C (+)= A B, and after the last segment the epilogue.
    c, c_rs: where the sums of row i0, column j0 live; with c_rolls, every strip reuses c. */
-    static void mlki_matmul_strips(const mlki_matmul_job *job, int64_t i0, int64_t rows, int64_t j0, int64_t cols,
-                                   int64_t s, int64_t kc, float *c, int64_t c_rs, int c_rolls, int last) {
-      const mlki_matmul *mm = job->mm;
-      const int64_t height = mlki_panel_rows(rows, mm->row->mr);
-      mlki_strip strip;
-      int64_t i;
-      if (mm->pack_b)
-        strip.b = job->pack_b, strip.b_rs = mm->row->nr, strip.b_panel = kc * mm->row->nr;
-      else if (mm->panels)
-        strip.b = mm->panels + j0 * mm->k + s * mm->row->nr, strip.b_rs = mm->row->nr,
-        strip.b_panel = mm->k * mm->row->nr;
-      else
-        strip.b = job->b.p + s * job->b.rs + j0, strip.b_rs = job->b.rs, strip.b_panel = mm->row->nr;
-      strip.c_rs = c_rs, strip.cols = cols, strip.k = kc;
-      strip.chain = s == 0 ? MLKI_START : MLKI_ADD;
-      for (i = 0; i < rows; i += height) {
-        strip.rows = mlki_min(height, rows - i);
-        if (mm->a_form == MLKI_A_PANELS)
-          strip.a = job->block_a + i * kc, strip.a_rs = 1, strip.a_cs = strip.rows;
-        else if (mm->a_form == MLKI_A_ROWS)
-          strip.a = job->block_a + i * MLKI_A_PITCH(kc), strip.a_rs = MLKI_A_PITCH(kc), strip.a_cs = 1;
-        else
-          strip.a = job->a.p + (i0 + i) * job->a.rs + s * job->a.cs, strip.a_rs = job->a.rs, strip.a_cs = job->a.cs;
-        strip.c = c_rolls ? c : c + i * c_rs;
-        mm->row->strip(&strip);
-        if (last && !(mm->plain && mm->in_place))
-          mm->row->epilogue(&job->e, strip.c, c_rs, i0 + i, j0, strip.rows, cols);
-      }
-    }
+static void mlki_matmul_strips(const mlki_matmul_job *job, int64_t i0, int64_t rows, int64_t j0, int64_t cols,
+                               int64_t s, int64_t kc, float *c, int64_t c_rs, int c_rolls, int last) {
+  const mlki_matmul *mm = job->mm;
+  const int64_t height = mlki_panel_rows(rows, mm->row->mr);
+  mlki_strip strip;
+  int64_t i;
+  if (mm->pack_b)
+    strip.b = job->pack_b, strip.b_rs = mm->row->nr, strip.b_panel = kc * mm->row->nr;
+  else if (mm->panels)
+    strip.b = mm->panels + j0 * mm->k + s * mm->row->nr, strip.b_rs = mm->row->nr, strip.b_panel = mm->k * mm->row->nr;
+  else
+    strip.b = job->b.p + s * job->b.rs + j0, strip.b_rs = job->b.rs, strip.b_panel = mm->row->nr;
+  strip.c_rs = c_rs, strip.cols = cols, strip.k = kc;
+  strip.chain = s == 0 ? MLKI_START : MLKI_ADD;
+  for (i = 0; i < rows; i += height) {
+    strip.rows = mlki_min(height, rows - i);
+    if (mm->a_form == MLKI_A_PANELS)
+      strip.a = job->block_a + i * kc, strip.a_rs = 1, strip.a_cs = strip.rows;
+    else if (mm->a_form == MLKI_A_ROWS)
+      strip.a = job->block_a + i * MLKI_A_PITCH(kc), strip.a_rs = MLKI_A_PITCH(kc), strip.a_cs = 1;
+    else
+      strip.a = job->a.p + (i0 + i) * job->a.rs + s * job->a.cs, strip.a_rs = job->a.rs, strip.a_cs = job->a.cs;
+    strip.c = c_rolls ? c : c + i * c_rs;
+    mm->row->strip(&strip);
+    if (last && !(mm->plain && mm->in_place)) mm->row->epilogue(&job->e, strip.c, c_rs, i0 + i, j0, strip.rows, cols);
+  }
+}
 
-    /* D[i0 .. i1, j0 .. j1) by blocks; also the direct variant, which packs neither operand. */
-    static void mlki_matmul_blocked(const mlki_matmul_job *job, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
-      const mlki_matmul *mm = job->mm;
-      const int rolls = !mm->in_place && mm->k <= MLK_SEGMENT;
-      const int64_t step_m = mm->in_place && mm->a_form == MLKI_A_IS ? i1 - i0
-                             : mm->in_place || rolls                 ? MLKI_MC
-                                                                     : mm->scratch_m,
-                    step_n = mm->in_place || rolls ? j1 - j0 : mm->scratch_n;
-      int64_t i, jb, j, s;
-      for (i = i0; i < i1; i += step_m) {
-        const int64_t rows = mlki_min(step_m, i1 - i);
-        for (jb = j0; jb < j1; jb += step_n) {
-          const int64_t end = mlki_min(jb + step_n, j1);
-          for (s = 0; s == 0 || s < mm->k; s += MLK_SEGMENT) {
-            const int64_t kc = mlki_min(mm->k - s, MLK_SEGMENT);
-            const int last = s + kc >= mm->k;
-            mlki_matmul_bring_a(job, i, rows, s, kc);
-            for (j = jb; j < end; j += mm->nc) {
-              const int64_t cols = mlki_min(mm->nc, end - j);
-              float *c = mm->in_place ? job->e.d.p + i * job->e.d.rs + j
-                         : rolls      ? job->scratch
-                                      : job->scratch + (j - jb);
-              const int64_t c_rs = mm->in_place ? job->e.d.rs : mm->scratch_n;
-              if (mm->pack_b) mlki_matmul_pack_columns(mm->row, job->pack_b, &job->b, s, kc, j, cols);
-              mlki_matmul_strips(job, i, rows, j, cols, s, kc, c, c_rs, rolls, last);
-            }
-          }
+/* D[i0 .. i1, j0 .. j1) by blocks; also the direct variant, which packs neither operand. */
+static void mlki_matmul_blocked(const mlki_matmul_job *job, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+  const mlki_matmul *mm = job->mm;
+  const int rolls = !mm->in_place && mm->k <= MLK_SEGMENT;
+  const int64_t step_m = mm->in_place && mm->a_form == MLKI_A_IS ? i1 - i0
+                         : mm->in_place || rolls                 ? MLKI_MC
+                                                                 : mm->scratch_m,
+                step_n = mm->in_place || rolls ? j1 - j0 : mm->scratch_n;
+  int64_t i, jb, j, s;
+  for (i = i0; i < i1; i += step_m) {
+    const int64_t rows = mlki_min(step_m, i1 - i);
+    for (jb = j0; jb < j1; jb += step_n) {
+      const int64_t end = mlki_min(jb + step_n, j1);
+      for (s = 0; s == 0 || s < mm->k; s += MLK_SEGMENT) {
+        const int64_t kc = mlki_min(mm->k - s, MLK_SEGMENT);
+        const int last = s + kc >= mm->k;
+        mlki_matmul_bring_a(job, i, rows, s, kc);
+        for (j = jb; j < end; j += mm->nc) {
+          const int64_t cols = mlki_min(mm->nc, end - j);
+          float *c = mm->in_place ? job->e.d.p + i * job->e.d.rs + j : rolls ? job->scratch : job->scratch + (j - jb);
+          const int64_t c_rs = mm->in_place ? job->e.d.rs : mm->scratch_n;
+          if (mm->pack_b) mlki_matmul_pack_columns(mm->row, job->pack_b, &job->b, s, kc, j, cols);
+          mlki_matmul_strips(job, i, rows, j, cols, s, kc, c, c_rs, rolls, last);
         }
       }
     }
+  }
+}
 
-    /* A step of a skinny product: a strip of all rows. Whole panels of columns are swept where B is read as it is. */
-    static void mlki_matmul_sweep(const mlki_matmul *mm, const mlki_strip *all) {
-      const int64_t height = mlki_panel_rows(all->rows, mlki_min(mm->row->mr, MLKI_SWEEP_ROWS));
-      const int64_t even = all->rows / height * height;
-      const int swept = !mm->pack_b && !mm->panels && all->k == MLKI_SWEEP;
-      const int64_t cols = swept ? all->cols / mm->row->nr * mm->row->nr : 0;
-      mlki_strip part = *all;
-      int64_t i;
-      if (cols) {
-        part.cols = cols, part.rows = even;
-        mm->row->sweep(&part, height);
-        if (even < all->rows) {
-          part.a += even * part.a_rs, part.c += even * part.c_rs, part.rows = all->rows - even;
-          mm->row->sweep(&part, part.rows);
-        }
-      }
-      part = *all;
-      part.b += cols, part.cols -= cols;
-      for (i = 0; i < all->rows && part.cols; i += height) {
-        part.a = all->a + i * all->a_rs, part.c = all->c + cols + i * all->c_rs,
-        part.rows = mlki_min(height, all->rows - i);
-        mm->row->strip(&part);
-      }
+/* A step of a skinny product: a strip of all rows. Whole panels of columns are swept where B is read as it is. */
+static void mlki_matmul_sweep(const mlki_matmul *mm, const mlki_strip *all) {
+  const int64_t height = mlki_panel_rows(all->rows, mlki_min(mm->row->mr, MLKI_SWEEP_ROWS));
+  const int64_t even = all->rows / height * height;
+  const int swept = !mm->pack_b && !mm->panels && all->k == MLKI_SWEEP;
+  const int64_t cols = swept ? all->cols / mm->row->nr * mm->row->nr : 0;
+  mlki_strip part = *all;
+  int64_t i;
+  if (cols) {
+    part.cols = cols, part.rows = even;
+    mm->row->sweep(&part, height);
+    if (even < all->rows) {
+      part.a += even * part.a_rs, part.c += even * part.c_rs, part.rows = all->rows - even;
+      mm->row->sweep(&part, part.rows);
     }
+  }
+  part = *all;
+  part.b += cols, part.cols -= cols;
+  for (i = 0; i < all->rows && part.cols; i += height) {
+    part.a = all->a + i * all->a_rs, part.c = all->c + cols + i * all->c_rs,
+    part.rows = mlki_min(height, all->rows - i);
+    mm->row->strip(&part);
+  }
+}
 
-    /* All rows (at most 2 MR) x columns [j, j + cols): B is passed over once, a few rows or one narrow panel at a time,
+/* All rows (at most 2 MR) x columns [j, j + cols): B is passed over once, a few rows or one narrow panel at a time,
    while the sums of the current segment wait in level 1 or 2. total: sums of finished segments; chain: the running
    segment when it is not the first. */
-    static void mlki_matmul_skinny_columns(const mlki_matmul_job *job, int64_t j, int64_t cols) {
-      const mlki_matmul *mm = job->mm;
-      const int64_t step = mm->pack_b ? MLKI_SKINNY_PANEL : mm->panels ? MLK_SEGMENT : MLKI_SWEEP;
-      float *total = mm->in_place ? job->e.d.p + j : job->scratch;
-      const int64_t total_rs = mm->in_place ? job->e.d.rs : mm->scratch_n;
-      float *chain = mm->in_place ? job->scratch : job->scratch + mm->m * mm->scratch_n;
-      int64_t s, p, i;
-      for (s = 0; s == 0 || s < mm->k; s += MLK_SEGMENT) {
-        const int64_t end = mlki_min(mm->k, s + MLK_SEGMENT);
-        if (mm->a_form == MLKI_A_PANELS)
-          mm->row->pack(job->block_a, mm->m, mm->m, end - s, job->a.p + s * job->a.cs, job->a.rs, job->a.cs);
-        for (p = s; p == s || p < end; p += step) {
-          mlki_strip strip;
-          strip.k = mlki_min(step, end - p), strip.cols = cols;
-          strip.a_rs = job->a.rs, strip.a_cs = job->a.cs, strip.a = job->a.p + p * job->a.cs;
-          if (mm->a_form == MLKI_A_PANELS) strip.a_rs = 1, strip.a_cs = mm->m, strip.a = job->block_a + (p - s) * mm->m;
-          strip.c_rs = s ? mm->scratch_n : total_rs;
-          strip.chain = p == s ? MLKI_START : MLKI_CONTINUE;
-          if (mm->pack_b) {
-            mlki_matmul_pack_columns(mm->row, job->pack_b, &job->b, p, strip.k, j, cols);
-            strip.b = job->pack_b, strip.b_rs = mm->row->nr, strip.b_panel = 0;
-          } else if (mm->panels) {
-            strip.b = mm->panels + j * mm->k + p * mm->row->nr, strip.b_rs = mm->row->nr, strip.b_panel = 0;
-          } else {
-            strip.b = job->b.p + p * job->b.rs + j, strip.b_rs = job->b.rs, strip.b_panel = mm->row->nr;
-          }
-          strip.rows = mm->m;
-          strip.c = s ? chain : total;
-          mlki_matmul_sweep(mm, &strip);
-        }
-        for (i = 0; i < mm->m && s; i++) mm->row->add(total + i * total_rs, chain + i * mm->scratch_n, cols);
-      }
-      if (!(mm->plain && mm->in_place)) mm->row->epilogue(&job->e, total, total_rs, 0, j, mm->m, cols);
-    }
-
-    static void mlki_matmul_reference(const mlki_matmul_job *job) {
-      const mlki_matmul *mm = job->mm;
-      const mlki_epilogue *e = &job->e;
-      int64_t i, j;
-      for (i = 0; i < mm->m; i++)
-        for (j = 0; j < mm->n; j++) {
-          float t = mlki_ref_dot_chain(mm->k, job->a.p + i * job->a.rs, job->a.cs, job->b.p + j * job->b.cs, job->b.rs);
-          if (!mm->plain) {
-            t = mlki_ref_preact(e->alpha, t, e->bias.p ? e->bias.p + i * e->bias.rs + j * e->bias.cs : NULL, e->beta,
-                                e->c.p ? e->c.p + i * e->c.rs + j * e->c.cs : NULL);
-            if (e->preact.p) e->preact.p[i * e->preact.rs + j * e->preact.cs] = t;
-            t = mlki_ref_activate(e->activation, t);
-            if (e->residual.p) t += e->residual.p[i * e->residual.rs + j * e->residual.cs];
-          }
-          e->d.p[i * e->d.rs + j * e->d.cs] = t;
-        }
-    }
-
-    static void mlki_matmul_rectangle(const mlki_matmul_job *job, int64_t tile_i, int64_t tile_j) {
-      const mlki_matmul *mm = job->mm;
-      const int64_t i0 = tile_i * mm->tile_m, j0 = tile_j * mm->tile_n, i1 = mlki_min(i0 + mm->tile_m, mm->m),
-                    j1 = mlki_min(j0 + mm->tile_n, mm->n);
-      int64_t j;
-      switch (mm->variant) {
-      case MLKI_SKINNY:
-        for (j = j0; j < j1; j += mm->scratch_n) mlki_matmul_skinny_columns(job, j, mlki_min(mm->scratch_n, j1 - j));
-        break;
-      case MLKI_REFERENCE: mlki_matmul_reference(job); break;
-      case MLKI_DIRECT:
-      case MLKI_BLOCKED: mlki_matmul_blocked(job, i0, i1, j0, j1); break;
-      case MLKI_EMPTY: break;
-      }
-    }
-
-    /* Items [first, end) of a batch of small products that need no packing and no epilogue: only pointers change. */
-    static void mlki_matmul_small_items(mlki_matmul_job * job, int64_t first, int64_t end) {
-      const mlki_matmul *mm = job->mm;
-      const int64_t height = mlki_panel_rows(mm->m, mm->row->mr);
+static void mlki_matmul_skinny_columns(const mlki_matmul_job *job, int64_t j, int64_t cols) {
+  const mlki_matmul *mm = job->mm;
+  const int64_t step = mm->pack_b ? MLKI_SKINNY_PANEL : mm->panels ? MLK_SEGMENT : MLKI_SWEEP;
+  float *total = mm->in_place ? job->e.d.p + j : job->scratch;
+  const int64_t total_rs = mm->in_place ? job->e.d.rs : mm->scratch_n;
+  float *chain = mm->in_place ? job->scratch : job->scratch + mm->m * mm->scratch_n;
+  int64_t s, p, i;
+  for (s = 0; s == 0 || s < mm->k; s += MLK_SEGMENT) {
+    const int64_t end = mlki_min(mm->k, s + MLK_SEGMENT);
+    if (mm->a_form == MLKI_A_PANELS)
+      mm->row->pack(job->block_a, mm->m, mm->m, end - s, job->a.p + s * job->a.cs, job->a.rs, job->a.cs);
+    for (p = s; p == s || p < end; p += step) {
       mlki_strip strip;
-      int64_t at, i;
-      strip.a_rs = mm->a.rs, strip.a_cs = mm->a.cs, strip.b_rs = mm->b.rs, strip.b_panel = mm->row->nr;
-      strip.c_rs = mm->e.d.rs, strip.cols = mm->n, strip.k = mm->k, strip.chain = MLKI_START;
-      for (at = first; at < end; at++) {
-        const float *a = mm->a.p + at * mm->a.batch[0];
-        float *c = mm->e.d.p + at * mm->e.d.batch[0];
-        strip.b = mm->b.p + at * mm->b.batch[0];
-        if (mm->batch_rank != 1) mlki_matmul_select(job, at), a = job->a.p, strip.b = job->b.p, c = job->e.d.p;
-        for (i = 0; i < mm->m; i += height) {
-          strip.rows = mlki_min(height, mm->m - i);
-          strip.a = a + i * mm->a.rs, strip.c = c + i * mm->e.d.rs;
-          mm->row->strip(&strip);
-        }
-      }
-    }
-
-    /* One task: takes items from the queue until it is empty. Items of a batch are taken in runs, so that tiny ones do
-   not queue. */
-    static void mlki_matmul_task(void *arg, int index) {
-      mlki_matmul *mm = (mlki_matmul *)arg;
-      const int64_t tiles = mm->tiles_m * mm->tiles_n;
-      const int64_t run = mm->tasks == 1 ? mm->items : mlki_max(mm->batches / (mm->tasks * 8), 1);
-      const int small = mm->variant == MLKI_DIRECT && mm->plain && mm->in_place && !mm->pack_b && !mm->panels &&
-                        mm->a_form == MLKI_A_IS && tiles == 1 && mm->k <= MLK_SEGMENT;
-      float *workspace = mm->workspace + index * mm->floats;
-      mlki_matmul_job job;
-      int64_t at;
-      job.mm = mm;
-      job.block_a = workspace, job.pack_b = workspace + mm->floats_a,
-      job.scratch = workspace + mm->floats_a + mm->floats_b;
-      for (;;) {
-        const int64_t first = (mm->tasks == 1 ? mm->next++ : mlki_take(&mm->next)) * run,
-                      end = mlki_min(first + run, mm->items);
-        if (first >= mm->items) break;
-        if (small) mlki_matmul_small_items(&job, first, end);
-        for (at = first; at < end && !small; at++) {
-          if (at == first || tiles == 1 || at % tiles == 0) mlki_matmul_select(&job, at / tiles);
-          mlki_matmul_rectangle(&job, at % tiles / mm->tiles_n, at % tiles % mm->tiles_n);
-        }
-      }
-    }
-
-    /* One operand of the product: checked, and its batch axes aligned with D's. */
-    static mlk_status mlki_matmul_operand(mlk_context * ctx, const char *name, const mlk_tensor *t, const mlk_tensor *d,
-                                          int64_t rows, int64_t cols, mlki_mat *out) {
-      int64_t shape[MLK_MAX_RANK];
-      int i;
-      if (t->rank > d->rank)
-        return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: rank is %d, but d has %d axes", name, (int)t->rank, (int)d->rank);
-      if (t->shape[t->rank - 2] != rows || t->shape[t->rank - 1] != cols)
-        return mlki_fail(
-            ctx, MLK_ERR_SHAPE, "%s: matrix is %lld x %lld, but must be %lld x %lld (a is M x K, b K x N, d M x N)%s",
-            name, (long long)t->shape[t->rank - 2], (long long)t->shape[t->rank - 1], (long long)rows, (long long)cols,
-            t->shape[t->rank - 2] == cols && t->shape[t->rank - 1] == rows ? "; mlk_transposed would fit" : "");
-      for (i = 0; i < d->rank - 2; i++) shape[i] = d->shape[i];
-      shape[d->rank - 2] = rows, shape[d->rank - 1] = cols;
-      return mlki_broadcast(ctx, name, t, shape, d->rank, out);
-    }
-
-    typedef struct mlki_matmul_args {
-      mlk_tensor a, b, c, d, bias, residual, preact;
-      mlki_extent ea, eb, ec, ed, ebias, eresidual, epreact;
-    } mlki_matmul_args;
-
-    /* D and preact may overlap nothing, but that D may be C and residual. */
-    static mlk_status mlki_matmul_check_alias(mlk_context * ctx, const mlki_matmul_args *t, const mlki_matmul *mm) {
-      const struct {
-        const char *name;
-        const mlk_tensor *tensor;
-        const mlki_extent *extent;
-        int same_allowed, present;
-      } in[] = {{"a", &t->a, &t->ea, 0, 1},
-                {mm->panels ? "packed_b" : "b", &t->b, &t->eb, 0, 1},
-                {"c", &t->c, &t->ec, 1, mm->e.c.p != NULL},
-                {"bias", &t->bias, &t->ebias, 0, mm->e.bias.p != NULL},
-                {"residual", &t->residual, &t->eresidual, 1, mm->e.residual.p != NULL}};
-      size_t i;
-      for (i = 0; i < sizeof in / sizeof in[0]; i++) {
-        if (!in[i].present) continue;
-        if (!(in[i].same_allowed && mlki_same_view(&t->d, in[i].tensor)) &&
-            mlki_overlap(&t->d, &t->ed, in[i].tensor, in[i].extent))
-          return mlki_fail(ctx, MLK_ERR_ALIAS, "d: overlaps %s%s", in[i].name,
-                           in[i].same_allowed ? ", which is allowed only as the same view" : "");
-        if (mm->e.preact.p && mlki_overlap(&t->preact, &t->epreact, in[i].tensor, in[i].extent))
-          return mlki_fail(ctx, MLK_ERR_ALIAS, "preact: overlaps %s", in[i].name);
-      }
-      if (mm->e.preact.p && mlki_overlap(&t->preact, &t->epreact, &t->d, &t->ed))
-        return mlki_fail(ctx, MLK_ERR_ALIAS, "preact: overlaps d");
-      return MLK_OK;
-    }
-
-    static mlk_status mlki_matmul_check_packed(mlk_context * ctx, const mlk_packed *p, int64_t k, int64_t n) {
-      const int64_t nr = ctx->row->nr;
-      int64_t bytes;
-      if (ctx->reference)
-        return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "packed_b: the reference does not read packed panels; give b");
-      if (!p->data) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: data is NULL; fill it with mlk_matmul_pack");
-      if ((uintptr_t)p->data % MLKI_ALIGN)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: data is not aligned to %d bytes; was the buffer moved?",
-                         MLKI_ALIGN);
-      if (p->form != MLKI_FORM_MATMUL)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: was packed for a convolution; use mlk_matmul_pack");
-      if (p->dtype != MLK_F32)
-        return mlki_fail(ctx, MLK_ERR_DTYPE, "packed_b: dtype is %d, but must be f32 (%d)", (int)p->dtype, MLK_F32);
-      if (p->isa != (int32_t)ctx->row->isa || p->panel != (int32_t)nr)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: packed for %s, but this context runs %s; pack it again",
-                         p->isa > 0 && p->isa < MLK_ISA_COUNT ? mlki_isa_names[p->isa] : "unknown",
-                         mlki_isa_names[ctx->row->isa]);
-      if (p->k != k || p->n != n)
-        return mlki_fail(ctx, MLK_ERR_SHAPE, "packed_b: matrix is %lld x %lld, but must be %lld x %lld",
-                         (long long)p->k, (long long)p->n, (long long)k, (long long)n);
-      if (mlki_mul_overflows(mlki_ceil_div(n, nr) * nr, k, &bytes) || mlki_mul_overflows(bytes, 4, &bytes) ||
-          (uint64_t)bytes > p->bytes)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: holds %llu bytes, too few for %lld x %lld",
-                         (unsigned long long)p->bytes, (long long)k, (long long)n);
-      return MLK_OK;
-    }
-
-    /* An optional operand of the epilogue. */
-    static mlk_status mlki_matmul_extra(mlk_context * ctx, const char *name, mlk_tensor *t, mlki_extent *extent,
-                                        const mlk_tensor *d, mlki_mat *out) {
-      mlk_status status;
-      out->p = NULL, out->rs = out->cs = 0;
-      if (!t->data) return MLK_OK;
-      status = mlki_check_tensor(ctx, name, t, MLK_F32, 1, MLK_MAX_RANK, extent);
-      return status ? status : mlki_broadcast(ctx, name, t, d->shape, d->rank, out);
-    }
-
-    /* run: 0 for a plan, which does not look for overlap. */
-    static mlk_status mlki_matmul_prepare(mlk_context * ctx, const mlk_matmul_desc *desc, int run, mlki_matmul *mm) {
-      mlki_matmul_args t;
-      mlk_status status;
-      int64_t count, flops;
-      int i;
-      if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
-      t.a = desc->a, t.b = desc->b, t.c = desc->c, t.d = desc->d, t.bias = desc->bias, t.residual = desc->residual,
-      t.preact = desc->preact;
-      if ((int)desc->activation < 0 || desc->activation >= MLK_ACTIVATION_COUNT)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "activation: is %d, but must be 0 to %d", (int)desc->activation,
-                         MLK_ACTIVATION_COUNT - 1);
-      if ((status = mlki_check_tensor(ctx, "d", &t.d, MLK_F32, 2, MLK_MAX_RANK, &t.ed)) != MLK_OK) return status;
-      if ((status = mlki_check_output(ctx, "d", &t.d, &t.ed)) != MLK_OK) return status;
-      if ((status = mlki_check_tensor(ctx, "a", &t.a, MLK_F32, 2, MLK_MAX_RANK, &t.ea)) != MLK_OK) return status;
-      mm->row = ctx->row;
-      mm->m = t.d.shape[t.d.rank - 2], mm->n = t.d.shape[t.d.rank - 1], mm->k = t.a.shape[t.a.rank - 1];
-      mm->batch_rank = t.d.rank - 2;
-      mm->batches = 1;
-      for (i = 0; i < mm->batch_rank; i++) mm->batch_shape[i] = t.d.shape[i], mm->batches *= t.d.shape[i];
-      if ((status = mlki_matmul_operand(ctx, "a", &t.a, &t.d, mm->m, mm->k, &mm->a)) != MLK_OK) return status;
-      mm->panels = NULL;
-      if (desc->packed_b) {
-        if (t.b.data) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "b: given together with packed_b; give one of them");
-        if ((status = mlki_matmul_check_packed(ctx, desc->packed_b, mm->k, mm->n)) != MLK_OK) return status;
-        mm->panels = (const float *)desc->packed_b->data;
-        memset(&mm->b, 0, sizeof mm->b);
-        mm->b.p = (float *)(uintptr_t)desc->packed_b->data; /* not read as a matrix, not even when alpha is 0 */
-        t.b = mlk_f32((const float *)desc->packed_b->data, desc->packed_b->bytes / 4);
-        t.eb.low = 0, t.eb.high = (int64_t)(desc->packed_b->bytes / 4) - 1, t.eb.count = mm->k * mm->n,
-        t.eb.stored = t.eb.count;
-        t.b.stride[0] = 1;
+      strip.k = mlki_min(step, end - p), strip.cols = cols;
+      strip.a_rs = job->a.rs, strip.a_cs = job->a.cs, strip.a = job->a.p + p * job->a.cs;
+      if (mm->a_form == MLKI_A_PANELS) strip.a_rs = 1, strip.a_cs = mm->m, strip.a = job->block_a + (p - s) * mm->m;
+      strip.c_rs = s ? mm->scratch_n : total_rs;
+      strip.chain = p == s ? MLKI_START : MLKI_CONTINUE;
+      if (mm->pack_b) {
+        mlki_matmul_pack_columns(mm->row, job->pack_b, &job->b, p, strip.k, j, cols);
+        strip.b = job->pack_b, strip.b_rs = mm->row->nr, strip.b_panel = 0;
+      } else if (mm->panels) {
+        strip.b = mm->panels + j * mm->k + p * mm->row->nr, strip.b_rs = mm->row->nr, strip.b_panel = 0;
       } else {
-        if ((status = mlki_check_tensor(ctx, "b", &t.b, MLK_F32, 2, MLK_MAX_RANK, &t.eb)) != MLK_OK) return status;
-        if ((status = mlki_matmul_operand(ctx, "b", &t.b, &t.d, mm->k, mm->n, &mm->b)) != MLK_OK) return status;
+        strip.b = job->b.p + p * job->b.rs + j, strip.b_rs = job->b.rs, strip.b_panel = mm->row->nr;
       }
-      if ((status = mlki_broadcast(ctx, "d", &t.d, t.d.shape, t.d.rank, &mm->e.d)) != MLK_OK) return status;
-      if ((status = mlki_matmul_extra(ctx, "c", &t.c, &t.ec, &t.d, &mm->e.c)) != MLK_OK) return status;
-      if ((status = mlki_matmul_extra(ctx, "bias", &t.bias, &t.ebias, &t.d, &mm->e.bias)) != MLK_OK) return status;
-      if ((status = mlki_matmul_extra(ctx, "residual", &t.residual, &t.eresidual, &t.d, &mm->e.residual)) != MLK_OK)
-        return status;
-      if ((status = mlki_matmul_extra(ctx, "preact", &t.preact, &t.epreact, &t.d, &mm->e.preact)) != MLK_OK)
-        return status;
-      if (mm->e.preact.p) {
-        for (i = 0; i < t.d.rank; i++)
-          if (t.preact.rank != t.d.rank || t.preact.shape[i] != t.d.shape[i])
-            return mlki_fail(ctx, MLK_ERR_SHAPE, "preact: its shape must be d's, but differs at axis %d", i);
-        if ((status = mlki_check_output(ctx, "preact", &t.preact, &t.epreact)) != MLK_OK) return status;
+      strip.rows = mm->m;
+      strip.c = s ? chain : total;
+      mlki_matmul_sweep(mm, &strip);
+    }
+    for (i = 0; i < mm->m && s; i++) mm->row->add(total + i * total_rs, chain + i * mm->scratch_n, cols);
+  }
+  if (!(mm->plain && mm->in_place)) mm->row->epilogue(&job->e, total, total_rs, 0, j, mm->m, cols);
+}
+
+static void mlki_matmul_reference(const mlki_matmul_job *job) {
+  const mlki_matmul *mm = job->mm;
+  const mlki_epilogue *e = &job->e;
+  int64_t i, j;
+  for (i = 0; i < mm->m; i++)
+    for (j = 0; j < mm->n; j++) {
+      float t = mlki_ref_dot_chain(mm->k, job->a.p + i * job->a.rs, job->a.cs, job->b.p + j * job->b.cs, job->b.rs);
+      if (!mm->plain) {
+        t = mlki_ref_preact(e->alpha, t, e->bias.p ? e->bias.p + i * e->bias.rs + j * e->bias.cs : NULL, e->beta,
+                            e->c.p ? e->c.p + i * e->c.rs + j * e->c.cs : NULL);
+        if (e->preact.p) e->preact.p[i * e->preact.rs + j * e->preact.cs] = t;
+        t = mlki_ref_activate(e->activation, t);
+        if (e->residual.p) t += e->residual.p[i * e->residual.rs + j * e->residual.cs];
       }
-
-      mm->e.alpha = desc->alpha ? *desc->alpha : 1.0f;
-      mm->e.beta = desc->beta ? *desc->beta : mm->e.c.p ? 1.0f : 0.0f;
-      mm->e.activation = desc->activation;
-      if (mm->e.beta == 0.0f)
-        mm->e.c.p = NULL;
-      else if (!mm->e.c.p)
-        mm->e.c = mm->e.d, t.c = t.d, t.ec = t.ed;
-
-      if (mlki_mul_overflows(t.ed.count, mm->k, &flops) || mlki_mul_overflows(flops, 2, &flops))
-        return mlki_fail(ctx, MLK_ERR_SIZE,
-                         "d: the number of operations, 2 x %lld elements x K = %lld, does not fit in 63 bits",
-                         (long long)t.ed.count, (long long)mm->k);
-      mm->flops = (uint64_t)flops;
-      count = t.ed.count + (mm->e.alpha == 0.0f ? 0 : t.ea.stored + t.eb.stored) + (mm->e.c.p ? t.ec.stored : 0) +
-              (mm->e.bias.p ? t.ebias.stored : 0) + (mm->e.residual.p ? t.eresidual.stored : 0) +
-              (mm->e.preact.p ? t.epreact.count : 0);
-      if (count > INT64_MAX / 4)
-        return mlki_fail(ctx, MLK_ERR_SIZE, "d: the bytes of all operands do not fit in 63 bits");
-      mm->bytes = 4u * (uint64_t)count;
-      if (run && (status = mlki_matmul_check_alias(ctx, &t, mm)) != MLK_OK) return status;
-      if (mm->e.alpha == 0.0f) mm->k = 0, mm->panels = NULL; /* A and B are not read */
-
-      mm->plain = mm->e.alpha == 1.0f && !mm->e.c.p && !mm->e.bias.p && !mm->e.residual.p && !mm->e.preact.p &&
-                  !desc->activation;
-      if (!mm->panels && ((mm->e.d.cs != 1 && mm->e.d.rs == 1) || (mm->n == 1 && mm->m > 1))) mlki_matmul_transpose(mm);
-      mm->in_place = mm->e.d.cs == 1 && !(mm->e.c.p && mlki_same_view(&t.d, &t.c)) &&
-                     !(mm->e.residual.p && mlki_same_view(&t.d, &t.residual));
-      mlki_matmul_block(ctx, mm);
-      return MLK_OK;
+      e->d.p[i * e->d.rs + j * e->d.cs] = t;
     }
+}
 
-    /* Is t a dense row-major matrix of f32, small enough for mlki_matmul_tiny? */
-    MLKI_INLINE int mlki_tiny_matrix(const mlk_tensor *t) {
-      return t->rank == 2 && t->dtype == MLK_F32 && t->data && t->stride[0] == 0 && t->stride[1] == 0 &&
-             t->shape[0] > 0 && t->shape[1] > 0 && t->shape[0] <= MLKI_TINY && t->shape[1] <= MLKI_TINY;
+static void mlki_matmul_rectangle(const mlki_matmul_job *job, int64_t tile_i, int64_t tile_j) {
+  const mlki_matmul *mm = job->mm;
+  const int64_t i0 = tile_i * mm->tile_m, j0 = tile_j * mm->tile_n, i1 = mlki_min(i0 + mm->tile_m, mm->m),
+                j1 = mlki_min(j0 + mm->tile_n, mm->n);
+  int64_t j;
+  switch (mm->variant) {
+  case MLKI_SKINNY:
+    for (j = j0; j < j1; j += mm->scratch_n) mlki_matmul_skinny_columns(job, j, mlki_min(mm->scratch_n, j1 - j));
+    break;
+  case MLKI_REFERENCE: mlki_matmul_reference(job); break;
+  case MLKI_DIRECT:
+  case MLKI_BLOCKED: mlki_matmul_blocked(job, i0, i1, j0, j1); break;
+  case MLKI_EMPTY: break;
+  }
+}
+
+/* Items [first, end) of a batch of small products that need no packing and no epilogue: only pointers change. */
+static void mlki_matmul_small_items(mlki_matmul_job *job, int64_t first, int64_t end) {
+  const mlki_matmul *mm = job->mm;
+  const int64_t height = mlki_panel_rows(mm->m, mm->row->mr);
+  mlki_strip strip;
+  int64_t at, i;
+  strip.a_rs = mm->a.rs, strip.a_cs = mm->a.cs, strip.b_rs = mm->b.rs, strip.b_panel = mm->row->nr;
+  strip.c_rs = mm->e.d.rs, strip.cols = mm->n, strip.k = mm->k, strip.chain = MLKI_START;
+  for (at = first; at < end; at++) {
+    const float *a = mm->a.p + at * mm->a.batch[0];
+    float *c = mm->e.d.p + at * mm->e.d.batch[0];
+    strip.b = mm->b.p + at * mm->b.batch[0];
+    if (mm->batch_rank != 1) mlki_matmul_select(job, at), a = job->a.p, strip.b = job->b.p, c = job->e.d.p;
+    for (i = 0; i < mm->m; i += height) {
+      strip.rows = mlki_min(height, mm->m - i);
+      strip.a = a + i * mm->a.rs, strip.c = c + i * mm->e.d.rs;
+      mm->row->strip(&strip);
     }
+  }
+}
 
-    /* Do two dense matrices overlap? */
-    MLKI_INLINE int mlki_tiny_overlap(const mlk_tensor *x, const mlk_tensor *y) {
-      const uintptr_t x0 = (uintptr_t)x->data, y0 = (uintptr_t)y->data;
-      return x0 < y0 + 4 * (uintptr_t)(y->shape[0] * y->shape[1]) &&
-             y0 < x0 + 4 * (uintptr_t)(x->shape[0] * x->shape[1]);
+/* One task: takes items from the queue until it is empty. Items of a batch are taken in runs, so that tiny ones do
+   not queue. */
+static void mlki_matmul_task(void *arg, int index) {
+  mlki_matmul *mm = (mlki_matmul *)arg;
+  const int64_t tiles = mm->tiles_m * mm->tiles_n;
+  const int64_t run = mm->tasks == 1 ? mm->items : mlki_max(mm->batches / (mm->tasks * 8), 1);
+  const int small = mm->variant == MLKI_DIRECT && mm->plain && mm->in_place && !mm->pack_b && !mm->panels &&
+                    mm->a_form == MLKI_A_IS && tiles == 1 && mm->k <= MLK_SEGMENT;
+  float *workspace = mm->workspace + index * mm->floats;
+  mlki_matmul_job job;
+  int64_t at;
+  job.mm = mm;
+  job.block_a = workspace, job.pack_b = workspace + mm->floats_a, job.scratch = workspace + mm->floats_a + mm->floats_b;
+  for (;;) {
+    const int64_t first = (mm->tasks == 1 ? mm->next++ : mlki_take(&mm->next)) * run,
+                  end = mlki_min(first + run, mm->items);
+    if (first >= mm->items) break;
+    if (small) mlki_matmul_small_items(&job, first, end);
+    for (at = first; at < end && !small; at++) {
+      if (at == first || tiles == 1 || at % tiles == 0) mlki_matmul_select(&job, at / tiles);
+      mlki_matmul_rectangle(&job, at % tiles / mm->tiles_n, at % tiles % mm->tiles_n);
     }
+  }
+}
 
-    /* A product of small dense matrices without an epilogue, where checking and planning would cost more than the
+/* One operand of the product: checked, and its batch axes aligned with D's. */
+static mlk_status mlki_matmul_operand(mlk_context *ctx, const char *name, const mlk_tensor *t, const mlk_tensor *d,
+                                      int64_t rows, int64_t cols, mlki_mat *out) {
+  int64_t shape[MLK_MAX_RANK];
+  int i;
+  if (t->rank > d->rank)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: rank is %d, but d has %d axes", name, (int)t->rank, (int)d->rank);
+  if (t->shape[t->rank - 2] != rows || t->shape[t->rank - 1] != cols)
+    return mlki_fail(
+        ctx, MLK_ERR_SHAPE, "%s: matrix is %lld x %lld, but must be %lld x %lld (a is M x K, b K x N, d M x N)%s", name,
+        (long long)t->shape[t->rank - 2], (long long)t->shape[t->rank - 1], (long long)rows, (long long)cols,
+        t->shape[t->rank - 2] == cols && t->shape[t->rank - 1] == rows ? "; mlk_transposed would fit" : "");
+  for (i = 0; i < d->rank - 2; i++) shape[i] = d->shape[i];
+  shape[d->rank - 2] = rows, shape[d->rank - 1] = cols;
+  return mlki_broadcast(ctx, name, t, shape, d->rank, out);
+}
+
+typedef struct mlki_matmul_args {
+  mlk_tensor a, b, c, d, bias, residual, preact;
+  mlki_extent ea, eb, ec, ed, ebias, eresidual, epreact;
+} mlki_matmul_args;
+
+/* D and preact may overlap nothing, but that D may be C and residual. */
+static mlk_status mlki_matmul_check_alias(mlk_context *ctx, const mlki_matmul_args *t, const mlki_matmul *mm) {
+  const struct {
+    const char *name;
+    const mlk_tensor *tensor;
+    const mlki_extent *extent;
+    int same_allowed, present;
+  } in[] = {{"a", &t->a, &t->ea, 0, 1},
+            {mm->panels ? "packed_b" : "b", &t->b, &t->eb, 0, 1},
+            {"c", &t->c, &t->ec, 1, mm->e.c.p != NULL},
+            {"bias", &t->bias, &t->ebias, 0, mm->e.bias.p != NULL},
+            {"residual", &t->residual, &t->eresidual, 1, mm->e.residual.p != NULL}};
+  size_t i;
+  for (i = 0; i < sizeof in / sizeof in[0]; i++) {
+    if (!in[i].present) continue;
+    if (!(in[i].same_allowed && mlki_same_view(&t->d, in[i].tensor)) &&
+        mlki_overlap(&t->d, &t->ed, in[i].tensor, in[i].extent))
+      return mlki_fail(ctx, MLK_ERR_ALIAS, "d: overlaps %s%s", in[i].name,
+                       in[i].same_allowed ? ", which is allowed only as the same view" : "");
+    if (mm->e.preact.p && mlki_overlap(&t->preact, &t->epreact, in[i].tensor, in[i].extent))
+      return mlki_fail(ctx, MLK_ERR_ALIAS, "preact: overlaps %s", in[i].name);
+  }
+  if (mm->e.preact.p && mlki_overlap(&t->preact, &t->epreact, &t->d, &t->ed))
+    return mlki_fail(ctx, MLK_ERR_ALIAS, "preact: overlaps d");
+  return MLK_OK;
+}
+
+static mlk_status mlki_matmul_check_packed(mlk_context *ctx, const mlk_packed *p, int64_t k, int64_t n) {
+  const int64_t nr = ctx->row->nr;
+  int64_t bytes;
+  if (ctx->reference)
+    return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "packed_b: the reference does not read packed panels; give b");
+  if (!p->data) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: data is NULL; fill it with mlk_matmul_pack");
+  if ((uintptr_t)p->data % MLKI_ALIGN)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: data is not aligned to %d bytes; was the buffer moved?",
+                     MLKI_ALIGN);
+  if (p->form != MLKI_FORM_MATMUL)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: was packed for a convolution; use mlk_matmul_pack");
+  if (p->dtype != MLK_F32)
+    return mlki_fail(ctx, MLK_ERR_DTYPE, "packed_b: dtype is %d, but must be f32 (%d)", (int)p->dtype, MLK_F32);
+  if (p->isa != (int32_t)ctx->row->isa || p->panel != (int32_t)nr)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: packed for %s, but this context runs %s; pack it again",
+                     p->isa > 0 && p->isa < MLK_ISA_COUNT ? mlki_isa_names[p->isa] : "unknown",
+                     mlki_isa_names[ctx->row->isa]);
+  if (p->k != k || p->n != n)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "packed_b: matrix is %lld x %lld, but must be %lld x %lld", (long long)p->k,
+                     (long long)p->n, (long long)k, (long long)n);
+  if (mlki_mul_overflows(mlki_ceil_div(n, nr) * nr, k, &bytes) || mlki_mul_overflows(bytes, 4, &bytes) ||
+      (uint64_t)bytes > p->bytes)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_b: holds %llu bytes, too few for %lld x %lld",
+                     (unsigned long long)p->bytes, (long long)k, (long long)n);
+  return MLK_OK;
+}
+
+/* An optional operand of the epilogue. */
+static mlk_status mlki_matmul_extra(mlk_context *ctx, const char *name, mlk_tensor *t, mlki_extent *extent,
+                                    const mlk_tensor *d, mlki_mat *out) {
+  mlk_status status;
+  out->p = NULL, out->rs = out->cs = 0;
+  if (!t->data) return MLK_OK;
+  status = mlki_check_tensor(ctx, name, t, MLK_F32, 1, MLK_MAX_RANK, extent);
+  return status ? status : mlki_broadcast(ctx, name, t, d->shape, d->rank, out);
+}
+
+/* run: 0 for a plan, which does not look for overlap. */
+static mlk_status mlki_matmul_prepare(mlk_context *ctx, const mlk_matmul_desc *desc, int run, mlki_matmul *mm) {
+  mlki_matmul_args t;
+  mlk_status status;
+  int64_t count, flops;
+  int i;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  t.a = desc->a, t.b = desc->b, t.c = desc->c, t.d = desc->d, t.bias = desc->bias, t.residual = desc->residual,
+  t.preact = desc->preact;
+  if ((int)desc->activation < 0 || desc->activation >= MLK_ACTIVATION_COUNT)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "activation: is %d, but must be 0 to %d", (int)desc->activation,
+                     MLK_ACTIVATION_COUNT - 1);
+  if ((status = mlki_check_tensor(ctx, "d", &t.d, MLK_F32, 2, MLK_MAX_RANK, &t.ed)) != MLK_OK) return status;
+  if ((status = mlki_check_output(ctx, "d", &t.d, &t.ed)) != MLK_OK) return status;
+  if ((status = mlki_check_tensor(ctx, "a", &t.a, MLK_F32, 2, MLK_MAX_RANK, &t.ea)) != MLK_OK) return status;
+  mm->row = ctx->row;
+  mm->m = t.d.shape[t.d.rank - 2], mm->n = t.d.shape[t.d.rank - 1], mm->k = t.a.shape[t.a.rank - 1];
+  mm->batch_rank = t.d.rank - 2;
+  mm->batches = 1;
+  for (i = 0; i < mm->batch_rank; i++) mm->batch_shape[i] = t.d.shape[i], mm->batches *= t.d.shape[i];
+  if ((status = mlki_matmul_operand(ctx, "a", &t.a, &t.d, mm->m, mm->k, &mm->a)) != MLK_OK) return status;
+  mm->panels = NULL;
+  if (desc->packed_b) {
+    if (t.b.data) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "b: given together with packed_b; give one of them");
+    if ((status = mlki_matmul_check_packed(ctx, desc->packed_b, mm->k, mm->n)) != MLK_OK) return status;
+    mm->panels = (const float *)desc->packed_b->data;
+    memset(&mm->b, 0, sizeof mm->b);
+    mm->b.p = (float *)(uintptr_t)desc->packed_b->data; /* not read as a matrix, not even when alpha is 0 */
+    t.b = mlk_f32((const float *)desc->packed_b->data, desc->packed_b->bytes / 4);
+    t.eb.low = 0, t.eb.high = (int64_t)(desc->packed_b->bytes / 4) - 1, t.eb.count = mm->k * mm->n,
+    t.eb.stored = t.eb.count;
+    t.b.stride[0] = 1;
+  } else {
+    if ((status = mlki_check_tensor(ctx, "b", &t.b, MLK_F32, 2, MLK_MAX_RANK, &t.eb)) != MLK_OK) return status;
+    if ((status = mlki_matmul_operand(ctx, "b", &t.b, &t.d, mm->k, mm->n, &mm->b)) != MLK_OK) return status;
+  }
+  if ((status = mlki_broadcast(ctx, "d", &t.d, t.d.shape, t.d.rank, &mm->e.d)) != MLK_OK) return status;
+  if ((status = mlki_matmul_extra(ctx, "c", &t.c, &t.ec, &t.d, &mm->e.c)) != MLK_OK) return status;
+  if ((status = mlki_matmul_extra(ctx, "bias", &t.bias, &t.ebias, &t.d, &mm->e.bias)) != MLK_OK) return status;
+  if ((status = mlki_matmul_extra(ctx, "residual", &t.residual, &t.eresidual, &t.d, &mm->e.residual)) != MLK_OK)
+    return status;
+  if ((status = mlki_matmul_extra(ctx, "preact", &t.preact, &t.epreact, &t.d, &mm->e.preact)) != MLK_OK) return status;
+  if (mm->e.preact.p) {
+    for (i = 0; i < t.d.rank; i++)
+      if (t.preact.rank != t.d.rank || t.preact.shape[i] != t.d.shape[i])
+        return mlki_fail(ctx, MLK_ERR_SHAPE, "preact: its shape must be d's, but differs at axis %d", i);
+    if ((status = mlki_check_output(ctx, "preact", &t.preact, &t.epreact)) != MLK_OK) return status;
+  }
+
+  mm->e.alpha = desc->alpha ? *desc->alpha : 1.0f;
+  mm->e.beta = desc->beta ? *desc->beta : mm->e.c.p ? 1.0f : 0.0f;
+  mm->e.activation = desc->activation;
+  if (mm->e.beta == 0.0f)
+    mm->e.c.p = NULL;
+  else if (!mm->e.c.p)
+    mm->e.c = mm->e.d, t.c = t.d, t.ec = t.ed;
+
+  if (mlki_mul_overflows(t.ed.count, mm->k, &flops) || mlki_mul_overflows(flops, 2, &flops))
+    return mlki_fail(ctx, MLK_ERR_SIZE,
+                     "d: the number of operations, 2 x %lld elements x K = %lld, does not fit in 63 bits",
+                     (long long)t.ed.count, (long long)mm->k);
+  mm->flops = (uint64_t)flops;
+  count = t.ed.count + (mm->e.alpha == 0.0f ? 0 : t.ea.stored + t.eb.stored) + (mm->e.c.p ? t.ec.stored : 0) +
+          (mm->e.bias.p ? t.ebias.stored : 0) + (mm->e.residual.p ? t.eresidual.stored : 0) +
+          (mm->e.preact.p ? t.epreact.count : 0);
+  if (count > INT64_MAX / 4) return mlki_fail(ctx, MLK_ERR_SIZE, "d: the bytes of all operands do not fit in 63 bits");
+  mm->bytes = 4u * (uint64_t)count;
+  if (run && (status = mlki_matmul_check_alias(ctx, &t, mm)) != MLK_OK) return status;
+  if (mm->e.alpha == 0.0f) mm->k = 0, mm->panels = NULL; /* A and B are not read */
+
+  mm->plain = mm->e.alpha == 1.0f && !mm->e.c.p && !mm->e.bias.p && !mm->e.residual.p && !mm->e.preact.p &&
+              !desc->activation;
+  if (!mm->panels && ((mm->e.d.cs != 1 && mm->e.d.rs == 1) || (mm->n == 1 && mm->m > 1))) mlki_matmul_transpose(mm);
+  mm->in_place = mm->e.d.cs == 1 && !(mm->e.c.p && mlki_same_view(&t.d, &t.c)) &&
+                 !(mm->e.residual.p && mlki_same_view(&t.d, &t.residual));
+  mlki_matmul_block(ctx, mm);
+  return MLK_OK;
+}
+
+/* Is t a dense row-major matrix of f32, small enough for mlki_matmul_tiny? */
+MLKI_INLINE int mlki_tiny_matrix(const mlk_tensor *t) {
+  return t->rank == 2 && t->dtype == MLK_F32 && t->data && t->stride[0] == 0 && t->stride[1] == 0 && t->shape[0] > 0 &&
+         t->shape[1] > 0 && t->shape[0] <= MLKI_TINY && t->shape[1] <= MLKI_TINY;
+}
+
+/* Do two dense matrices overlap? */
+MLKI_INLINE int mlki_tiny_overlap(const mlk_tensor *x, const mlk_tensor *y) {
+  const uintptr_t x0 = (uintptr_t)x->data, y0 = (uintptr_t)y->data;
+  return x0 < y0 + 4 * (uintptr_t)(y->shape[0] * y->shape[1]) && y0 < x0 + 4 * (uintptr_t)(x->shape[0] * x->shape[1]);
+}
+
+/* A product of small dense matrices without an epilogue, where checking and planning would cost more than the
    arithmetic: done here, with the same bits as the direct variant, if every condition holds at sight; else left to
    the general path, errors included. */
-    static int mlki_matmul_tiny(const mlk_context *ctx, const mlk_matmul_desc *desc) {
-      mlki_strip strip;
-      int64_t m, n, i, height;
-      if (!desc || ctx->reference || desc->packed_b || desc->alpha || desc->beta || desc->activation != MLK_NONE ||
-          desc->c.data || desc->bias.data || desc->residual.data || desc->preact.data || !mlki_tiny_matrix(&desc->a) ||
-          !mlki_tiny_matrix(&desc->b) || !mlki_tiny_matrix(&desc->d))
-        return 0;
-      m = desc->d.shape[0], n = desc->d.shape[1];
-      if (desc->a.shape[0] != m || desc->b.shape[1] != n || desc->a.shape[1] != desc->b.shape[0] ||
-          mlki_tiny_overlap(&desc->d, &desc->a) || mlki_tiny_overlap(&desc->d, &desc->b))
-        return 0;
-      strip.k = desc->a.shape[1], strip.cols = n, strip.chain = MLKI_START;
-      strip.a_rs = strip.k, strip.a_cs = 1;
-      strip.b = (const float *)desc->b.data, strip.b_rs = n, strip.b_panel = ctx->row->nr;
-      strip.c_rs = n;
-      height = m <= ctx->row->mr ? m : mlki_panel_rows(m, ctx->row->mr);
-      for (i = 0; i < m; i += height) {
-        strip.rows = mlki_min(height, m - i);
-        strip.a = (const float *)desc->a.data + i * strip.k, strip.c = (float *)desc->d.data + i * n;
-        ctx->row->strip(&strip);
-      }
-      return 1;
-    }
+static int mlki_matmul_tiny(const mlk_context *ctx, const mlk_matmul_desc *desc) {
+  mlki_strip strip;
+  int64_t m, n, i, height;
+  if (!desc || ctx->reference || desc->packed_b || desc->alpha || desc->beta || desc->activation != MLK_NONE ||
+      desc->c.data || desc->bias.data || desc->residual.data || desc->preact.data || !mlki_tiny_matrix(&desc->a) ||
+      !mlki_tiny_matrix(&desc->b) || !mlki_tiny_matrix(&desc->d))
+    return 0;
+  m = desc->d.shape[0], n = desc->d.shape[1];
+  if (desc->a.shape[0] != m || desc->b.shape[1] != n || desc->a.shape[1] != desc->b.shape[0] ||
+      mlki_tiny_overlap(&desc->d, &desc->a) || mlki_tiny_overlap(&desc->d, &desc->b))
+    return 0;
+  strip.k = desc->a.shape[1], strip.cols = n, strip.chain = MLKI_START;
+  strip.a_rs = strip.k, strip.a_cs = 1;
+  strip.b = (const float *)desc->b.data, strip.b_rs = n, strip.b_panel = ctx->row->nr;
+  strip.c_rs = n;
+  height = m <= ctx->row->mr ? m : mlki_panel_rows(m, ctx->row->mr);
+  for (i = 0; i < m; i += height) {
+    strip.rows = mlki_min(height, m - i);
+    strip.a = (const float *)desc->a.data + i * strip.k, strip.c = (float *)desc->d.data + i * n;
+    ctx->row->strip(&strip);
+  }
+  return 1;
+}
 
-    /* check: look for overlap. */
-    static mlk_status mlki_matmul_run(mlk_context * ctx, const mlk_matmul_desc *desc, int check) {
-      mlki_matmul mm;
-      mlk_status status;
-      if ((status = mlki_matmul_prepare(ctx, desc, check, &mm)) != MLK_OK) return status;
-      if ((status = mlki_workspace(ctx, 4 * (uint64_t)(mm.floats * mm.tasks))) != MLK_OK) return status;
-      mm.workspace = (float *)mlki_workspace_base(ctx);
-      mm.next = 0;
-      mlki_parallel_for(ctx, mm.tasks, mlki_matmul_task, &mm);
-      return MLK_OK;
-    }
+/* check: look for overlap. */
+static mlk_status mlki_matmul_run(mlk_context *ctx, const mlk_matmul_desc *desc, int check) {
+  mlki_matmul mm;
+  mlk_status status;
+  if ((status = mlki_matmul_prepare(ctx, desc, check, &mm)) != MLK_OK) return status;
+  if ((status = mlki_workspace(ctx, 4 * (uint64_t)(mm.floats * mm.tasks))) != MLK_OK) return status;
+  mm.workspace = (float *)mlki_workspace_base(ctx);
+  mm.next = 0;
+  mlki_parallel_for(ctx, mm.tasks, mlki_matmul_task, &mm);
+  return MLK_OK;
+}
 
-    /* >>conv ---------------------------------------------------------------------------------------------------------
+/* >>conv ---------------------------------------------------------------------------------------------------------
    Convolution and its input gradient are one thing here, a correlation: every output element is a sum over taps and
    input channels, read at places that move linearly with the output's place and the tap's number. The input gradient
    with strides s is a set of such correlations, its phases: each writes every s-th element, through the taps that
@@ -4426,1064 +4416,1040 @@ MLKI_KERNEL void MLKI_FN(mlki_place)(float *to, int64_t width, int64_t pitch, in
 #define MLKI_CONV_PANEL_MAX 32   /* pixels of a panel: MR or NR */
 #define MLKI_CONV_PANELS    8    /* panels of weights that stay in level 2 with one segment of their terms: 512 KiB */
 
-    typedef struct
-        mlki_image { /* a tensor [N, C, spatial...]: its strides, always three spatial ones; p NULL: absent */
-      float *p;
-      int64_t n, c, s[3];
-    } mlki_image;
+typedef struct mlki_image { /* a tensor [N, C, spatial...]: its strides, always three spatial ones; p NULL: absent */
+  float *p;
+  int64_t n, c, s[3];
+} mlki_image;
 
-    typedef enum mlki_conv_variant {
-      MLKI_CONV_EMPTY,
-      MLKI_CONV_REFERENCE,
-      MLKI_CONV_ROWS,
-      MLKI_CONV_COLUMNS
-    } mlki_conv_variant;
-    static const char *const mlki_conv_variant_names[] = {"empty", "reference", "rows", "columns"};
+typedef enum mlki_conv_variant {
+  MLKI_CONV_EMPTY,
+  MLKI_CONV_REFERENCE,
+  MLKI_CONV_ROWS,
+  MLKI_CONV_COLUMNS
+} mlki_conv_variant;
+static const char *const mlki_conv_variant_names[] = {"empty", "reference", "rows", "columns"};
 
-    /* x is what is read, y what is written: X and Y, or DY and DX when transposed. Axes that are not there have size 1. */
-    typedef struct mlki_conv {
-      const mlki_kernels *row;
-      int transposed;
-      int64_t images, groups, cin, cout; /* channels of one group, read and written */
-      int64_t in[3], out[3], taps[3];    /* sizes of x, y and the filter */
-      int64_t stride[3], dilation[3], pad[3];
-      mlki_image x, y, residual, preact;
-      const float *w; /* element (group, written channel, read channel, tap) */
-      int64_t w_group, w_out, w_in, w_tap[3];
-      const float *bias;
-      int64_t bias_c;
-      float alpha, beta;
-      mlk_activation activation;
-      mlki_conv_variant variant;
-      int64_t phases[3];                    /* per axis: how many write something */
-      int64_t width;                        /* channels of a panel of weights */
-      int64_t panel_floats;                 /* of all panels of one group */
-      const float *panels;                  /* weights packed by the caller, or in the workspace */
-      int pack;                             /* in the workspace */
-      int64_t block_pixels, block_channels; /* an item */
-      int64_t pixel_blocks, channel_blocks; /* of the largest phase; smaller phases leave items empty */
-      int64_t items, next;
-      int tasks;
-      int64_t floats_image, floats; /* workspace of a task */
-      float *workspace;             /* of the tasks */
-      uint64_t flops, bytes;
-    } mlki_conv;
+/* x is what is read, y what is written: X and Y, or DY and DX when transposed. Axes that are not there have size 1. */
+typedef struct mlki_conv {
+  const mlki_kernels *row;
+  int transposed;
+  int64_t images, groups, cin, cout; /* channels of one group, read and written */
+  int64_t in[3], out[3], taps[3];    /* sizes of x, y and the filter */
+  int64_t stride[3], dilation[3], pad[3];
+  mlki_image x, y, residual, preact;
+  const float *w; /* element (group, written channel, read channel, tap) */
+  int64_t w_group, w_out, w_in, w_tap[3];
+  const float *bias;
+  int64_t bias_c;
+  float alpha, beta;
+  mlk_activation activation;
+  mlki_conv_variant variant;
+  int64_t phases[3];                    /* per axis: how many write something */
+  int64_t width;                        /* channels of a panel of weights */
+  int64_t panel_floats;                 /* of all panels of one group */
+  const float *panels;                  /* weights packed by the caller, or in the workspace */
+  int pack;                             /* in the workspace */
+  int64_t block_pixels, block_channels; /* an item */
+  int64_t pixel_blocks, channel_blocks; /* of the largest phase; smaller phases leave items empty */
+  int64_t items, next;
+  int tasks;
+  int64_t floats_image, floats; /* workspace of a task */
+  float *workspace;             /* of the tasks */
+  uint64_t flops, bytes;
+} mlki_conv;
 
-    /* One correlation: along each axis output o < out reads x at o step + t dilation + origin for taps t < taps, and is
+/* One correlation: along each axis output o < out reads x at o step + t dilation + origin for taps t < taps, and is
    element first + o skip of y. Its tap t is tap tap_first + t tap_skip of the filter. */
-    typedef struct mlki_conv_phase {
-      int64_t out[3], taps[3], step[3], dilation[3], origin[3], first[3], skip[3], tap_first[3], tap_skip[3];
-      int64_t pixels, terms; /* outputs of all images; length of one sum */
-      int64_t taps_before;   /* taps of the phases before this one, in the order of the panels */
-    } mlki_conv_phase;
+typedef struct mlki_conv_phase {
+  int64_t out[3], taps[3], step[3], dilation[3], origin[3], first[3], skip[3], tap_first[3], tap_skip[3];
+  int64_t pixels, terms; /* outputs of all images; length of one sum */
+  int64_t taps_before;   /* taps of the phases before this one, in the order of the panels */
+} mlki_conv_phase;
 
-    static int64_t mlki_gcd(int64_t a, int64_t b) {
-      while (b) {
-        const int64_t t = a % b;
-        a = b, b = t;
-      }
-      return a;
-    }
+static int64_t mlki_gcd(int64_t a, int64_t b) {
+  while (b) {
+    const int64_t t = a % b;
+    a = b, b = t;
+  }
+  return a;
+}
 
-    /* a mod b, in [0, b). */
-    static int64_t mlki_modulo(int64_t a, int64_t b) { return (a % b + b) % b; }
+/* a mod b, in [0, b). */
+static int64_t mlki_modulo(int64_t a, int64_t b) { return (a % b + b) % b; }
 
-    /* Phase first of one axis of an input gradient: elements first, first + s, ... From the filter's definition
+/* Phase first of one axis of an input gradient: elements first, first + s, ... From the filter's definition
    i = o s + t d - pad: with g = gcd(s, d), taps t0, t0 + s/g, ... reach them, where t0 d = first + pad (mod s), and
    o = j + (first + pad - t0 d)/s - u d/g for element first + j s and the u-th of these taps. Returns the number of
    taps. */
-    static int64_t mlki_conv_phase_axis(const mlki_conv *cv, int a, int64_t first, mlki_conv_phase *ph) {
-      const int64_t s = cv->stride[a], d = cv->dilation[a], every = s / mlki_gcd(s, d);
-      int64_t t = 0;
-      while (t < mlki_min(every, cv->taps[a]) && (first + cv->pad[a] - t * d) % s != 0) t++;
-      if (t == mlki_min(every, cv->taps[a])) t = cv->taps[a];
-      ph->taps[a] = mlki_ceil_div(cv->taps[a] - t, every);
-      ph->out[a] = first < cv->out[a] ? mlki_ceil_div(cv->out[a] - first, s) : 0;
-      ph->step[a] = 1, ph->dilation[a] = -(d / mlki_gcd(s, d));
-      ph->origin[a] = ph->taps[a] ? (first + cv->pad[a] - t * d) / s : 0;
-      ph->first[a] = first, ph->skip[a] = s;
-      ph->tap_first[a] = t, ph->tap_skip[a] = every;
-      return ph->taps[a];
-    }
+static int64_t mlki_conv_phase_axis(const mlki_conv *cv, int a, int64_t first, mlki_conv_phase *ph) {
+  const int64_t s = cv->stride[a], d = cv->dilation[a], every = s / mlki_gcd(s, d);
+  int64_t t = 0;
+  while (t < mlki_min(every, cv->taps[a]) && (first + cv->pad[a] - t * d) % s != 0) t++;
+  if (t == mlki_min(every, cv->taps[a])) t = cv->taps[a];
+  ph->taps[a] = mlki_ceil_div(cv->taps[a] - t, every);
+  ph->out[a] = first < cv->out[a] ? mlki_ceil_div(cv->out[a] - first, s) : 0;
+  ph->step[a] = 1, ph->dilation[a] = -(d / mlki_gcd(s, d));
+  ph->origin[a] = ph->taps[a] ? (first + cv->pad[a] - t * d) / s : 0;
+  ph->first[a] = first, ph->skip[a] = s;
+  ph->tap_first[a] = t, ph->tap_skip[a] = every;
+  return ph->taps[a];
+}
 
-    /* The phase of elements first[], each below its stride. */
-    static void mlki_conv_phase_of(const mlki_conv *cv, const int64_t *first, mlki_conv_phase *ph) {
-      int64_t before[3] = {0, 0, 0}, t;
-      int a;
-      for (a = 0; a < 3; a++) {
-        if (cv->transposed) {
-          mlki_conv_phase_axis(cv, a, first[a], ph);
-          for (t = 0; t < cv->taps[a]; t++)
-            before[a] += mlki_modulo(t * cv->dilation[a] - cv->pad[a], cv->stride[a]) < first[a];
-        } else {
-          ph->out[a] = cv->out[a], ph->taps[a] = cv->taps[a];
-          ph->step[a] = cv->stride[a], ph->dilation[a] = cv->dilation[a], ph->origin[a] = -cv->pad[a];
-          ph->first[a] = 0, ph->skip[a] = 1, ph->tap_first[a] = 0, ph->tap_skip[a] = 1;
+/* The phase of elements first[], each below its stride. */
+static void mlki_conv_phase_of(const mlki_conv *cv, const int64_t *first, mlki_conv_phase *ph) {
+  int64_t before[3] = {0, 0, 0}, t;
+  int a;
+  for (a = 0; a < 3; a++) {
+    if (cv->transposed) {
+      mlki_conv_phase_axis(cv, a, first[a], ph);
+      for (t = 0; t < cv->taps[a]; t++)
+        before[a] += mlki_modulo(t * cv->dilation[a] - cv->pad[a], cv->stride[a]) < first[a];
+    } else {
+      ph->out[a] = cv->out[a], ph->taps[a] = cv->taps[a];
+      ph->step[a] = cv->stride[a], ph->dilation[a] = cv->dilation[a], ph->origin[a] = -cv->pad[a];
+      ph->first[a] = 0, ph->skip[a] = 1, ph->tap_first[a] = 0, ph->tap_skip[a] = 1;
+    }
+  }
+  ph->pixels = cv->images * ph->out[0] * ph->out[1] * ph->out[2];
+  ph->terms = ph->taps[0] * ph->taps[1] * ph->taps[2] * cv->cin;
+  ph->taps_before = before[0] * cv->taps[1] * cv->taps[2] +
+                    ph->taps[0] * (before[1] * cv->taps[2] + ph->taps[1] * before[2]);
+}
+
+static void mlki_conv_phase_at(const mlki_conv *cv, int64_t index, mlki_conv_phase *ph) {
+  const int64_t first[3] = {index / (cv->phases[1] * cv->phases[2]), index / cv->phases[2] % cv->phases[1],
+                            index % cv->phases[2]};
+  mlki_conv_phase_of(cv, first, ph);
+}
+
+/* Where element (channel, o) of image n of a phase lies in a written tensor. */
+static float *mlki_image_at(const mlki_image *y, const mlki_conv_phase *ph, int64_t n, int64_t c, const int64_t *o) {
+  int64_t at = n * y->n + c * y->c;
+  int a;
+  for (a = 0; a < 3; a++) at += (ph->first[a] + o[a] * ph->skip[a]) * y->s[a];
+  return y->p + at;
+}
+
+/* Number p of a row-major index over images and outputs of a phase. */
+static void mlki_conv_pixel(const mlki_conv_phase *ph, int64_t p, int64_t *n, int64_t o[3]) {
+  o[2] = p % ph->out[2], p /= ph->out[2];
+  o[1] = p % ph->out[1], p /= ph->out[1];
+  o[0] = p % ph->out[0], *n = p / ph->out[0];
+}
+
+/* One sum, as it is defined. */
+static float mlki_ref_correlation(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t n, int64_t g, int64_t k,
+                                  const int64_t *o) {
+  const float *w = cv->w + g * cv->w_group + k * cv->w_out;
+  float total = 0.0f, chain = 0.0f;
+  int64_t term = 0, t[3], c;
+  for (t[0] = 0; t[0] < ph->taps[0]; t[0]++)
+    for (t[1] = 0; t[1] < ph->taps[1]; t[1]++)
+      for (t[2] = 0; t[2] < ph->taps[2]; t[2]++) {
+        int64_t x_at = n * cv->x.n, w_at = 0;
+        int a, inside = 1;
+        for (a = 0; a < 3; a++) {
+          const int64_t i = o[a] * ph->step[a] + t[a] * ph->dilation[a] + ph->origin[a];
+          inside &= i >= 0 && i < cv->in[a];
+          x_at += i * cv->x.s[a], w_at += (ph->tap_first[a] + t[a] * ph->tap_skip[a]) * cv->w_tap[a];
+        }
+        for (c = 0; c < cv->cin; c++, term++) {
+          const float x = inside ? cv->x.p[x_at + (g * cv->cin + c) * cv->x.c] : 0.0f;
+          if (term > 0 && term % MLK_SEGMENT == 0) total = term == MLK_SEGMENT ? chain : total + chain, chain = 0.0f;
+          chain = mlki_fma1(w[w_at + c * cv->w_in], x, chain);
         }
       }
-      ph->pixels = cv->images * ph->out[0] * ph->out[1] * ph->out[2];
-      ph->terms = ph->taps[0] * ph->taps[1] * ph->taps[2] * cv->cin;
-      ph->taps_before = before[0] * cv->taps[1] * cv->taps[2] +
-                        ph->taps[0] * (before[1] * cv->taps[2] + ph->taps[1] * before[2]);
-    }
+  return term > MLK_SEGMENT ? total + chain : chain;
+}
 
-    static void mlki_conv_phase_at(const mlki_conv *cv, int64_t index, mlki_conv_phase *ph) {
-      const int64_t first[3] = {index / (cv->phases[1] * cv->phases[2]), index / cv->phases[2] % cv->phases[1],
-                                index % cv->phases[2]};
-      mlki_conv_phase_of(cv, first, ph);
-    }
+static void mlki_conv_reference(const mlki_conv *cv) {
+  const int64_t phases = cv->phases[0] * cv->phases[1] * cv->phases[2];
+  int64_t phase, p, n, o[3], g, k;
+  for (phase = 0; phase < phases; phase++) {
+    mlki_conv_phase ph;
+    mlki_conv_phase_at(cv, phase, &ph);
+    for (p = 0; p < ph.pixels; p++)
+      for (mlki_conv_pixel(&ph, p, &n, o), g = 0; g < cv->groups; g++)
+        for (k = 0; k < cv->cout; k++) {
+          const int64_t c = g * cv->cout + k;
+          float t = mlki_ref_correlation(cv, &ph, n, g, k, o), *y = mlki_image_at(&cv->y, &ph, n, c, o);
+          t = mlki_ref_preact(cv->alpha, t, cv->bias ? cv->bias + c * cv->bias_c : NULL, cv->beta,
+                              cv->beta != 0.0f ? y : NULL);
+          if (cv->preact.p) *mlki_image_at(&cv->preact, &ph, n, c, o) = t;
+          t = mlki_ref_activate(cv->activation, t);
+          if (cv->residual.p) t += *mlki_image_at(&cv->residual, &ph, n, c, o);
+          *y = t;
+        }
+  }
+}
 
-    /* Where element (channel, o) of image n of a phase lies in a written tensor. */
-    static float *mlki_image_at(const mlki_image *y, const mlki_conv_phase *ph, int64_t n, int64_t c,
-                                const int64_t *o) {
-      int64_t at = n * y->n + c * y->c;
-      int a;
-      for (a = 0; a < 3; a++) at += (ph->first[a] + o[a] * ph->skip[a]) * y->s[a];
-      return y->p + at;
-    }
+/* Sums of n columns apart, such that rows do not fall into the same sets of level 1. */
+static int64_t mlki_conv_pitch(const mlki_conv *cv, int64_t n) {
+  const int64_t pitch = mlki_round_up(n, cv->row->nr);
+  return pitch % 512 ? pitch : pitch + MLKI_LANES_MAX;
+}
 
-    /* Number p of a row-major index over images and outputs of a phase. */
-    static void mlki_conv_pixel(const mlki_conv_phase *ph, int64_t p, int64_t *n, int64_t o[3]) {
-      o[2] = p % ph->out[2], p /= ph->out[2];
-      o[1] = p % ph->out[1], p /= ph->out[1];
-      o[0] = p % ph->out[0], *n = p / ph->out[0];
-    }
-
-    /* One sum, as it is defined. */
-    static float mlki_ref_correlation(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t n, int64_t g, int64_t k,
-                                      const int64_t *o) {
-      const float *w = cv->w + g * cv->w_group + k * cv->w_out;
-      float total = 0.0f, chain = 0.0f;
-      int64_t term = 0, t[3], c;
-      for (t[0] = 0; t[0] < ph->taps[0]; t[0]++)
-        for (t[1] = 0; t[1] < ph->taps[1]; t[1]++)
-          for (t[2] = 0; t[2] < ph->taps[2]; t[2]++) {
-            int64_t x_at = n * cv->x.n, w_at = 0;
-            int a, inside = 1;
-            for (a = 0; a < 3; a++) {
-              const int64_t i = o[a] * ph->step[a] + t[a] * ph->dilation[a] + ph->origin[a];
-              inside &= i >= 0 && i < cv->in[a];
-              x_at += i * cv->x.s[a], w_at += (ph->tap_first[a] + t[a] * ph->tap_skip[a]) * cv->w_tap[a];
-            }
-            for (c = 0; c < cv->cin; c++, term++) {
-              const float x = inside ? cv->x.p[x_at + (g * cv->cin + c) * cv->x.c] : 0.0f;
-              if (term > 0 && term % MLK_SEGMENT == 0)
-                total = term == MLK_SEGMENT ? chain : total + chain, chain = 0.0f;
-              chain = mlki_fma1(w[w_at + c * cv->w_in], x, chain);
-            }
-          }
-      return term > MLK_SEGMENT ? total + chain : chain;
-    }
-
-    static void mlki_conv_reference(const mlki_conv *cv) {
-      const int64_t phases = cv->phases[0] * cv->phases[1] * cv->phases[2];
-      int64_t phase, p, n, o[3], g, k;
-      for (phase = 0; phase < phases; phase++) {
-        mlki_conv_phase ph;
-        mlki_conv_phase_at(cv, phase, &ph);
-        for (p = 0; p < ph.pixels; p++)
-          for (mlki_conv_pixel(&ph, p, &n, o), g = 0; g < cv->groups; g++)
-            for (k = 0; k < cv->cout; k++) {
-              const int64_t c = g * cv->cout + k;
-              float t = mlki_ref_correlation(cv, &ph, n, g, k, o), *y = mlki_image_at(&cv->y, &ph, n, c, o);
-              t = mlki_ref_preact(cv->alpha, t, cv->bias ? cv->bias + c * cv->bias_c : NULL, cv->beta,
-                                  cv->beta != 0.0f ? y : NULL);
-              if (cv->preact.p) *mlki_image_at(&cv->preact, &ph, n, c, o) = t;
-              t = mlki_ref_activate(cv->activation, t);
-              if (cv->residual.p) t += *mlki_image_at(&cv->residual, &ph, n, c, o);
-              *y = t;
-            }
-      }
-    }
-
-    /* Sums of n columns apart, such that rows do not fall into the same sets of level 1. */
-    static int64_t mlki_conv_pitch(const mlki_conv *cv, int64_t n) {
-      const int64_t pitch = mlki_round_up(n, cv->row->nr);
-      return pitch % 512 ? pitch : pitch + MLKI_LANES_MAX;
-    }
-
-    /* Packs the weights of one panel: written channels [k, k + width) of group g, all terms of a phase; to[term][width],
+/* Packs the weights of one panel: written channels [k, k + width) of group g, all terms of a phase; to[term][width],
    missing channels of the last panel 0 where panels have a fixed pitch. */
-    static void mlki_conv_pack_weights(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t k,
-                                       float *to) {
-      const int64_t width = mlki_min(cv->width, cv->cout - k);
-      const int64_t pitch = cv->variant == MLKI_CONV_ROWS ? cv->width : width;
-      const float *w = cv->w + g * cv->w_group + k * cv->w_out;
-      int64_t t[3];
-      if (width < pitch) memset(to, 0, (size_t)(ph->terms * pitch) * 4);
-      for (t[0] = 0; t[0] < ph->taps[0]; t[0]++)
-        for (t[1] = 0; t[1] < ph->taps[1]; t[1]++)
-          for (t[2] = 0; t[2] < ph->taps[2]; t[2]++, to += cv->cin * pitch) {
-            int64_t at = 0;
-            int a;
-            for (a = 0; a < 3; a++) at += (ph->tap_first[a] + t[a] * ph->tap_skip[a]) * cv->w_tap[a];
-            cv->row->place(to, width, pitch, cv->cin, w + at, cv->w_out, cv->w_in);
-          }
-    }
-
-    /* Where the panels of a phase begin within those of a group. */
-    static int64_t mlki_conv_panels_at(const mlki_conv *cv, const mlki_conv_phase *ph) {
-      return ph->taps_before * cv->cin *
-             (cv->variant == MLKI_CONV_ROWS ? mlki_round_up(cv->cout, cv->width) : cv->cout);
-    }
-
-    typedef struct mlki_conv_packing {
-      const mlki_conv *cv;
-      float *to;
-      int tasks;
-    } mlki_conv_packing;
-
-    /* Task index packs every tasks-th panel. */
-    static void mlki_conv_pack_task(void *arg, int index) {
-      const mlki_conv_packing *packing = (const mlki_conv_packing *)arg;
-      const mlki_conv *cv = packing->cv;
-      int64_t first[3], t[3], leaders[3], g, k, count = 0;
-      int a;
-      for (a = 0; a < 3; a++) /* the first taps of phases: all phases that have any, whatever the sizes of y */
-        leaders[a] = cv->transposed ? mlki_min(cv->stride[a] / mlki_gcd(cv->stride[a], cv->dilation[a]), cv->taps[a])
-                                    : 1;
-      for (t[0] = 0; t[0] < leaders[0]; t[0]++)
-        for (t[1] = 0; t[1] < leaders[1]; t[1]++)
-          for (t[2] = 0; t[2] < leaders[2]; t[2]++) {
-            mlki_conv_phase ph;
-            for (a = 0; a < 3; a++) first[a] = mlki_modulo(t[a] * cv->dilation[a] - cv->pad[a], cv->stride[a]);
-            mlki_conv_phase_of(cv, first, &ph);
-            for (g = 0; g < cv->groups; g++)
-              for (k = 0; k < cv->cout; k += cv->width)
-                if (count++ % packing->tasks == index)
-                  mlki_conv_pack_weights(
-                      cv, &ph, g, k, packing->to + g * cv->panel_floats + mlki_conv_panels_at(cv, &ph) + k * ph.terms);
-          }
-    }
-
-    /* Outputs next to each other on the last axis that share a panel: count of them from output o of image n, which are
-   columns column, ... of the panel. */
-    typedef struct mlki_conv_piece {
-      int64_t column, count, n, o[3];
-      const float *from;  /* the first that has an input, for one tap and the first channel */
-      int64_t begin, end; /* those that have one */
-    } mlki_conv_piece;
-
-    /* Cuts pixels [p, p + width) into pieces; how many. */
-    static int mlki_conv_pieces(const mlki_conv_phase *ph, int64_t p, int64_t width, mlki_conv_piece *piece) {
-      int64_t column = 0;
-      int count = 0;
-      for (; column < width; column += piece[count++].count) {
-        mlki_conv_piece *at = &piece[count];
-        mlki_conv_pixel(ph, p + column, &at->n, at->o);
-        at->column = column;
-        at->count = mlki_min(width - column, ph->out[2] - at->o[2]);
+static void mlki_conv_pack_weights(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t k, float *to) {
+  const int64_t width = mlki_min(cv->width, cv->cout - k);
+  const int64_t pitch = cv->variant == MLKI_CONV_ROWS ? cv->width : width;
+  const float *w = cv->w + g * cv->w_group + k * cv->w_out;
+  int64_t t[3];
+  if (width < pitch) memset(to, 0, (size_t)(ph->terms * pitch) * 4);
+  for (t[0] = 0; t[0] < ph->taps[0]; t[0]++)
+    for (t[1] = 0; t[1] < ph->taps[1]; t[1]++)
+      for (t[2] = 0; t[2] < ph->taps[2]; t[2]++, to += cv->cin * pitch) {
+        int64_t at = 0;
+        int a;
+        for (a = 0; a < 3; a++) at += (ph->tap_first[a] + t[a] * ph->tap_skip[a]) * cv->w_tap[a];
+        cv->row->place(to, width, pitch, cv->cin, w + at, cv->w_out, cv->w_in);
       }
-      return count;
-    }
+}
 
-    /* Packs pixels [p, p + width) x terms [s, s + kc) of the image of group g: to[term][pitch]. Padding is zeros. */
-    static void mlki_conv_pack_panel(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t p,
-                                     int64_t width, int64_t pitch, int64_t s, int64_t kc, float *to) {
-      mlki_conv_piece piece[MLKI_CONV_PANEL_MAX];
-      const int pieces = mlki_conv_pieces(ph, p, width, piece);
-      const float *x = cv->x.p + g * cv->cin * cv->x.c;
-      int64_t tap, c, next;
-      for (tap = s / cv->cin; tap * cv->cin < s + kc; tap++) {
-        const int64_t t0 = tap / (ph->taps[1] * ph->taps[2]), t1 = tap / ph->taps[2] % ph->taps[1],
-                      t2 = tap % ph->taps[2];
-        const int64_t d0 = t0 * ph->dilation[0] + ph->origin[0], d1 = t1 * ph->dilation[1] + ph->origin[1],
-                      d2 = t2 * ph->dilation[2] + ph->origin[2];
-        /* outputs of a row whose input is inside: begin <= o2 < end */
-        const int64_t begin = d2 >= 0 ? 0 : mlki_ceil_div(-d2, ph->step[2]),
-                      end = d2 >= cv->in[2] ? 0 : mlki_ceil_div(cv->in[2] - d2, ph->step[2]);
-        int64_t covered = 0;
-        int i;
-        c = mlki_max(s - tap * cv->cin, 0), next = mlki_min(s + kc - tap * cv->cin, cv->cin);
-        for (i = 0; i < pieces; i++) {
-          mlki_conv_piece *at = &piece[i];
-          const int64_t i0 = at->o[0] * ph->step[0] + d0, i1 = at->o[1] * ph->step[1] + d1;
-          at->begin = mlki_max(at->o[2], begin), at->end = mlki_min(at->o[2] + at->count, end);
-          if (i0 < 0 || i0 >= cv->in[0] || i1 < 0 || i1 >= cv->in[1] || at->end < at->begin) at->end = at->begin;
-          at->from = x + at->n * cv->x.n + i0 * cv->x.s[0] + i1 * cv->x.s[1] +
-                     (at->begin * ph->step[2] + d2) * cv->x.s[2] + c * cv->x.c;
-          covered += at->end - at->begin;
-        }
-        if (covered < width) memset(to, 0, (size_t)((next - c) * pitch) * 4);
-        for (i = 0; i < pieces; i++)
-          if (piece[i].end > piece[i].begin)
-            cv->row->place(to + piece[i].column + piece[i].begin - piece[i].o[2], piece[i].end - piece[i].begin, pitch,
-                           next - c, piece[i].from, ph->step[2] * cv->x.s[2], cv->x.c);
-        to += (next - c) * pitch;
-      }
-    }
+/* Where the panels of a phase begin within those of a group. */
+static int64_t mlki_conv_panels_at(const mlki_conv *cv, const mlki_conv_phase *ph) {
+  return ph->taps_before * cv->cin * (cv->variant == MLKI_CONV_ROWS ? mlki_round_up(cv->cout, cv->width) : cv->cout);
+}
 
-    /* How many outputs from the start of a row on are one run of equal stride in every written tensor: *stride is y's,
-   strides of the others follow with mlki_conv_run_stride. */
-    static int64_t mlki_conv_run(const mlki_conv *cv, const mlki_conv_phase *ph) {
-      const mlki_image *const tensor[3] = {&cv->y, &cv->residual, &cv->preact};
-      int64_t run = ph->out[2];
-      int a, i, merges = 1;
-      for (a = 1; a >= -1 && merges; a--) {
-        const int64_t size = a >= 0 ? ph->out[a] : cv->images;
-        if (size == 1) continue;
-        if (run == 1) break; /* nothing to merge with: rows of one output are runs of their own */
-        for (i = 0; i < 3; i++) {
-          const int64_t step = ph->skip[2] * tensor[i]->s[2],
-                        next = a >= 0 ? ph->skip[a] * tensor[i]->s[a] : tensor[i]->n;
-          merges &= !tensor[i]->p || next == step * run;
-        }
-        if (merges) run *= size;
-      }
-      return run;
-    }
+typedef struct mlki_conv_packing {
+  const mlki_conv *cv;
+  float *to;
+  int tasks;
+} mlki_conv_packing;
 
-    /* The epilogue's view of a written tensor: a run of outputs from o of image n, channels from c of the tensor. */
-    static mlki_mat mlki_conv_mat(const mlki_conv *cv, const mlki_conv_phase *ph, const mlki_image *y, int64_t n,
-                                  int64_t c, const int64_t *o) {
-      mlki_mat mat;
-      mat.p = NULL, mat.rs = mat.cs = 0;
-      if (!y->p) return mat;
-      mat.p = mlki_image_at(y, ph, n, c, o);
-      mat.rs = y->c, mat.cs = ph->skip[2] * y->s[2];
-      if (cv->variant == MLKI_CONV_ROWS) mlki_swap_axes(&mat);
-      return mat;
-    }
-
-    /* Writes finished sums: pixels [p, p + np) x channels [k, k + nk) of group g. */
-    static void mlki_conv_finish(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t p, int64_t np,
-                                 int64_t k, int64_t nk, const float *scratch, int64_t pitch) {
-      const int rows = cv->variant == MLKI_CONV_ROWS;
-      const int64_t run = mlki_conv_run(cv, ph), c = g * cv->cout + k;
-      int64_t at = p, n, o[3];
-      while (at < p + np) {
-        const int64_t count = mlki_min(run - at % run, p + np - at);
-        mlki_epilogue e;
-        mlki_conv_pixel(ph, at, &n, o);
-        e.alpha = cv->alpha, e.beta = cv->beta, e.activation = cv->activation;
-        e.d = mlki_conv_mat(cv, ph, &cv->y, n, c, o);
-        e.residual = mlki_conv_mat(cv, ph, &cv->residual, n, c, o);
-        e.preact = mlki_conv_mat(cv, ph, &cv->preact, n, c, o);
-        e.c = e.d;
-        if (cv->beta == 0.0f) e.c.p = NULL;
-        e.bias.p = cv->bias ? (float *)(uintptr_t)cv->bias + c * cv->bias_c : NULL;
-        e.bias.rs = rows ? 0 : cv->bias_c, e.bias.cs = rows ? cv->bias_c : 0;
-        if (rows)
-          cv->row->epilogue(&e, scratch + (at - p) * pitch, pitch, 0, 0, count, nk);
-        else
-          cv->row->epilogue(&e, scratch + (at - p), pitch, 0, 0, nk, count);
-        at += count;
-      }
-    }
-
-    /* One item by columns: the scratch is [channel][pixel]. */
-    static void mlki_conv_columns(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t p, int64_t np,
-                                  int64_t k, int64_t nk, float *image, float *scratch) {
-      const int64_t nr = cv->row->nr, pitch = mlki_conv_pitch(cv, np);
-      const float *panels = cv->panels + g * cv->panel_floats + mlki_conv_panels_at(cv, ph);
-      mlki_strip strip;
-      int64_t s, j, i;
-      for (s = 0; s == 0 || s < ph->terms; s += MLK_SEGMENT) {
-        const int64_t kc = mlki_min(ph->terms - s, MLK_SEGMENT);
-        for (j = 0; j < np && kc > 0; j += nr)
-          mlki_conv_pack_panel(cv, ph, g, p + j, mlki_min(nr, np - j), nr, s, kc, image + j * kc);
-        strip.b = image, strip.b_rs = nr, strip.b_panel = kc * nr;
-        strip.c_rs = pitch, strip.cols = np, strip.k = kc;
-        strip.chain = s == 0 ? MLKI_START : MLKI_ADD;
-        for (i = k; i < k + nk; i += cv->width) {
-          strip.rows = mlki_min(cv->width, cv->cout - i);
-          strip.a = panels + i * ph->terms + s * strip.rows, strip.a_rs = 1, strip.a_cs = strip.rows;
-          strip.c = scratch + (i - k) * pitch;
-          cv->row->strip(&strip);
-        }
-      }
-      mlki_conv_finish(cv, ph, g, p, np, k, nk, scratch, pitch);
-    }
-
-    /* One item by rows: the scratch is [pixel][channel]. */
-    static void mlki_conv_rows(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t p, int64_t np,
-                               int64_t k, int64_t nk, float *image, float *scratch) {
-      const int64_t height = mlki_panel_rows(np, cv->row->mr), pitch = mlki_conv_pitch(cv, nk);
-      const float *panels = cv->panels + g * cv->panel_floats + mlki_conv_panels_at(cv, ph);
-      mlki_strip strip;
-      int64_t s, i, j;
-      for (s = 0; s == 0 || s < ph->terms; s += MLK_SEGMENT) {
-        const int64_t kc = mlki_min(ph->terms - s, MLK_SEGMENT);
-        for (i = 0; i < np && kc > 0; i += height)
-          mlki_conv_pack_panel(cv, ph, g, p + i, mlki_min(height, np - i), mlki_min(height, np - i), s, kc,
-                               image + i * kc);
-        strip.b_rs = cv->width, strip.b_panel = ph->terms * cv->width;
-        strip.c_rs = pitch, strip.k = kc;
-        strip.chain = s == 0 ? MLKI_START : MLKI_ADD;
-        for (j = k; j < k + nk; j += MLKI_CONV_PANELS * cv->width) {
-          strip.cols = mlki_min(MLKI_CONV_PANELS * cv->width, k + nk - j);
-          strip.b = panels + j * ph->terms + s * cv->width;
-          for (i = 0; i < np; i += height) {
-            strip.rows = mlki_min(height, np - i);
-            strip.a = image + i * kc, strip.a_rs = 1, strip.a_cs = strip.rows;
-            strip.c = scratch + i * pitch + (j - k);
-            cv->row->strip(&strip);
-          }
-        }
-      }
-      mlki_conv_finish(cv, ph, g, p, np, k, nk, scratch, pitch);
-    }
-
-    static void mlki_conv_task(void *arg, int index) {
-      mlki_conv *cv = (mlki_conv *)arg;
-      float *image = cv->workspace + index * cv->floats, *scratch = image + cv->floats_image;
-      for (;;) {
-        int64_t item = cv->tasks == 1 ? cv->next++ : mlki_take(&cv->next), p, k, g;
+/* Task index packs every tasks-th panel. */
+static void mlki_conv_pack_task(void *arg, int index) {
+  const mlki_conv_packing *packing = (const mlki_conv_packing *)arg;
+  const mlki_conv *cv = packing->cv;
+  int64_t first[3], t[3], leaders[3], g, k, count = 0;
+  int a;
+  for (a = 0; a < 3; a++) /* the first taps of phases: all phases that have any, whatever the sizes of y */
+    leaders[a] = cv->transposed ? mlki_min(cv->stride[a] / mlki_gcd(cv->stride[a], cv->dilation[a]), cv->taps[a]) : 1;
+  for (t[0] = 0; t[0] < leaders[0]; t[0]++)
+    for (t[1] = 0; t[1] < leaders[1]; t[1]++)
+      for (t[2] = 0; t[2] < leaders[2]; t[2]++) {
         mlki_conv_phase ph;
-        if (item >= cv->items) break;
-        k = item % cv->channel_blocks * cv->block_channels, item /= cv->channel_blocks;
-        p = item % cv->pixel_blocks * cv->block_pixels, item /= cv->pixel_blocks;
-        g = item % cv->groups;
-        mlki_conv_phase_at(cv, item / cv->groups, &ph);
-        if (p >= ph.pixels) continue;
-        (cv->variant == MLKI_CONV_ROWS ? mlki_conv_rows
-                                       : mlki_conv_columns)(cv, &ph, g, p, mlki_min(cv->block_pixels, ph.pixels - p), k,
-                                                            mlki_min(cv->block_channels, cv->cout - k), image, scratch);
+        for (a = 0; a < 3; a++) first[a] = mlki_modulo(t[a] * cv->dilation[a] - cv->pad[a], cv->stride[a]);
+        mlki_conv_phase_of(cv, first, &ph);
+        for (g = 0; g < cv->groups; g++)
+          for (k = 0; k < cv->cout; k += cv->width)
+            if (count++ % packing->tasks == index)
+              mlki_conv_pack_weights(cv, &ph, g, k,
+                                     packing->to + g * cv->panel_floats + mlki_conv_panels_at(cv, &ph) + k * ph.terms);
+      }
+}
+
+/* Outputs next to each other on the last axis that share a panel: count of them from output o of image n, which are
+   columns column, ... of the panel. */
+typedef struct mlki_conv_piece {
+  int64_t column, count, n, o[3];
+  const float *from;  /* the first that has an input, for one tap and the first channel */
+  int64_t begin, end; /* those that have one */
+} mlki_conv_piece;
+
+/* Cuts pixels [p, p + width) into pieces; how many. */
+static int mlki_conv_pieces(const mlki_conv_phase *ph, int64_t p, int64_t width, mlki_conv_piece *piece) {
+  int64_t column = 0;
+  int count = 0;
+  for (; column < width; column += piece[count++].count) {
+    mlki_conv_piece *at = &piece[count];
+    mlki_conv_pixel(ph, p + column, &at->n, at->o);
+    at->column = column;
+    at->count = mlki_min(width - column, ph->out[2] - at->o[2]);
+  }
+  return count;
+}
+
+/* Packs pixels [p, p + width) x terms [s, s + kc) of the image of group g: to[term][pitch]. Padding is zeros. */
+static void mlki_conv_pack_panel(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t p, int64_t width,
+                                 int64_t pitch, int64_t s, int64_t kc, float *to) {
+  mlki_conv_piece piece[MLKI_CONV_PANEL_MAX];
+  const int pieces = mlki_conv_pieces(ph, p, width, piece);
+  const float *x = cv->x.p + g * cv->cin * cv->x.c;
+  int64_t tap, c, next;
+  for (tap = s / cv->cin; tap * cv->cin < s + kc; tap++) {
+    const int64_t t0 = tap / (ph->taps[1] * ph->taps[2]), t1 = tap / ph->taps[2] % ph->taps[1], t2 = tap % ph->taps[2];
+    const int64_t d0 = t0 * ph->dilation[0] + ph->origin[0], d1 = t1 * ph->dilation[1] + ph->origin[1],
+                  d2 = t2 * ph->dilation[2] + ph->origin[2];
+    /* outputs of a row whose input is inside: begin <= o2 < end */
+    const int64_t begin = d2 >= 0 ? 0 : mlki_ceil_div(-d2, ph->step[2]),
+                  end = d2 >= cv->in[2] ? 0 : mlki_ceil_div(cv->in[2] - d2, ph->step[2]);
+    int64_t covered = 0;
+    int i;
+    c = mlki_max(s - tap * cv->cin, 0), next = mlki_min(s + kc - tap * cv->cin, cv->cin);
+    for (i = 0; i < pieces; i++) {
+      mlki_conv_piece *at = &piece[i];
+      const int64_t i0 = at->o[0] * ph->step[0] + d0, i1 = at->o[1] * ph->step[1] + d1;
+      at->begin = mlki_max(at->o[2], begin), at->end = mlki_min(at->o[2] + at->count, end);
+      if (i0 < 0 || i0 >= cv->in[0] || i1 < 0 || i1 >= cv->in[1] || at->end < at->begin) at->end = at->begin;
+      at->from = x + at->n * cv->x.n + i0 * cv->x.s[0] + i1 * cv->x.s[1] + (at->begin * ph->step[2] + d2) * cv->x.s[2] +
+                 c * cv->x.c;
+      covered += at->end - at->begin;
+    }
+    if (covered < width) memset(to, 0, (size_t)((next - c) * pitch) * 4);
+    for (i = 0; i < pieces; i++)
+      if (piece[i].end > piece[i].begin)
+        cv->row->place(to + piece[i].column + piece[i].begin - piece[i].o[2], piece[i].end - piece[i].begin, pitch,
+                       next - c, piece[i].from, ph->step[2] * cv->x.s[2], cv->x.c);
+    to += (next - c) * pitch;
+  }
+}
+
+/* How many outputs from the start of a row on are one run of equal stride in every written tensor: *stride is y's,
+   strides of the others follow with mlki_conv_run_stride. */
+static int64_t mlki_conv_run(const mlki_conv *cv, const mlki_conv_phase *ph) {
+  const mlki_image *const tensor[3] = {&cv->y, &cv->residual, &cv->preact};
+  int64_t run = ph->out[2];
+  int a, i, merges = 1;
+  for (a = 1; a >= -1 && merges; a--) {
+    const int64_t size = a >= 0 ? ph->out[a] : cv->images;
+    if (size == 1) continue;
+    if (run == 1) break; /* nothing to merge with: rows of one output are runs of their own */
+    for (i = 0; i < 3; i++) {
+      const int64_t step = ph->skip[2] * tensor[i]->s[2], next = a >= 0 ? ph->skip[a] * tensor[i]->s[a] : tensor[i]->n;
+      merges &= !tensor[i]->p || next == step * run;
+    }
+    if (merges) run *= size;
+  }
+  return run;
+}
+
+/* The epilogue's view of a written tensor: a run of outputs from o of image n, channels from c of the tensor. */
+static mlki_mat mlki_conv_mat(const mlki_conv *cv, const mlki_conv_phase *ph, const mlki_image *y, int64_t n, int64_t c,
+                              const int64_t *o) {
+  mlki_mat mat;
+  mat.p = NULL, mat.rs = mat.cs = 0;
+  if (!y->p) return mat;
+  mat.p = mlki_image_at(y, ph, n, c, o);
+  mat.rs = y->c, mat.cs = ph->skip[2] * y->s[2];
+  if (cv->variant == MLKI_CONV_ROWS) mlki_swap_axes(&mat);
+  return mat;
+}
+
+/* Writes finished sums: pixels [p, p + np) x channels [k, k + nk) of group g. */
+static void mlki_conv_finish(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t p, int64_t np,
+                             int64_t k, int64_t nk, const float *scratch, int64_t pitch) {
+  const int rows = cv->variant == MLKI_CONV_ROWS;
+  const int64_t run = mlki_conv_run(cv, ph), c = g * cv->cout + k;
+  int64_t at = p, n, o[3];
+  while (at < p + np) {
+    const int64_t count = mlki_min(run - at % run, p + np - at);
+    mlki_epilogue e;
+    mlki_conv_pixel(ph, at, &n, o);
+    e.alpha = cv->alpha, e.beta = cv->beta, e.activation = cv->activation;
+    e.d = mlki_conv_mat(cv, ph, &cv->y, n, c, o);
+    e.residual = mlki_conv_mat(cv, ph, &cv->residual, n, c, o);
+    e.preact = mlki_conv_mat(cv, ph, &cv->preact, n, c, o);
+    e.c = e.d;
+    if (cv->beta == 0.0f) e.c.p = NULL;
+    e.bias.p = cv->bias ? (float *)(uintptr_t)cv->bias + c * cv->bias_c : NULL;
+    e.bias.rs = rows ? 0 : cv->bias_c, e.bias.cs = rows ? cv->bias_c : 0;
+    if (rows)
+      cv->row->epilogue(&e, scratch + (at - p) * pitch, pitch, 0, 0, count, nk);
+    else
+      cv->row->epilogue(&e, scratch + (at - p), pitch, 0, 0, nk, count);
+    at += count;
+  }
+}
+
+/* One item by columns: the scratch is [channel][pixel]. */
+static void mlki_conv_columns(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t p, int64_t np,
+                              int64_t k, int64_t nk, float *image, float *scratch) {
+  const int64_t nr = cv->row->nr, pitch = mlki_conv_pitch(cv, np);
+  const float *panels = cv->panels + g * cv->panel_floats + mlki_conv_panels_at(cv, ph);
+  mlki_strip strip;
+  int64_t s, j, i;
+  for (s = 0; s == 0 || s < ph->terms; s += MLK_SEGMENT) {
+    const int64_t kc = mlki_min(ph->terms - s, MLK_SEGMENT);
+    for (j = 0; j < np && kc > 0; j += nr)
+      mlki_conv_pack_panel(cv, ph, g, p + j, mlki_min(nr, np - j), nr, s, kc, image + j * kc);
+    strip.b = image, strip.b_rs = nr, strip.b_panel = kc * nr;
+    strip.c_rs = pitch, strip.cols = np, strip.k = kc;
+    strip.chain = s == 0 ? MLKI_START : MLKI_ADD;
+    for (i = k; i < k + nk; i += cv->width) {
+      strip.rows = mlki_min(cv->width, cv->cout - i);
+      strip.a = panels + i * ph->terms + s * strip.rows, strip.a_rs = 1, strip.a_cs = strip.rows;
+      strip.c = scratch + (i - k) * pitch;
+      cv->row->strip(&strip);
+    }
+  }
+  mlki_conv_finish(cv, ph, g, p, np, k, nk, scratch, pitch);
+}
+
+/* One item by rows: the scratch is [pixel][channel]. */
+static void mlki_conv_rows(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t p, int64_t np, int64_t k,
+                           int64_t nk, float *image, float *scratch) {
+  const int64_t height = mlki_panel_rows(np, cv->row->mr), pitch = mlki_conv_pitch(cv, nk);
+  const float *panels = cv->panels + g * cv->panel_floats + mlki_conv_panels_at(cv, ph);
+  mlki_strip strip;
+  int64_t s, i, j;
+  for (s = 0; s == 0 || s < ph->terms; s += MLK_SEGMENT) {
+    const int64_t kc = mlki_min(ph->terms - s, MLK_SEGMENT);
+    for (i = 0; i < np && kc > 0; i += height)
+      mlki_conv_pack_panel(cv, ph, g, p + i, mlki_min(height, np - i), mlki_min(height, np - i), s, kc, image + i * kc);
+    strip.b_rs = cv->width, strip.b_panel = ph->terms * cv->width;
+    strip.c_rs = pitch, strip.k = kc;
+    strip.chain = s == 0 ? MLKI_START : MLKI_ADD;
+    for (j = k; j < k + nk; j += MLKI_CONV_PANELS * cv->width) {
+      strip.cols = mlki_min(MLKI_CONV_PANELS * cv->width, k + nk - j);
+      strip.b = panels + j * ph->terms + s * cv->width;
+      for (i = 0; i < np; i += height) {
+        strip.rows = mlki_min(height, np - i);
+        strip.a = image + i * kc, strip.a_rs = 1, strip.a_cs = strip.rows;
+        strip.c = scratch + i * pitch + (j - k);
+        cv->row->strip(&strip);
       }
     }
+  }
+  mlki_conv_finish(cv, ph, g, p, np, k, nk, scratch, pitch);
+}
 
-    /* Cost of a variant in multiply-adds that the machine could have done meanwhile, by rules of thumb: padding of vectors,
+static void mlki_conv_task(void *arg, int index) {
+  mlki_conv *cv = (mlki_conv *)arg;
+  float *image = cv->workspace + index * cv->floats, *scratch = image + cv->floats_image;
+  for (;;) {
+    int64_t item = cv->tasks == 1 ? cv->next++ : mlki_take(&cv->next), p, k, g;
+    mlki_conv_phase ph;
+    if (item >= cv->items) break;
+    k = item % cv->channel_blocks * cv->block_channels, item /= cv->channel_blocks;
+    p = item % cv->pixel_blocks * cv->block_pixels, item /= cv->pixel_blocks;
+    g = item % cv->groups;
+    mlki_conv_phase_at(cv, item / cv->groups, &ph);
+    if (p >= ph.pixels) continue;
+    (cv->variant == MLKI_CONV_ROWS ? mlki_conv_rows
+                                   : mlki_conv_columns)(cv, &ph, g, p, mlki_min(cv->block_pixels, ph.pixels - p), k,
+                                                        mlki_min(cv->block_channels, cv->cout - k), image, scratch);
+  }
+}
+
+/* Cost of a variant in multiply-adds that the machine could have done meanwhile, by rules of thumb: padding of vectors,
    too few chains to hide the latency, copies and scattered stores. Decides between rows and columns only. */
-    static double mlki_conv_cost(const mlki_conv *cv, int rows) {
-      const double lanes = cv->row->lanes, vecs = cv->row->nr / cv->row->lanes, per_cycle = 2 * lanes;
-      const int64_t pixels = cv->images * cv->out[0] * cv->out[1] * cv->out[2] /
-                                 (cv->phases[0] * cv->phases[1] * cv->phases[2]) +
-                             1;
-      const int64_t along = rows ? cv->cout : pixels, across = rows ? pixels : cv->cout;
-      const double terms = (double)(cv->taps[0] * cv->taps[1] * cv->taps[2] * cv->cin) /
-                           (double)(cv->phases[0] * cv->phases[1] * cv->phases[2]);
-      const double chains = (double)mlki_min(across, cv->row->mr) *
-                            (double)mlki_min(mlki_ceil_div(along, cv->row->lanes), (int64_t)vecs);
-      const double tiles = (double)mlki_round_up(along, cv->row->lanes) * (double)across *
-                           (chains < 8 ? 8 / chains : 1);
-      const int64_t step = cv->transposed ? 1 : cv->stride[2];
-      const double copy = cv->x.s[2] * step == 1 ? 0.15 : cv->x.c == 1 ? 0.4 : 1.5; /* cycles to pack one element */
-      const int dense = rows ? cv->y.c == 1 : cv->y.s[2] == 1 && !(cv->transposed && cv->stride[2] > 1);
-      return terms * tiles + terms * (double)pixels * copy * per_cycle +
-             (dense ? 0.2 : 2.0) * per_cycle * (double)along * (double)across;
-    }
+static double mlki_conv_cost(const mlki_conv *cv, int rows) {
+  const double lanes = cv->row->lanes, vecs = cv->row->nr / cv->row->lanes, per_cycle = 2 * lanes;
+  const int64_t pixels = cv->images * cv->out[0] * cv->out[1] * cv->out[2] /
+                             (cv->phases[0] * cv->phases[1] * cv->phases[2]) +
+                         1;
+  const int64_t along = rows ? cv->cout : pixels, across = rows ? pixels : cv->cout;
+  const double terms = (double)(cv->taps[0] * cv->taps[1] * cv->taps[2] * cv->cin) /
+                       (double)(cv->phases[0] * cv->phases[1] * cv->phases[2]);
+  const double chains = (double)mlki_min(across, cv->row->mr) *
+                        (double)mlki_min(mlki_ceil_div(along, cv->row->lanes), (int64_t)vecs);
+  const double tiles = (double)mlki_round_up(along, cv->row->lanes) * (double)across * (chains < 8 ? 8 / chains : 1);
+  const int64_t step = cv->transposed ? 1 : cv->stride[2];
+  const double copy = cv->x.s[2] * step == 1 ? 0.15 : cv->x.c == 1 ? 0.4 : 1.5; /* cycles to pack one element */
+  const int dense = rows ? cv->y.c == 1 : cv->y.s[2] == 1 && !(cv->transposed && cv->stride[2] > 1);
+  return terms * tiles + terms * (double)pixels * copy * per_cycle +
+         (dense ? 0.2 : 2.0) * per_cycle * (double)along * (double)across;
+}
 
-    /* Chooses variant, items and tasks. Nothing here changes a bit of the result. */
-    static void mlki_conv_block(const mlk_context *ctx, mlki_conv *cv) {
-      const int mr = ctx->row->mr, nr = ctx->row->nr;
-      const int64_t taps = cv->taps[0] * cv->taps[1] * cv->taps[2],
-                    phases = cv->phases[0] * cv->phases[1] * cv->phases[2];
-      const int64_t kc = mlki_min(taps * cv->cin, MLK_SEGMENT);
-      const double work = (double)cv->flops / 2;
-      int64_t pixels = cv->images, want, tasks;
-      int a;
-      for (a = 0; a < 3; a++) pixels *= cv->transposed ? mlki_ceil_div(cv->out[a], cv->stride[a]) : cv->out[a];
-      cv->pack = 0, cv->tasks = 1, cv->items = 0, cv->panel_floats = cv->floats = cv->floats_image = 0;
-      if (pixels == 0 || cv->cout == 0)
-        cv->variant = MLKI_CONV_EMPTY;
-      else if (ctx->reference)
-        cv->variant = MLKI_CONV_REFERENCE;
-      else if (!cv->panels)
-        cv->variant = mlki_conv_cost(cv, 1) < mlki_conv_cost(cv, 0) ? MLKI_CONV_ROWS : MLKI_CONV_COLUMNS;
-      if (cv->variant <= MLKI_CONV_REFERENCE) return;
+/* Chooses variant, items and tasks. Nothing here changes a bit of the result. */
+static void mlki_conv_block(const mlk_context *ctx, mlki_conv *cv) {
+  const int mr = ctx->row->mr, nr = ctx->row->nr;
+  const int64_t taps = cv->taps[0] * cv->taps[1] * cv->taps[2], phases = cv->phases[0] * cv->phases[1] * cv->phases[2];
+  const int64_t kc = mlki_min(taps * cv->cin, MLK_SEGMENT);
+  const double work = (double)cv->flops / 2;
+  int64_t pixels = cv->images, want, tasks;
+  int a;
+  for (a = 0; a < 3; a++) pixels *= cv->transposed ? mlki_ceil_div(cv->out[a], cv->stride[a]) : cv->out[a];
+  cv->pack = 0, cv->tasks = 1, cv->items = 0, cv->panel_floats = cv->floats = cv->floats_image = 0;
+  if (pixels == 0 || cv->cout == 0)
+    cv->variant = MLKI_CONV_EMPTY;
+  else if (ctx->reference)
+    cv->variant = MLKI_CONV_REFERENCE;
+  else if (!cv->panels)
+    cv->variant = mlki_conv_cost(cv, 1) < mlki_conv_cost(cv, 0) ? MLKI_CONV_ROWS : MLKI_CONV_COLUMNS;
+  if (cv->variant <= MLKI_CONV_REFERENCE) return;
 
-      cv->width = cv->variant == MLKI_CONV_ROWS ? nr : mlki_panel_rows(cv->cout, mr);
-      cv->panel_floats = taps * cv->cin * (cv->variant == MLKI_CONV_ROWS ? mlki_round_up(cv->cout, nr) : cv->cout);
-      cv->pack = !cv->panels;
-      tasks = mlki_max(mlki_min(mlki_task_limit(ctx), (int64_t)(work / MLKI_TASK_WORK)), 1);
+  cv->width = cv->variant == MLKI_CONV_ROWS ? nr : mlki_panel_rows(cv->cout, mr);
+  cv->panel_floats = taps * cv->cin * (cv->variant == MLKI_CONV_ROWS ? mlki_round_up(cv->cout, nr) : cv->cout);
+  cv->pack = !cv->panels;
+  tasks = mlki_max(mlki_min(mlki_task_limit(ctx), (int64_t)(work / MLKI_TASK_WORK)), 1);
 
-      /* an item's panels of the image and its sums take half of level 2 together; items enough for an even end */
-      cv->block_channels = mlki_min(cv->cout, MLKI_CONV_CHANNELS / cv->width * cv->width);
-      cv->block_pixels = ctx->l2_bytes / 8 / (kc + cv->block_channels + 1);
-      cv->block_pixels = mlki_max(mlki_min(cv->block_pixels, MLKI_CONV_PIXELS), 2 * nr);
-      want = tasks == 1 ? 1 : 4 * tasks;
-      if (phases * cv->groups * mlki_ceil_div(pixels, cv->block_pixels) < want)
-        cv->block_pixels = mlki_max(mlki_min(cv->block_pixels, mlki_ceil_div(pixels * phases * cv->groups, want)),
-                                    2 * nr);
-      cv->block_pixels = mlki_round_up(mlki_min(cv->block_pixels, pixels), cv->variant == MLKI_CONV_ROWS ? mr : nr);
-      cv->pixel_blocks = mlki_ceil_div(pixels, cv->block_pixels);
-      if (cv->pixel_blocks * phases * cv->groups < tasks) {
-        const int64_t parts = mlki_ceil_div(tasks, cv->pixel_blocks * phases * cv->groups);
-        cv->block_channels = mlki_min(cv->block_channels, mlki_round_up(mlki_ceil_div(cv->cout, parts), cv->width));
-      }
-      cv->channel_blocks = mlki_ceil_div(cv->cout, cv->block_channels);
-      cv->items = phases * cv->groups * cv->pixel_blocks * cv->channel_blocks;
-      cv->tasks = (int)mlki_min(tasks, cv->items);
-      cv->floats_image = mlki_round_up(cv->block_pixels * kc, MLKI_LANES_MAX);
-      cv->floats = cv->floats_image + (cv->variant == MLKI_CONV_ROWS
-                                           ? cv->block_pixels * mlki_conv_pitch(cv, cv->block_channels)
-                                           : cv->block_channels * mlki_conv_pitch(cv, cv->block_pixels));
-    }
+  /* an item's panels of the image and its sums take half of level 2 together; items enough for an even end */
+  cv->block_channels = mlki_min(cv->cout, MLKI_CONV_CHANNELS / cv->width * cv->width);
+  cv->block_pixels = ctx->l2_bytes / 8 / (kc + cv->block_channels + 1);
+  cv->block_pixels = mlki_max(mlki_min(cv->block_pixels, MLKI_CONV_PIXELS), 2 * nr);
+  want = tasks == 1 ? 1 : 4 * tasks;
+  if (phases * cv->groups * mlki_ceil_div(pixels, cv->block_pixels) < want)
+    cv->block_pixels = mlki_max(mlki_min(cv->block_pixels, mlki_ceil_div(pixels * phases * cv->groups, want)), 2 * nr);
+  cv->block_pixels = mlki_round_up(mlki_min(cv->block_pixels, pixels), cv->variant == MLKI_CONV_ROWS ? mr : nr);
+  cv->pixel_blocks = mlki_ceil_div(pixels, cv->block_pixels);
+  if (cv->pixel_blocks * phases * cv->groups < tasks) {
+    const int64_t parts = mlki_ceil_div(tasks, cv->pixel_blocks * phases * cv->groups);
+    cv->block_channels = mlki_min(cv->block_channels, mlki_round_up(mlki_ceil_div(cv->cout, parts), cv->width));
+  }
+  cv->channel_blocks = mlki_ceil_div(cv->cout, cv->block_channels);
+  cv->items = phases * cv->groups * cv->pixel_blocks * cv->channel_blocks;
+  cv->tasks = (int)mlki_min(tasks, cv->items);
+  cv->floats_image = mlki_round_up(cv->block_pixels * kc, MLKI_LANES_MAX);
+  cv->floats = cv->floats_image + (cv->variant == MLKI_CONV_ROWS
+                                       ? cv->block_pixels * mlki_conv_pitch(cv, cv->block_channels)
+                                       : cv->block_channels * mlki_conv_pitch(cv, cv->block_pixels));
+}
 
-    /* What the calls give, under names that suit both directions. */
-    typedef struct mlki_conv_args {
-      const char *x_name, *y_name;
-      mlk_tensor x, w, y, bias, residual, preact;
-      mlki_extent ex, ew, ey, ebias, eresidual, epreact;
-      const mlk_packed *packed;
-      const float *alpha, *beta;
-      mlk_activation activation;
-      const mlk_conv_geometry *geometry;
-      int transposed;
-    } mlki_conv_args;
+/* What the calls give, under names that suit both directions. */
+typedef struct mlki_conv_args {
+  const char *x_name, *y_name;
+  mlk_tensor x, w, y, bias, residual, preact;
+  mlki_extent ex, ew, ey, ebias, eresidual, epreact;
+  const mlk_packed *packed;
+  const float *alpha, *beta;
+  mlk_activation activation;
+  const mlk_conv_geometry *geometry;
+  int transposed;
+} mlki_conv_args;
 
 #define MLKI_CONV_MOST INT32_MAX /* of strides, dilations and paddings: sums of a few of their products fit 63 bits */
 
-    static mlk_status mlki_conv_check_geometry(mlk_context * ctx, const mlk_conv_geometry *g, int spatial,
-                                               mlki_conv *cv) {
-      static const char *const names[4] = {"stride", "dilation", "pad_before", "pad_after"};
-      const int64_t *const field[4] = {g->stride, g->dilation, g->pad_before, g->pad_after};
-      int f, i;
-      for (f = 0; f < 4; f++)
-        for (i = 0; i < 3; i++) {
-          if (i >= spatial && field[f][i] != 0)
-            return mlki_fail(ctx, MLK_ERR_ARGUMENT,
-                             "geometry.%s[%d]: is %lld, but the tensors have only %d spatial axes", names[f], i,
-                             (long long)field[f][i], spatial);
-          if (field[f][i] < 0 || field[f][i] > MLKI_CONV_MOST)
-            return mlki_fail(ctx, MLK_ERR_ARGUMENT, "geometry.%s[%d]: is %lld, but must be 0 to 2^31 - 1", names[f], i,
-                             (long long)field[f][i]);
-        }
-      if (g->groups < 0)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "geometry.groups: is %lld, but must be at least 0 (0: 1)",
-                         (long long)g->groups);
-      cv->groups = g->groups ? g->groups : 1;
-      for (i = 0; i < 3; i++) {
-        const int from = i - (3 - spatial);
-        cv->stride[i] = from >= 0 && g->stride[from] ? g->stride[from] : 1;
-        cv->dilation[i] = from >= 0 && g->dilation[from] ? g->dilation[from] : 1;
-        cv->pad[i] = from >= 0 ? g->pad_before[from] : 0;
-      }
-      return MLK_OK;
+static mlk_status mlki_conv_check_geometry(mlk_context *ctx, const mlk_conv_geometry *g, int spatial, mlki_conv *cv) {
+  static const char *const names[4] = {"stride", "dilation", "pad_before", "pad_after"};
+  const int64_t *const field[4] = {g->stride, g->dilation, g->pad_before, g->pad_after};
+  int f, i;
+  for (f = 0; f < 4; f++)
+    for (i = 0; i < 3; i++) {
+      if (i >= spatial && field[f][i] != 0)
+        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "geometry.%s[%d]: is %lld, but the tensors have only %d spatial axes",
+                         names[f], i, (long long)field[f][i], spatial);
+      if (field[f][i] < 0 || field[f][i] > MLKI_CONV_MOST)
+        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "geometry.%s[%d]: is %lld, but must be 0 to 2^31 - 1", names[f], i,
+                         (long long)field[f][i]);
     }
+  if (g->groups < 0)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "geometry.groups: is %lld, but must be at least 0 (0: 1)",
+                     (long long)g->groups);
+  cv->groups = g->groups ? g->groups : 1;
+  for (i = 0; i < 3; i++) {
+    const int from = i - (3 - spatial);
+    cv->stride[i] = from >= 0 && g->stride[from] ? g->stride[from] : 1;
+    cv->dilation[i] = from >= 0 && g->dilation[from] ? g->dilation[from] : 1;
+    cv->pad[i] = from >= 0 ? g->pad_before[from] : 0;
+  }
+  return MLK_OK;
+}
 
-    static mlki_image mlki_conv_image(const mlk_tensor *t) {
-      mlki_image y;
-      int i;
-      y.p = (float *)t->data, y.n = t->stride[0], y.c = t->stride[1];
-      for (i = 0; i < 3; i++) y.s[i] = i < 5 - t->rank ? 0 : t->stride[t->rank - 3 + i];
-      return y;
-    }
+static mlki_image mlki_conv_image(const mlk_tensor *t) {
+  mlki_image y;
+  int i;
+  y.p = (float *)t->data, y.n = t->stride[0], y.c = t->stride[1];
+  for (i = 0; i < 3; i++) y.s[i] = i < 5 - t->rank ? 0 : t->stride[t->rank - 3 + i];
+  return y;
+}
 
-    /* big, small: X's and Y's sizes, of whichever of the two is read or written. Checks that they fit the filter. */
-    static mlk_status mlki_conv_check_sizes(mlk_context * ctx, const mlki_conv_args *t, const char *w_name,
-                                            const int64_t *filter, mlki_conv *cv) {
-      const mlk_tensor *big = t->transposed ? &t->y : &t->x, *small = t->transposed ? &t->x : &t->y;
-      const char *small_name = t->transposed ? t->x_name : t->y_name, *big_name = t->transposed ? t->y_name : t->x_name;
-      const int spatial = t->x.rank - 2;
-      int i;
-      if (small->shape[0] != big->shape[0])
-        return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: holds %lld images, but %s %lld", t->y_name, (long long)t->y.shape[0],
-                         t->x_name, (long long)t->x.shape[0]);
-      if (big->shape[1] % cv->groups || small->shape[1] % cv->groups)
-        return mlki_fail(
-            ctx, MLK_ERR_SHAPE, "geometry.groups: is %lld, but must divide the channels, %lld of %s and %lld of %s",
-            (long long)cv->groups, (long long)big->shape[1], big_name, (long long)small->shape[1], small_name);
-      if (filter[0] != small->shape[1] || filter[1] != big->shape[1] / cv->groups)
-        return mlki_fail(ctx, MLK_ERR_SHAPE,
-                         "%s: is for %lld channels from %lld, but must be for %lld (channels of %s) from %lld "
-                         "(channels of %s / groups)",
-                         w_name, (long long)filter[0], (long long)filter[1], (long long)small->shape[1], small_name,
-                         (long long)(big->shape[1] / cv->groups), big_name);
-      for (i = 0; i < spatial; i++) {
-        const int a = 3 - spatial + i;
-        const int64_t in = big->shape[2 + i], taps = filter[2 + i], room = in + cv->pad[a] + t->geometry->pad_after[i];
-        int64_t reach, out;
-        if (taps < 1)
-          return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: size of filter axis %d is %lld, but must be at least 1", w_name, i,
-                           (long long)taps);
-        if (in > INT64_MAX / 8 || mlki_mul_overflows(taps - 1, cv->dilation[a], &reach) || reach > INT64_MAX / 8)
-          return mlki_fail(ctx, MLK_ERR_SIZE, "%s: filter axis %d reaches beyond 60 bits", w_name, i);
-        out = room > reach ? (room - reach - 1) / cv->stride[a] + 1 : 0;
-        if (small->shape[2 + i] != out)
-          return mlki_fail(
-              ctx, MLK_ERR_SHAPE,
-              "%s: size of axis %d is %lld, but %lld of %s, padding %lld + %lld, filter %lld, stride %lld and "
-              "dilation %lld give %lld",
-              small_name, 2 + i, (long long)small->shape[2 + i], (long long)in, big_name, (long long)cv->pad[a],
-              (long long)t->geometry->pad_after[i], (long long)taps, (long long)cv->stride[a],
-              (long long)cv->dilation[a], (long long)out);
-        cv->taps[a] = taps;
-        cv->in[a] = t->x.shape[2 + i], cv->out[a] = t->y.shape[2 + i];
-      }
-      return MLK_OK;
-    }
+/* big, small: X's and Y's sizes, of whichever of the two is read or written. Checks that they fit the filter. */
+static mlk_status mlki_conv_check_sizes(mlk_context *ctx, const mlki_conv_args *t, const char *w_name,
+                                        const int64_t *filter, mlki_conv *cv) {
+  const mlk_tensor *big = t->transposed ? &t->y : &t->x, *small = t->transposed ? &t->x : &t->y;
+  const char *small_name = t->transposed ? t->x_name : t->y_name, *big_name = t->transposed ? t->y_name : t->x_name;
+  const int spatial = t->x.rank - 2;
+  int i;
+  if (small->shape[0] != big->shape[0])
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: holds %lld images, but %s %lld", t->y_name, (long long)t->y.shape[0],
+                     t->x_name, (long long)t->x.shape[0]);
+  if (big->shape[1] % cv->groups || small->shape[1] % cv->groups)
+    return mlki_fail(ctx, MLK_ERR_SHAPE,
+                     "geometry.groups: is %lld, but must divide the channels, %lld of %s and %lld of %s",
+                     (long long)cv->groups, (long long)big->shape[1], big_name, (long long)small->shape[1], small_name);
+  if (filter[0] != small->shape[1] || filter[1] != big->shape[1] / cv->groups)
+    return mlki_fail(
+        ctx, MLK_ERR_SHAPE,
+        "%s: is for %lld channels from %lld, but must be for %lld (channels of %s) from %lld (channels of %s / groups)",
+        w_name, (long long)filter[0], (long long)filter[1], (long long)small->shape[1], small_name,
+        (long long)(big->shape[1] / cv->groups), big_name);
+  for (i = 0; i < spatial; i++) {
+    const int a = 3 - spatial + i;
+    const int64_t in = big->shape[2 + i], taps = filter[2 + i], room = in + cv->pad[a] + t->geometry->pad_after[i];
+    int64_t reach, out;
+    if (taps < 1)
+      return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: size of filter axis %d is %lld, but must be at least 1", w_name, i,
+                       (long long)taps);
+    if (in > INT64_MAX / 8 || mlki_mul_overflows(taps - 1, cv->dilation[a], &reach) || reach > INT64_MAX / 8)
+      return mlki_fail(ctx, MLK_ERR_SIZE, "%s: filter axis %d reaches beyond 60 bits", w_name, i);
+    out = room > reach ? (room - reach - 1) / cv->stride[a] + 1 : 0;
+    if (small->shape[2 + i] != out)
+      return mlki_fail(ctx, MLK_ERR_SHAPE,
+                       "%s: size of axis %d is %lld, but %lld of %s, padding %lld + %lld, filter %lld, stride %lld and "
+                       "dilation %lld give %lld",
+                       small_name, 2 + i, (long long)small->shape[2 + i], (long long)in, big_name,
+                       (long long)cv->pad[a], (long long)t->geometry->pad_after[i], (long long)taps,
+                       (long long)cv->stride[a], (long long)cv->dilation[a], (long long)out);
+    cv->taps[a] = taps;
+    cv->in[a] = t->x.shape[2 + i], cv->out[a] = t->y.shape[2 + i];
+  }
+  return MLK_OK;
+}
 
-    static mlk_status mlki_conv_check_packed(mlk_context * ctx, const mlki_conv_args *t, mlki_conv *cv,
-                                             int64_t *filter) {
-      const mlk_packed *p = t->packed;
-      int i;
-      if (ctx->reference)
-        return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "packed_w: the reference does not read packed panels; give w");
-      if (t->w.data) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "w: given together with packed_w; give one of them");
-      if (!p->data)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: data is NULL; fill it with %s",
-                         t->transposed ? "mlk_conv_grad_input_pack" : "mlk_conv_pack");
-      if ((uintptr_t)p->data % MLKI_ALIGN)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: data is not aligned to %d bytes; was the buffer moved?",
-                         MLKI_ALIGN);
-      if (p->form != (t->transposed ? MLKI_FORM_CONV_TRANSPOSED : MLKI_FORM_CONV))
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: was not packed for this operator; use %s",
-                         t->transposed ? "mlk_conv_grad_input_pack" : "mlk_conv_pack");
-      if (p->isa != (int32_t)ctx->row->isa)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: packed for %s, but this context runs %s; pack it again",
-                         p->isa > 0 && p->isa < MLK_ISA_COUNT ? mlki_isa_names[p->isa] : "unknown",
-                         mlki_isa_names[ctx->row->isa]);
-      if (p->rank != t->x.rank)
-        return mlki_fail(ctx, MLK_ERR_SHAPE, "packed_w: packed with %d axes, but %s has %d", (int)p->rank, t->x_name,
-                         (int)t->x.rank);
-      if (p->groups != cv->groups)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: packed for %lld groups, but geometry.groups is %lld",
-                         (long long)p->groups, (long long)cv->groups);
-      for (i = 0; i < 3 && t->transposed; i++)
-        if (p->stride[i] != cv->stride[i] || p->dilation[i] != cv->dilation[i] ||
-            p->pad[i] != cv->pad[i] % cv->stride[i])
-          return mlki_fail(ctx, MLK_ERR_ARGUMENT,
-                           "packed_w: packed for another stride, dilation or pad_before; pack it again");
-      for (i = 0; i < p->rank; i++) filter[i] = p->shape[i];
-      cv->panels = (const float *)p->data;
-      cv->width = p->panel;
-      cv->variant = p->rows ? MLKI_CONV_ROWS : MLKI_CONV_COLUMNS;
-      return MLK_OK;
-    }
+static mlk_status mlki_conv_check_packed(mlk_context *ctx, const mlki_conv_args *t, mlki_conv *cv, int64_t *filter) {
+  const mlk_packed *p = t->packed;
+  int i;
+  if (ctx->reference)
+    return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "packed_w: the reference does not read packed panels; give w");
+  if (t->w.data) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "w: given together with packed_w; give one of them");
+  if (!p->data)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: data is NULL; fill it with %s",
+                     t->transposed ? "mlk_conv_grad_input_pack" : "mlk_conv_pack");
+  if ((uintptr_t)p->data % MLKI_ALIGN)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: data is not aligned to %d bytes; was the buffer moved?",
+                     MLKI_ALIGN);
+  if (p->form != (t->transposed ? MLKI_FORM_CONV_TRANSPOSED : MLKI_FORM_CONV))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: was not packed for this operator; use %s",
+                     t->transposed ? "mlk_conv_grad_input_pack" : "mlk_conv_pack");
+  if (p->isa != (int32_t)ctx->row->isa)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: packed for %s, but this context runs %s; pack it again",
+                     p->isa > 0 && p->isa < MLK_ISA_COUNT ? mlki_isa_names[p->isa] : "unknown",
+                     mlki_isa_names[ctx->row->isa]);
+  if (p->rank != t->x.rank)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "packed_w: packed with %d axes, but %s has %d", (int)p->rank, t->x_name,
+                     (int)t->x.rank);
+  if (p->groups != cv->groups)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: packed for %lld groups, but geometry.groups is %lld",
+                     (long long)p->groups, (long long)cv->groups);
+  for (i = 0; i < 3 && t->transposed; i++)
+    if (p->stride[i] != cv->stride[i] || p->dilation[i] != cv->dilation[i] || p->pad[i] != cv->pad[i] % cv->stride[i])
+      return mlki_fail(ctx, MLK_ERR_ARGUMENT,
+                       "packed_w: packed for another stride, dilation or pad_before; pack it again");
+  for (i = 0; i < p->rank; i++) filter[i] = p->shape[i];
+  cv->panels = (const float *)p->data;
+  cv->width = p->panel;
+  cv->variant = p->rows ? MLKI_CONV_ROWS : MLKI_CONV_COLUMNS;
+  return MLK_OK;
+}
 
-    /* An operand of the epilogue with y's shape. */
-    static mlk_status mlki_conv_extra(mlk_context * ctx, const char *name, const char *y_name, mlk_tensor *t,
-                                      mlki_extent *extent, const mlk_tensor *y, mlki_image *image) {
-      mlk_status status;
-      int i;
-      image->p = NULL;
-      if (!t->data) return MLK_OK;
-      if ((status = mlki_check_tensor(ctx, name, t, MLK_F32, y->rank, y->rank, extent)) != MLK_OK) return status;
-      for (i = 0; i < y->rank; i++)
-        if (t->shape[i] != y->shape[i])
-          return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: size of axis %d is %lld, but must be %s's, %lld", name, i,
-                           (long long)t->shape[i], y_name, (long long)y->shape[i]);
-      *image = mlki_conv_image(t);
-      return MLK_OK;
-    }
+/* An operand of the epilogue with y's shape. */
+static mlk_status mlki_conv_extra(mlk_context *ctx, const char *name, const char *y_name, mlk_tensor *t,
+                                  mlki_extent *extent, const mlk_tensor *y, mlki_image *image) {
+  mlk_status status;
+  int i;
+  image->p = NULL;
+  if (!t->data) return MLK_OK;
+  if ((status = mlki_check_tensor(ctx, name, t, MLK_F32, y->rank, y->rank, extent)) != MLK_OK) return status;
+  for (i = 0; i < y->rank; i++)
+    if (t->shape[i] != y->shape[i])
+      return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: size of axis %d is %lld, but must be %s's, %lld", name, i,
+                       (long long)t->shape[i], y_name, (long long)y->shape[i]);
+  *image = mlki_conv_image(t);
+  return MLK_OK;
+}
 
-    static mlk_status mlki_conv_check_alias(mlk_context * ctx, const mlki_conv_args *t, const mlki_conv *cv) {
-      const struct {
-        const char *name;
-        const mlk_tensor *tensor;
-        const mlki_extent *extent;
-        int same_allowed, present;
-      } in[] = {{t->x_name, &t->x, &t->ex, 0, 1},
-                {t->packed ? "packed_w" : "w", &t->w, &t->ew, 0, 1},
-                {"bias", &t->bias, &t->ebias, 0, cv->bias != NULL},
-                {"residual", &t->residual, &t->eresidual, 1, cv->residual.p != NULL}};
-      size_t i;
-      for (i = 0; i < sizeof in / sizeof in[0]; i++) {
-        if (!in[i].present) continue;
-        if (!(in[i].same_allowed && mlki_same_view(&t->y, in[i].tensor)) &&
-            mlki_overlap(&t->y, &t->ey, in[i].tensor, in[i].extent))
-          return mlki_fail(ctx, MLK_ERR_ALIAS, "%s: overlaps %s%s", t->y_name, in[i].name,
-                           in[i].same_allowed ? ", which is allowed only as the same view" : "");
-        if (cv->preact.p && mlki_overlap(&t->preact, &t->epreact, in[i].tensor, in[i].extent))
-          return mlki_fail(ctx, MLK_ERR_ALIAS, "preact: overlaps %s", in[i].name);
-      }
-      if (cv->preact.p && mlki_overlap(&t->preact, &t->epreact, &t->y, &t->ey))
-        return mlki_fail(ctx, MLK_ERR_ALIAS, "preact: overlaps %s", t->y_name);
-      return MLK_OK;
-    }
+static mlk_status mlki_conv_check_alias(mlk_context *ctx, const mlki_conv_args *t, const mlki_conv *cv) {
+  const struct {
+    const char *name;
+    const mlk_tensor *tensor;
+    const mlki_extent *extent;
+    int same_allowed, present;
+  } in[] = {{t->x_name, &t->x, &t->ex, 0, 1},
+            {t->packed ? "packed_w" : "w", &t->w, &t->ew, 0, 1},
+            {"bias", &t->bias, &t->ebias, 0, cv->bias != NULL},
+            {"residual", &t->residual, &t->eresidual, 1, cv->residual.p != NULL}};
+  size_t i;
+  for (i = 0; i < sizeof in / sizeof in[0]; i++) {
+    if (!in[i].present) continue;
+    if (!(in[i].same_allowed && mlki_same_view(&t->y, in[i].tensor)) &&
+        mlki_overlap(&t->y, &t->ey, in[i].tensor, in[i].extent))
+      return mlki_fail(ctx, MLK_ERR_ALIAS, "%s: overlaps %s%s", t->y_name, in[i].name,
+                       in[i].same_allowed ? ", which is allowed only as the same view" : "");
+    if (cv->preact.p && mlki_overlap(&t->preact, &t->epreact, in[i].tensor, in[i].extent))
+      return mlki_fail(ctx, MLK_ERR_ALIAS, "preact: overlaps %s", in[i].name);
+  }
+  if (cv->preact.p && mlki_overlap(&t->preact, &t->epreact, &t->y, &t->ey))
+    return mlki_fail(ctx, MLK_ERR_ALIAS, "preact: overlaps %s", t->y_name);
+  return MLK_OK;
+}
 
-    /* 2 x the products of all sums, and for each operand its elements, both in 63 bits. */
-    static mlk_status mlki_conv_cost_of(mlk_context * ctx, const char *y_name, int64_t outputs, const int64_t *filter,
-                                        int spatial, int64_t elements, uint64_t *flops, uint64_t *bytes) {
-      int64_t products = outputs;
-      int i;
-      for (i = 1; i < 2 + spatial; i++)
-        if (mlki_mul_overflows(products, filter[i], &products)) products = INT64_MAX;
-      if (products > INT64_MAX / 2 || elements > INT64_MAX / 8)
-        return mlki_fail(ctx, MLK_ERR_SIZE, "%s: the number of operations does not fit in 63 bits", y_name);
-      *flops = 2 * (uint64_t)products, *bytes = 4 * (uint64_t)elements;
-      return MLK_OK;
-    }
+/* 2 x the products of all sums, and for each operand its elements, both in 63 bits. */
+static mlk_status mlki_conv_cost_of(mlk_context *ctx, const char *y_name, int64_t outputs, const int64_t *filter,
+                                    int spatial, int64_t elements, uint64_t *flops, uint64_t *bytes) {
+  int64_t products = outputs;
+  int i;
+  for (i = 1; i < 2 + spatial; i++)
+    if (mlki_mul_overflows(products, filter[i], &products)) products = INT64_MAX;
+  if (products > INT64_MAX / 2 || elements > INT64_MAX / 8)
+    return mlki_fail(ctx, MLK_ERR_SIZE, "%s: the number of operations does not fit in 63 bits", y_name);
+  *flops = 2 * (uint64_t)products, *bytes = 4 * (uint64_t)elements;
+  return MLK_OK;
+}
 
-    /* run: 0 for a plan, which does not look for overlap. */
-    static mlk_status mlki_conv_prepare(mlk_context * ctx, mlki_conv_args * t, int run, mlki_conv *cv) {
-      int64_t filter[MLK_MAX_RANK] = {0};
-      mlk_status status;
-      int i, spatial;
-      memset(cv, 0, sizeof *cv);
-      cv->row = ctx->row, cv->transposed = t->transposed;
-      if ((int)t->activation < 0 || t->activation >= MLK_ACTIVATION_COUNT)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "activation: is %d, but must be 0 to %d", (int)t->activation,
-                         MLK_ACTIVATION_COUNT - 1);
-      if ((status = mlki_check_tensor(ctx, t->y_name, &t->y, MLK_F32, 3, 5, &t->ey)) != MLK_OK) return status;
-      if ((status = mlki_check_output(ctx, t->y_name, &t->y, &t->ey)) != MLK_OK) return status;
-      if ((status = mlki_check_tensor(ctx, t->x_name, &t->x, MLK_F32, t->y.rank, t->y.rank, &t->ex)) != MLK_OK)
-        return status;
-      spatial = t->y.rank - 2;
-      if ((status = mlki_conv_check_geometry(ctx, t->geometry, spatial, cv)) != MLK_OK) return status;
-      if (t->packed) {
-        if ((status = mlki_conv_check_packed(ctx, t, cv, filter)) != MLK_OK) return status;
-      } else {
-        if ((status = mlki_check_tensor(ctx, "w", &t->w, MLK_F32, t->y.rank, t->y.rank, &t->ew)) != MLK_OK)
-          return status;
-        for (i = 0; i < t->w.rank; i++) filter[i] = t->w.shape[i];
-      }
-      for (i = 0; i < 3; i++) cv->in[i] = cv->out[i] = cv->taps[i] = 1;
-      if ((status = mlki_conv_check_sizes(ctx, t, t->packed ? "packed_w" : "w", filter, cv)) != MLK_OK) return status;
-      cv->images = t->y.shape[0];
-      cv->cin = t->x.shape[1] / cv->groups, cv->cout = t->y.shape[1] / cv->groups;
-      cv->x = mlki_conv_image(&t->x), cv->y = mlki_conv_image(&t->y);
-      if (t->packed) {
-        if (t->packed->bytes / 4 > (uint64_t)INT64_MAX / 8)
-          return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: holds %llu bytes, more than there can be",
-                           (unsigned long long)t->packed->bytes);
-        t->w = mlk_f32((const float *)t->packed->data, t->packed->bytes / 4);
-        t->w.stride[0] = 1;
-        t->ew.low = 0, t->ew.high = t->w.shape[0] - 1, t->ew.count = t->ew.stored = t->w.shape[0];
-      } else {
-        const mlki_image w = mlki_conv_image(&t->w);
-        cv->w = w.p;
-        cv->w_out = t->transposed ? w.c : w.n, cv->w_in = t->transposed ? w.n : w.c;
-        cv->w_group = w.n * (filter[0] / cv->groups);
-        for (i = 0; i < 3; i++) cv->w_tap[i] = w.s[i];
-      }
-      if (t->bias.data) {
-        if ((status = mlki_check_tensor(ctx, "bias", &t->bias, MLK_F32, 1, 1, &t->ebias)) != MLK_OK) return status;
-        if (t->bias.shape[0] != t->y.shape[1])
-          return mlki_fail(ctx, MLK_ERR_SHAPE, "bias: size is %lld, but must be the channels of %s, %lld",
-                           (long long)t->bias.shape[0], t->y_name, (long long)t->y.shape[1]);
-        cv->bias = (const float *)t->bias.data, cv->bias_c = t->bias.stride[0];
-      }
-      if ((status = mlki_conv_extra(ctx, "residual", t->y_name, &t->residual, &t->eresidual, &t->y, &cv->residual)) !=
-          MLK_OK)
-        return status;
-      if ((status = mlki_conv_extra(ctx, "preact", t->y_name, &t->preact, &t->epreact, &t->y, &cv->preact)) != MLK_OK)
-        return status;
-      if (cv->preact.p && (status = mlki_check_output(ctx, "preact", &t->preact, &t->epreact)) != MLK_OK) return status;
-      cv->alpha = t->alpha ? *t->alpha : 1.0f, cv->beta = t->beta ? *t->beta : 0.0f, cv->activation = t->activation;
-      for (i = 0; i < 3; i++) cv->phases[i] = t->transposed ? mlki_max(mlki_min(cv->stride[i], cv->out[i]), 1) : 1;
-      status = mlki_conv_cost_of(ctx, t->y_name, t->transposed ? t->ex.count : t->ey.count, filter, spatial,
-                                 t->ex.stored + t->ew.stored + t->ey.count * (cv->beta == 0.0f ? 1 : 2) +
-                                     (cv->bias ? t->ebias.stored : 0) + (cv->residual.p ? t->eresidual.stored : 0) +
-                                     (cv->preact.p ? t->epreact.count : 0),
-                                 &cv->flops, &cv->bytes);
-      if (status) return status;
-      if (run && (status = mlki_conv_check_alias(ctx, t, cv)) != MLK_OK) return status;
-      if (cv->alpha == 0.0f) cv->cin = 0; /* X and W are not read */
-      mlki_conv_block(ctx, cv);
-      return MLK_OK;
-    }
-    /* The strides of the pixels of an image as one axis: 0 where they are not one. */
-    static int mlki_conv_merges(const mlki_image *y, const int64_t *size, int64_t *stride) {
-      int64_t run = 1;
-      int a;
-      *stride = 1;
-      for (a = 2; a >= 0 && y->p; a--) {
-        if (size[a] == 1) continue;
-        if (run == 1)
-          *stride = y->s[a];
-        else if (y->s[a] != *stride * run)
-          return 0;
-        run *= size[a];
-      }
-      return 1;
-    }
+/* run: 0 for a plan, which does not look for overlap. */
+static mlk_status mlki_conv_prepare(mlk_context *ctx, mlki_conv_args *t, int run, mlki_conv *cv) {
+  int64_t filter[MLK_MAX_RANK] = {0};
+  mlk_status status;
+  int i, spatial;
+  memset(cv, 0, sizeof *cv);
+  cv->row = ctx->row, cv->transposed = t->transposed;
+  if ((int)t->activation < 0 || t->activation >= MLK_ACTIVATION_COUNT)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "activation: is %d, but must be 0 to %d", (int)t->activation,
+                     MLK_ACTIVATION_COUNT - 1);
+  if ((status = mlki_check_tensor(ctx, t->y_name, &t->y, MLK_F32, 3, 5, &t->ey)) != MLK_OK) return status;
+  if ((status = mlki_check_output(ctx, t->y_name, &t->y, &t->ey)) != MLK_OK) return status;
+  if ((status = mlki_check_tensor(ctx, t->x_name, &t->x, MLK_F32, t->y.rank, t->y.rank, &t->ex)) != MLK_OK)
+    return status;
+  spatial = t->y.rank - 2;
+  if ((status = mlki_conv_check_geometry(ctx, t->geometry, spatial, cv)) != MLK_OK) return status;
+  if (t->packed) {
+    if ((status = mlki_conv_check_packed(ctx, t, cv, filter)) != MLK_OK) return status;
+  } else {
+    if ((status = mlki_check_tensor(ctx, "w", &t->w, MLK_F32, t->y.rank, t->y.rank, &t->ew)) != MLK_OK) return status;
+    for (i = 0; i < t->w.rank; i++) filter[i] = t->w.shape[i];
+  }
+  for (i = 0; i < 3; i++) cv->in[i] = cv->out[i] = cv->taps[i] = 1;
+  if ((status = mlki_conv_check_sizes(ctx, t, t->packed ? "packed_w" : "w", filter, cv)) != MLK_OK) return status;
+  cv->images = t->y.shape[0];
+  cv->cin = t->x.shape[1] / cv->groups, cv->cout = t->y.shape[1] / cv->groups;
+  cv->x = mlki_conv_image(&t->x), cv->y = mlki_conv_image(&t->y);
+  if (t->packed) {
+    if (t->packed->bytes / 4 > (uint64_t)INT64_MAX / 8)
+      return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: holds %llu bytes, more than there can be",
+                       (unsigned long long)t->packed->bytes);
+    t->w = mlk_f32((const float *)t->packed->data, t->packed->bytes / 4);
+    t->w.stride[0] = 1;
+    t->ew.low = 0, t->ew.high = t->w.shape[0] - 1, t->ew.count = t->ew.stored = t->w.shape[0];
+  } else {
+    const mlki_image w = mlki_conv_image(&t->w);
+    cv->w = w.p;
+    cv->w_out = t->transposed ? w.c : w.n, cv->w_in = t->transposed ? w.n : w.c;
+    cv->w_group = w.n * (filter[0] / cv->groups);
+    for (i = 0; i < 3; i++) cv->w_tap[i] = w.s[i];
+  }
+  if (t->bias.data) {
+    if ((status = mlki_check_tensor(ctx, "bias", &t->bias, MLK_F32, 1, 1, &t->ebias)) != MLK_OK) return status;
+    if (t->bias.shape[0] != t->y.shape[1])
+      return mlki_fail(ctx, MLK_ERR_SHAPE, "bias: size is %lld, but must be the channels of %s, %lld",
+                       (long long)t->bias.shape[0], t->y_name, (long long)t->y.shape[1]);
+    cv->bias = (const float *)t->bias.data, cv->bias_c = t->bias.stride[0];
+  }
+  if ((status = mlki_conv_extra(ctx, "residual", t->y_name, &t->residual, &t->eresidual, &t->y, &cv->residual)) !=
+      MLK_OK)
+    return status;
+  if ((status = mlki_conv_extra(ctx, "preact", t->y_name, &t->preact, &t->epreact, &t->y, &cv->preact)) != MLK_OK)
+    return status;
+  if (cv->preact.p && (status = mlki_check_output(ctx, "preact", &t->preact, &t->epreact)) != MLK_OK) return status;
+  cv->alpha = t->alpha ? *t->alpha : 1.0f, cv->beta = t->beta ? *t->beta : 0.0f, cv->activation = t->activation;
+  for (i = 0; i < 3; i++) cv->phases[i] = t->transposed ? mlki_max(mlki_min(cv->stride[i], cv->out[i]), 1) : 1;
+  status = mlki_conv_cost_of(ctx, t->y_name, t->transposed ? t->ex.count : t->ey.count, filter, spatial,
+                             t->ex.stored + t->ew.stored + t->ey.count * (cv->beta == 0.0f ? 1 : 2) +
+                                 (cv->bias ? t->ebias.stored : 0) + (cv->residual.p ? t->eresidual.stored : 0) +
+                                 (cv->preact.p ? t->epreact.count : 0),
+                             &cv->flops, &cv->bytes);
+  if (status) return status;
+  if (run && (status = mlki_conv_check_alias(ctx, t, cv)) != MLK_OK) return status;
+  if (cv->alpha == 0.0f) cv->cin = 0; /* X and W are not read */
+  mlki_conv_block(ctx, cv);
+  return MLK_OK;
+}
+/* The strides of the pixels of an image as one axis: 0 where they are not one. */
+static int mlki_conv_merges(const mlki_image *y, const int64_t *size, int64_t *stride) {
+  int64_t run = 1;
+  int a;
+  *stride = 1;
+  for (a = 2; a >= 0 && y->p; a--) {
+    if (size[a] == 1) continue;
+    if (run == 1)
+      *stride = y->s[a];
+    else if (y->s[a] != *stride * run)
+      return 0;
+    run *= size[a];
+  }
+  return 1;
+}
 
-    /* [images, groups, rows, cols] with these strides; the first axis may be of size 1. */
-    static mlk_tensor mlki_conv_matrix(const float *p, const int64_t *shape, int64_t sn, int64_t sg, int64_t rs,
-                                       int64_t cs) {
-      mlk_tensor t = mlk_f32(p, shape[0], shape[1], shape[2], shape[3]);
-      t.stride[0] = sn, t.stride[1] = sg, t.stride[2] = rs, t.stride[3] = cs;
-      return t;
-    }
+/* [images, groups, rows, cols] with these strides; the first axis may be of size 1. */
+static mlk_tensor mlki_conv_matrix(const float *p, const int64_t *shape, int64_t sn, int64_t sg, int64_t rs,
+                                   int64_t cs) {
+  mlk_tensor t = mlk_f32(p, shape[0], shape[1], shape[2], shape[3]);
+  t.stride[0] = sn, t.stride[1] = sg, t.stride[2] = rs, t.stride[3] = cs;
+  return t;
+}
 
-    /* A 1 x 1 filter that touches every pixel once is a matrix product, Y = W X for each image and group: describes it in
+/* A 1 x 1 filter that touches every pixel once is a matrix product, Y = W X for each image and group: describes it in
    mm and returns 1, where the strides allow. The same sums in the same order: no bit depends on the way. */
-    static int mlki_conv_as_matmul(const mlk_context *ctx, const mlki_conv *cv, const mlki_conv_args *t,
-                                   mlk_packed *packed, mlk_matmul_desc *mm) {
-      const mlki_image *const image[4] = {&cv->x, &cv->y, &cv->residual, &cv->preact};
-      int64_t step[4], shape[4], pixels = cv->out[0] * cv->out[1] * cv->out[2], images = cv->images;
-      int a, i, merges = 1;
-      memset(mm, 0, sizeof *mm);
-      if (ctx->reference || cv->variant == MLKI_CONV_EMPTY ||
-          (t->packed && (cv->variant != MLKI_CONV_ROWS || cv->groups > 1)))
-        return 0;
-      for (a = 0; a < 3; a++)
-        if (cv->taps[a] != 1 || cv->stride[a] != 1 || cv->in[a] != cv->out[a])
-          return 0; /* and so there is no padding */
-      for (i = 0; i < 4; i++) {
-        if (!mlki_conv_merges(image[i], cv->out, &step[i])) return 0;
-        merges &= !image[i]->p || pixels == 1 || image[i]->n == step[i] * pixels;
-      }
-      if (merges && pixels > 1) pixels *= images, images = 1;
-      shape[0] = images, shape[1] = cv->groups;
-      shape[2] = cv->cout, shape[3] = pixels;
-      mm->d = mlki_conv_matrix(cv->y.p, shape, cv->y.n, cv->cout * cv->y.c, cv->y.c, step[1]);
-      if (cv->residual.p)
-        mm->residual = mlki_conv_matrix(cv->residual.p, shape, cv->residual.n, cv->cout * cv->residual.c,
-                                        cv->residual.c, step[2]);
-      if (cv->preact.p)
-        mm->preact = mlki_conv_matrix(cv->preact.p, shape, cv->preact.n, cv->cout * cv->preact.c, cv->preact.c,
-                                      step[3]);
-      shape[2] = cv->cin;
-      mm->b = mlki_conv_matrix(cv->x.p, shape, cv->x.n, cv->cin * cv->x.c, cv->x.c, step[0]);
-      shape[0] = 1, shape[2] = cv->cout, shape[3] = 1;
-      if (cv->bias) mm->bias = mlki_conv_matrix(cv->bias, shape, 1, cv->cout * cv->bias_c, cv->bias_c, 1);
-      shape[3] = cv->cin;
-      if (!t->packed) mm->a = mlki_conv_matrix(cv->w, shape, 1, cv->w_group, cv->w_out, cv->w_in);
-      if (t->packed) { /* panels are those of a right factor: Y^T = X^T W^T */
-        *packed = *t->packed;
-        packed->form = MLKI_FORM_MATMUL, packed->k = cv->cin, packed->n = cv->cout;
-        mm->packed_b = packed;
-        mm->a = mlk_transposed(mm->b), mm->d = mlk_transposed(mm->d),
-        mm->bias = cv->bias ? mlk_transposed(mm->bias) : mm->bias;
-        if (cv->residual.p) mm->residual = mlk_transposed(mm->residual);
-        if (cv->preact.p) mm->preact = mlk_transposed(mm->preact);
-        memset(&mm->b, 0, sizeof mm->b);
-      }
-      mm->alpha = t->alpha, mm->beta = t->beta, mm->activation = t->activation;
-      return 1;
-    }
+static int mlki_conv_as_matmul(const mlk_context *ctx, const mlki_conv *cv, const mlki_conv_args *t, mlk_packed *packed,
+                               mlk_matmul_desc *mm) {
+  const mlki_image *const image[4] = {&cv->x, &cv->y, &cv->residual, &cv->preact};
+  int64_t step[4], shape[4], pixels = cv->out[0] * cv->out[1] * cv->out[2], images = cv->images;
+  int a, i, merges = 1;
+  memset(mm, 0, sizeof *mm);
+  if (ctx->reference || cv->variant == MLKI_CONV_EMPTY ||
+      (t->packed && (cv->variant != MLKI_CONV_ROWS || cv->groups > 1)))
+    return 0;
+  for (a = 0; a < 3; a++)
+    if (cv->taps[a] != 1 || cv->stride[a] != 1 || cv->in[a] != cv->out[a]) return 0; /* and so there is no padding */
+  for (i = 0; i < 4; i++) {
+    if (!mlki_conv_merges(image[i], cv->out, &step[i])) return 0;
+    merges &= !image[i]->p || pixels == 1 || image[i]->n == step[i] * pixels;
+  }
+  if (merges && pixels > 1) pixels *= images, images = 1;
+  shape[0] = images, shape[1] = cv->groups;
+  shape[2] = cv->cout, shape[3] = pixels;
+  mm->d = mlki_conv_matrix(cv->y.p, shape, cv->y.n, cv->cout * cv->y.c, cv->y.c, step[1]);
+  if (cv->residual.p)
+    mm->residual = mlki_conv_matrix(cv->residual.p, shape, cv->residual.n, cv->cout * cv->residual.c, cv->residual.c,
+                                    step[2]);
+  if (cv->preact.p)
+    mm->preact = mlki_conv_matrix(cv->preact.p, shape, cv->preact.n, cv->cout * cv->preact.c, cv->preact.c, step[3]);
+  shape[2] = cv->cin;
+  mm->b = mlki_conv_matrix(cv->x.p, shape, cv->x.n, cv->cin * cv->x.c, cv->x.c, step[0]);
+  shape[0] = 1, shape[2] = cv->cout, shape[3] = 1;
+  if (cv->bias) mm->bias = mlki_conv_matrix(cv->bias, shape, 1, cv->cout * cv->bias_c, cv->bias_c, 1);
+  shape[3] = cv->cin;
+  if (!t->packed) mm->a = mlki_conv_matrix(cv->w, shape, 1, cv->w_group, cv->w_out, cv->w_in);
+  if (t->packed) { /* panels are those of a right factor: Y^T = X^T W^T */
+    *packed = *t->packed;
+    packed->form = MLKI_FORM_MATMUL, packed->k = cv->cin, packed->n = cv->cout;
+    mm->packed_b = packed;
+    mm->a = mlk_transposed(mm->b), mm->d = mlk_transposed(mm->d),
+    mm->bias = cv->bias ? mlk_transposed(mm->bias) : mm->bias;
+    if (cv->residual.p) mm->residual = mlk_transposed(mm->residual);
+    if (cv->preact.p) mm->preact = mlk_transposed(mm->preact);
+    memset(&mm->b, 0, sizeof mm->b);
+  }
+  mm->alpha = t->alpha, mm->beta = t->beta, mm->activation = t->activation;
+  return 1;
+}
 
-    /* The weight gradient: DW[k][(tap, c)] = sum over pixels p = (image, output) of DY[k][p] X[p + tap][c], a matrix
+/* The weight gradient: DW[k][(tap, c)] = sum over pixels p = (image, output) of DY[k][p] X[p + tap][c], a matrix
    product whose long axis is p. Panels of both factors are packed a segment of pixels at a time; the sums of an item,
    some rows k times some columns (tap, c), stay in its scratch. cv describes the convolution; its y is DY. */
-    typedef struct mlki_conv_weights {
-      mlki_conv cv;
-      mlki_conv_phase ph; /* the only one */
-      mlki_image dw;      /* n: written channel, c: read channel of the group */
-      float beta;
-      float *dbias;
-      int64_t dbias_c;
-      int64_t cols; /* taps x cin */
-      int64_t block_rows, block_cols, row_blocks, col_blocks;
-      int64_t floats_dy, floats_x; /* of a task's workspace; the rest is scratch */
-    } mlki_conv_weights;
+typedef struct mlki_conv_weights {
+  mlki_conv cv;
+  mlki_conv_phase ph; /* the only one */
+  mlki_image dw;      /* n: written channel, c: read channel of the group */
+  float beta;
+  float *dbias;
+  int64_t dbias_c;
+  int64_t cols; /* taps x cin */
+  int64_t block_rows, block_cols, row_blocks, col_blocks;
+  int64_t floats_dy, floats_x; /* of a task's workspace; the rest is scratch */
+} mlki_conv_weights;
 
-    static void mlki_conv_weights_reference(const mlki_conv_weights *gw) {
-      const mlki_conv *cv = &gw->cv;
-      int64_t g, k, c, t[3], p, n, o[3];
-      for (g = 0; g < cv->groups; g++)
-        for (k = 0; k < cv->cout; k++)
-          for (c = 0; c < cv->cin; c++)
-            for (t[0] = 0; t[0] < cv->taps[0]; t[0]++)
-              for (t[1] = 0; t[1] < cv->taps[1]; t[1]++)
-                for (t[2] = 0; t[2] < cv->taps[2]; t[2]++) {
-                  float *dw = gw->dw.p + (g * cv->cout + k) * gw->dw.n + c * gw->dw.c, total = 0.0f, chain = 0.0f;
-                  int a;
-                  for (p = 0; p < gw->ph.pixels; p++) {
-                    int64_t at;
-                    int inside = 1;
-                    mlki_conv_pixel(&gw->ph, p, &n, o);
-                    at = n * cv->x.n + (g * cv->cin + c) * cv->x.c;
-                    for (a = 0; a < 3; a++) {
-                      const int64_t i = o[a] * cv->stride[a] + t[a] * cv->dilation[a] - cv->pad[a];
-                      inside &= i >= 0 && i < cv->in[a];
-                      at += i * cv->x.s[a];
-                    }
-                    if (p > 0 && p % MLK_SEGMENT == 0) total = p == MLK_SEGMENT ? chain : total + chain, chain = 0.0f;
-                    chain = mlki_fma1(*mlki_image_at(&cv->y, &gw->ph, n, g * cv->cout + k, o),
-                                      inside ? cv->x.p[at] : 0.0f, chain);
-                  }
-                  total = gw->ph.pixels > MLK_SEGMENT ? total + chain : chain;
-                  for (a = 0; a < 3; a++) dw += t[a] * gw->dw.s[a];
-                  *dw = gw->beta != 0.0f ? mlki_fma1(gw->beta, *dw, total) : total;
+static void mlki_conv_weights_reference(const mlki_conv_weights *gw) {
+  const mlki_conv *cv = &gw->cv;
+  int64_t g, k, c, t[3], p, n, o[3];
+  for (g = 0; g < cv->groups; g++)
+    for (k = 0; k < cv->cout; k++)
+      for (c = 0; c < cv->cin; c++)
+        for (t[0] = 0; t[0] < cv->taps[0]; t[0]++)
+          for (t[1] = 0; t[1] < cv->taps[1]; t[1]++)
+            for (t[2] = 0; t[2] < cv->taps[2]; t[2]++) {
+              float *dw = gw->dw.p + (g * cv->cout + k) * gw->dw.n + c * gw->dw.c, total = 0.0f, chain = 0.0f;
+              int a;
+              for (p = 0; p < gw->ph.pixels; p++) {
+                int64_t at;
+                int inside = 1;
+                mlki_conv_pixel(&gw->ph, p, &n, o);
+                at = n * cv->x.n + (g * cv->cin + c) * cv->x.c;
+                for (a = 0; a < 3; a++) {
+                  const int64_t i = o[a] * cv->stride[a] + t[a] * cv->dilation[a] - cv->pad[a];
+                  inside &= i >= 0 && i < cv->in[a];
+                  at += i * cv->x.s[a];
                 }
-    }
+                if (p > 0 && p % MLK_SEGMENT == 0) total = p == MLK_SEGMENT ? chain : total + chain, chain = 0.0f;
+                chain = mlki_fma1(*mlki_image_at(&cv->y, &gw->ph, n, g * cv->cout + k, o), inside ? cv->x.p[at] : 0.0f,
+                                  chain);
+              }
+              total = gw->ph.pixels > MLK_SEGMENT ? total + chain : chain;
+              for (a = 0; a < 3; a++) dw += t[a] * gw->dw.s[a];
+              *dw = gw->beta != 0.0f ? mlki_fma1(gw->beta, *dw, total) : total;
+            }
+}
 
-    /* Rows [k, k + width) of DY of group g at pixels [p, p + kc): to[pixel][width]. */
-    static void mlki_conv_pack_dy(const mlki_conv_weights *gw, int64_t g, int64_t k, int64_t width, int64_t p,
-                                  int64_t kc, float *to) {
-      const mlki_conv *cv = &gw->cv;
-      int64_t step, run = cv->out[2], at, n, o[3];
-      if (mlki_conv_merges(&cv->y, cv->out, &step))
-        run = cv->out[0] * cv->out[1] * cv->out[2];
-      else
-        step = cv->y.s[2];
-      for (at = p; at < p + kc;) {
-        const int64_t count = mlki_min(run - at % run, p + kc - at);
-        mlki_conv_pixel(&gw->ph, at, &n, o);
-        cv->row->place(to + (at - p) * width, width, width, count,
-                       mlki_image_at(&cv->y, &gw->ph, n, g * cv->cout + k, o), cv->y.c, step);
-        at += count;
-      }
-    }
+/* Rows [k, k + width) of DY of group g at pixels [p, p + kc): to[pixel][width]. */
+static void mlki_conv_pack_dy(const mlki_conv_weights *gw, int64_t g, int64_t k, int64_t width, int64_t p, int64_t kc,
+                              float *to) {
+  const mlki_conv *cv = &gw->cv;
+  int64_t step, run = cv->out[2], at, n, o[3];
+  if (mlki_conv_merges(&cv->y, cv->out, &step))
+    run = cv->out[0] * cv->out[1] * cv->out[2];
+  else
+    step = cv->y.s[2];
+  for (at = p; at < p + kc;) {
+    const int64_t count = mlki_min(run - at % run, p + kc - at);
+    mlki_conv_pixel(&gw->ph, at, &n, o);
+    cv->row->place(to + (at - p) * width, width, width, count, mlki_image_at(&cv->y, &gw->ph, n, g * cv->cout + k, o),
+                   cv->y.c, step);
+    at += count;
+  }
+}
 
-    /* Columns [j, j + width) of the image of group g as DW's sums see it, at pixels [p, p + kc): to[pixel][NR]. */
-    static void mlki_conv_pack_terms(const mlki_conv_weights *gw, int64_t g, int64_t j, int64_t width, int64_t p,
-                                     int64_t kc, float *to) {
-      const mlki_conv *cv = &gw->cv;
-      const int64_t nr = cv->row->nr;
-      int64_t at, n, o[3];
-      for (at = p; at < p + kc;) {
-        const int64_t count = mlki_min(cv->out[2] - at % cv->out[2], p + kc - at);
-        int64_t col, next;
-        int whole = 1, pass;
-        mlki_conv_pixel(&gw->ph, at, &n, o);
-        for (pass = 0; pass < 2; pass++) { /* looks for padding first: zeros go in before anything else */
-          for (col = j; col < j + width; col = next) {
-            const int64_t tap = col / cv->cin, c = col % cv->cin;
-            const int64_t t0 = tap / (cv->taps[1] * cv->taps[2]), t1 = tap / cv->taps[2] % cv->taps[1],
-                          t2 = tap % cv->taps[2];
-            const int64_t i0 = o[0] * cv->stride[0] + t0 * cv->dilation[0] - cv->pad[0],
-                          i1 = o[1] * cv->stride[1] + t1 * cv->dilation[1] - cv->pad[1],
-                          d2 = t2 * cv->dilation[2] - cv->pad[2];
-            const int64_t begin = mlki_max(o[2], d2 >= 0 ? 0 : mlki_ceil_div(-d2, cv->stride[2])),
-                          end = mlki_min(o[2] + count,
-                                         d2 >= cv->in[2] ? 0 : mlki_ceil_div(cv->in[2] - d2, cv->stride[2]));
-            const int inside = i0 >= 0 && i0 < cv->in[0] && i1 >= 0 && i1 < cv->in[1] && begin < end;
-            next = mlki_min(j + width, col - c + cv->cin);
-            if (pass == 0)
-              whole &= inside && end - begin == count;
-            else if (inside)
-              cv->row->place(to + (at - p + begin - o[2]) * nr + (col - j), next - col, nr, end - begin,
-                             cv->x.p + n * cv->x.n + (g * cv->cin + c) * cv->x.c + i0 * cv->x.s[0] + i1 * cv->x.s[1] +
-                                 (begin * cv->stride[2] + d2) * cv->x.s[2],
-                             cv->x.c, cv->stride[2] * cv->x.s[2]);
-          }
-          if (pass == 0 && !whole) memset(to + (at - p) * nr, 0, (size_t)(count * nr) * 4);
-        }
-        at += count;
-      }
-    }
-
-    /* One item: rows [k, k + nk) x columns [j, j + nj) of group g. */
-    static void mlki_conv_weights_item(const mlki_conv_weights *gw, int64_t g, int64_t k, int64_t nk, int64_t j,
-                                       int64_t nj, float *dy, float *x, float *scratch) {
-      const mlki_conv *cv = &gw->cv;
-      const int64_t nr = cv->row->nr, height = mlki_panel_rows(nk, cv->row->mr), pitch = mlki_conv_pitch(cv, nj);
-      mlki_strip strip;
-      mlki_epilogue e;
-      int64_t s, i, col, next;
-      memset(&strip, 0, sizeof strip);
-      for (s = 0; s == 0 || s < gw->ph.pixels; s += MLK_SEGMENT) {
-        const int64_t kc = mlki_min(gw->ph.pixels - s, MLK_SEGMENT);
-        for (i = 0; i < nk; i += height) mlki_conv_pack_dy(gw, g, k + i, mlki_min(height, nk - i), s, kc, dy + i * kc);
-        for (i = 0; i < nj; i += nr) mlki_conv_pack_terms(gw, g, j + i, mlki_min(nr, nj - i), s, kc, x + i * kc);
-        strip.b = x, strip.b_rs = nr, strip.b_panel = kc * nr;
-        strip.c_rs = pitch, strip.cols = nj, strip.k = kc;
-        strip.chain = s == 0 ? MLKI_START : MLKI_ADD;
-        for (i = 0; i < nk; i += height) {
-          strip.rows = mlki_min(height, nk - i);
-          strip.a = dy + i * kc, strip.a_rs = 1, strip.a_cs = strip.rows;
-          strip.c = scratch + i * pitch;
-          cv->row->strip(&strip);
-        }
-      }
-      memset(&e, 0, sizeof e);
-      e.alpha = 1.0f, e.beta = gw->beta, e.activation = MLK_NONE;
-      for (col = j; col < j + nj; col = next) { /* tap by tap: the columns of one are evenly spaced in DW */
+/* Columns [j, j + width) of the image of group g as DW's sums see it, at pixels [p, p + kc): to[pixel][NR]. */
+static void mlki_conv_pack_terms(const mlki_conv_weights *gw, int64_t g, int64_t j, int64_t width, int64_t p,
+                                 int64_t kc, float *to) {
+  const mlki_conv *cv = &gw->cv;
+  const int64_t nr = cv->row->nr;
+  int64_t at, n, o[3];
+  for (at = p; at < p + kc;) {
+    const int64_t count = mlki_min(cv->out[2] - at % cv->out[2], p + kc - at);
+    int64_t col, next;
+    int whole = 1, pass;
+    mlki_conv_pixel(&gw->ph, at, &n, o);
+    for (pass = 0; pass < 2; pass++) { /* looks for padding first: zeros go in before anything else */
+      for (col = j; col < j + width; col = next) {
         const int64_t tap = col / cv->cin, c = col % cv->cin;
-        next = mlki_min(j + nj, col - c + cv->cin);
-        e.d.p = gw->dw.p + (g * cv->cout + k) * gw->dw.n + c * gw->dw.c +
-                tap / (cv->taps[1] * cv->taps[2]) * gw->dw.s[0] + tap / cv->taps[2] % cv->taps[1] * gw->dw.s[1] +
-                tap % cv->taps[2] * gw->dw.s[2];
-        e.d.rs = gw->dw.n, e.d.cs = gw->dw.c;
-        if (gw->beta != 0.0f) e.c = e.d;
-        cv->row->epilogue(&e, scratch + (col - j), pitch, 0, 0, nk, next - col);
+        const int64_t t0 = tap / (cv->taps[1] * cv->taps[2]), t1 = tap / cv->taps[2] % cv->taps[1],
+                      t2 = tap % cv->taps[2];
+        const int64_t i0 = o[0] * cv->stride[0] + t0 * cv->dilation[0] - cv->pad[0],
+                      i1 = o[1] * cv->stride[1] + t1 * cv->dilation[1] - cv->pad[1],
+                      d2 = t2 * cv->dilation[2] - cv->pad[2];
+        const int64_t begin = mlki_max(o[2], d2 >= 0 ? 0 : mlki_ceil_div(-d2, cv->stride[2])),
+                      end = mlki_min(o[2] + count, d2 >= cv->in[2] ? 0 : mlki_ceil_div(cv->in[2] - d2, cv->stride[2]));
+        const int inside = i0 >= 0 && i0 < cv->in[0] && i1 >= 0 && i1 < cv->in[1] && begin < end;
+        next = mlki_min(j + width, col - c + cv->cin);
+        if (pass == 0)
+          whole &= inside && end - begin == count;
+        else if (inside)
+          cv->row->place(to + (at - p + begin - o[2]) * nr + (col - j), next - col, nr, end - begin,
+                         cv->x.p + n * cv->x.n + (g * cv->cin + c) * cv->x.c + i0 * cv->x.s[0] + i1 * cv->x.s[1] +
+                             (begin * cv->stride[2] + d2) * cv->x.s[2],
+                         cv->x.c, cv->stride[2] * cv->x.s[2]);
       }
+      if (pass == 0 && !whole) memset(to + (at - p) * nr, 0, (size_t)(count * nr) * 4);
     }
+    at += count;
+  }
+}
 
-    static void mlki_conv_weights_task(void *arg, int index) {
-      mlki_conv_weights *gw = (mlki_conv_weights *)arg;
-      mlki_conv *cv = &gw->cv;
-      float *dy = cv->workspace + index * cv->floats, *x = dy + gw->floats_dy, *scratch = x + gw->floats_x;
-      for (;;) {
-        int64_t item = cv->tasks == 1 ? cv->next++ : mlki_take(&cv->next), j, k;
-        if (item >= cv->items) break;
-        j = item % gw->col_blocks * gw->block_cols, item /= gw->col_blocks;
-        k = item % gw->row_blocks * gw->block_rows, item /= gw->row_blocks;
-        mlki_conv_weights_item(gw, item, k, mlki_min(gw->block_rows, cv->cout - k), j,
-                               mlki_min(gw->block_cols, gw->cols - j), dy, x, scratch);
-      }
+/* One item: rows [k, k + nk) x columns [j, j + nj) of group g. */
+static void mlki_conv_weights_item(const mlki_conv_weights *gw, int64_t g, int64_t k, int64_t nk, int64_t j, int64_t nj,
+                                   float *dy, float *x, float *scratch) {
+  const mlki_conv *cv = &gw->cv;
+  const int64_t nr = cv->row->nr, height = mlki_panel_rows(nk, cv->row->mr), pitch = mlki_conv_pitch(cv, nj);
+  mlki_strip strip;
+  mlki_epilogue e;
+  int64_t s, i, col, next;
+  memset(&strip, 0, sizeof strip);
+  for (s = 0; s == 0 || s < gw->ph.pixels; s += MLK_SEGMENT) {
+    const int64_t kc = mlki_min(gw->ph.pixels - s, MLK_SEGMENT);
+    for (i = 0; i < nk; i += height) mlki_conv_pack_dy(gw, g, k + i, mlki_min(height, nk - i), s, kc, dy + i * kc);
+    for (i = 0; i < nj; i += nr) mlki_conv_pack_terms(gw, g, j + i, mlki_min(nr, nj - i), s, kc, x + i * kc);
+    strip.b = x, strip.b_rs = nr, strip.b_panel = kc * nr;
+    strip.c_rs = pitch, strip.cols = nj, strip.k = kc;
+    strip.chain = s == 0 ? MLKI_START : MLKI_ADD;
+    for (i = 0; i < nk; i += height) {
+      strip.rows = mlki_min(height, nk - i);
+      strip.a = dy + i * kc, strip.a_rs = 1, strip.a_cs = strip.rows;
+      strip.c = scratch + i * pitch;
+      cv->row->strip(&strip);
     }
+  }
+  memset(&e, 0, sizeof e);
+  e.alpha = 1.0f, e.beta = gw->beta, e.activation = MLK_NONE;
+  for (col = j; col < j + nj; col = next) { /* tap by tap: the columns of one are evenly spaced in DW */
+    const int64_t tap = col / cv->cin, c = col % cv->cin;
+    next = mlki_min(j + nj, col - c + cv->cin);
+    e.d.p = gw->dw.p + (g * cv->cout + k) * gw->dw.n + c * gw->dw.c + tap / (cv->taps[1] * cv->taps[2]) * gw->dw.s[0] +
+            tap / cv->taps[2] % cv->taps[1] * gw->dw.s[1] + tap % cv->taps[2] * gw->dw.s[2];
+    e.d.rs = gw->dw.n, e.d.cs = gw->dw.c;
+    if (gw->beta != 0.0f) e.c = e.d;
+    cv->row->epilogue(&e, scratch + (col - j), pitch, 0, 0, nk, next - col);
+  }
+}
 
-    /* Chooses items and tasks. */
-    static void mlki_conv_weights_block(const mlk_context *ctx, mlki_conv_weights *gw) {
-      mlki_conv *cv = &gw->cv;
-      const int64_t nr = ctx->row->nr, kc = mlki_min(gw->ph.pixels, MLK_SEGMENT);
-      const int64_t tasks = mlki_max(mlki_min(mlki_task_limit(ctx), (int64_t)((double)cv->flops / 2 / MLKI_TASK_WORK)),
-                                     1);
-      const int64_t want = tasks == 1 ? 1 : 3 * tasks;
-      cv->tasks = 1, cv->items = 0;
-      cv->variant = cv->cout == 0 || gw->cols == 0 || !gw->dw.p ? MLKI_CONV_EMPTY
-                    : ctx->reference                            ? MLKI_CONV_REFERENCE
-                                                                : MLKI_CONV_COLUMNS;
-      if (cv->variant <= MLKI_CONV_REFERENCE) return;
-      gw->block_rows = mlki_min(cv->cout, MLKI_CONV_CHANNELS / 2);
-      gw->block_cols = ctx->l2_bytes / 8 / (kc + gw->block_rows + 1);
-      if (cv->groups * mlki_ceil_div(gw->cols, mlki_max(gw->block_cols, nr)) * mlki_ceil_div(cv->cout, gw->block_rows) <
-          want)
-        gw->block_cols = mlki_min(gw->block_cols, mlki_ceil_div(gw->cols * cv->groups, want));
-      gw->block_cols = mlki_min(mlki_round_up(mlki_max(gw->block_cols, 1), nr), mlki_round_up(gw->cols, nr));
-      gw->col_blocks = mlki_ceil_div(gw->cols, gw->block_cols);
-      if (cv->groups * gw->col_blocks < tasks)
-        gw->block_rows = mlki_min(
-            gw->block_rows,
-            mlki_round_up(mlki_ceil_div(cv->cout, mlki_ceil_div(tasks, cv->groups * gw->col_blocks)), ctx->row->mr));
-      gw->row_blocks = mlki_ceil_div(cv->cout, gw->block_rows);
-      cv->items = cv->groups * gw->row_blocks * gw->col_blocks;
-      cv->tasks = (int)mlki_min(tasks, cv->items);
-      gw->floats_dy = mlki_round_up(gw->block_rows * kc, MLKI_LANES_MAX);
-      gw->floats_x = gw->block_cols * kc;
-      gw->floats_x = mlki_round_up(gw->floats_x, MLKI_LANES_MAX);
-      cv->floats = gw->floats_dy + gw->floats_x + gw->block_rows * mlki_conv_pitch(cv, gw->block_cols);
-    }
+static void mlki_conv_weights_task(void *arg, int index) {
+  mlki_conv_weights *gw = (mlki_conv_weights *)arg;
+  mlki_conv *cv = &gw->cv;
+  float *dy = cv->workspace + index * cv->floats, *x = dy + gw->floats_dy, *scratch = x + gw->floats_x;
+  for (;;) {
+    int64_t item = cv->tasks == 1 ? cv->next++ : mlki_take(&cv->next), j, k;
+    if (item >= cv->items) break;
+    j = item % gw->col_blocks * gw->block_cols, item /= gw->col_blocks;
+    k = item % gw->row_blocks * gw->block_rows, item /= gw->row_blocks;
+    mlki_conv_weights_item(gw, item, k, mlki_min(gw->block_rows, cv->cout - k), j,
+                           mlki_min(gw->block_cols, gw->cols - j), dy, x, scratch);
+  }
+}
 
-    static mlk_status mlki_conv_weights_prepare(mlk_context * ctx, const mlk_conv_grad_weights_desc *desc, int run,
-                                                mlki_conv_weights *gw) {
-      mlki_conv_args t;
-      mlki_conv *cv = &gw->cv;
-      mlki_extent ebias;
-      mlk_tensor dw, dbias;
-      int64_t filter[MLK_MAX_RANK] = {0};
-      mlk_status status;
-      int i, spatial;
-      if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
-      memset(gw, 0, sizeof *gw), memset(&t, 0, sizeof t);
-      t.x_name = "x", t.y_name = "dy", t.x = desc->x, t.y = desc->dy, t.geometry = &desc->geometry;
-      dw = desc->dw, dbias = desc->dbias;
-      cv->row = ctx->row;
-      if (!dw.data && !dbias.data)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "dw: is absent, and so is dbias; give one of them");
-      if ((status = mlki_check_tensor(ctx, "dy", &t.y, MLK_F32, 3, 5, &t.ey)) != MLK_OK) return status;
-      if ((status = mlki_check_tensor(ctx, "x", &t.x, MLK_F32, t.y.rank, t.y.rank, &t.ex)) != MLK_OK) return status;
-      spatial = t.y.rank - 2;
-      if ((status = mlki_conv_check_geometry(ctx, t.geometry, spatial, cv)) != MLK_OK) return status;
-      for (i = 0; i < 3; i++) cv->in[i] = cv->out[i] = cv->taps[i] = cv->phases[i] = 1;
-      if (dw.data) {
-        if ((status = mlki_check_tensor(ctx, "dw", &dw, MLK_F32, t.y.rank, t.y.rank, &t.ew)) != MLK_OK) return status;
-        if ((status = mlki_check_output(ctx, "dw", &dw, &t.ew)) != MLK_OK) return status;
-        for (i = 0; i < dw.rank; i++) filter[i] = dw.shape[i];
-        if ((status = mlki_conv_check_sizes(ctx, &t, "dw", filter, cv)) != MLK_OK) return status;
-        gw->dw = mlki_conv_image(&dw);
-      }
-      cv->images = t.y.shape[0];
-      cv->cin = t.x.shape[1] / cv->groups, cv->cout = t.y.shape[1] / cv->groups;
-      cv->x = mlki_conv_image(&t.x), cv->y = mlki_conv_image(&t.y);
-      gw->beta = desc->beta ? *desc->beta : 0.0f;
-      gw->cols = cv->taps[0] * cv->taps[1] * cv->taps[2] * cv->cin;
-      if (dbias.data) {
-        if ((status = mlki_check_tensor(ctx, "dbias", &dbias, MLK_F32, 1, 1, &ebias)) != MLK_OK) return status;
-        if ((status = mlki_check_output(ctx, "dbias", &dbias, &ebias)) != MLK_OK) return status;
-        if (dbias.shape[0] != t.y.shape[1])
-          return mlki_fail(ctx, MLK_ERR_SHAPE, "dbias: size is %lld, but must be the channels of dy, %lld",
-                           (long long)dbias.shape[0], (long long)t.y.shape[1]);
-        gw->dbias = (float *)dbias.data, gw->dbias_c = dbias.stride[0];
-      }
-      status = mlki_conv_cost_of(ctx, "dy", dw.data ? t.ey.count : 0, filter, spatial,
-                                 (dw.data ? t.ex.stored + t.ew.count * (gw->beta == 0.0f ? 1 : 2) : 0) + t.ey.stored +
-                                     (dbias.data ? ebias.count * (gw->beta == 0.0f ? 1 : 2) : 0),
-                                 &cv->flops, &cv->bytes);
-      if (status) return status;
-      if (dw.data && (status = mlki_check_apart(ctx, run, "dw", &dw, &t.ew, "x", &t.x, &t.ex)) != MLK_OK) return status;
-      if (dw.data && (status = mlki_check_apart(ctx, run, "dw", &dw, &t.ew, "dy", &t.y, &t.ey)) != MLK_OK)
-        return status;
-      if (dw.data && dbias.data &&
-          (status = mlki_check_apart(ctx, run, "dw", &dw, &t.ew, "dbias", &dbias, &ebias)) != MLK_OK)
-        return status;
-      if (dbias.data && dw.data &&
-          (status = mlki_check_apart(ctx, run, "dbias", &dbias, &ebias, "x", &t.x, &t.ex)) != MLK_OK)
-        return status;
-      if (dbias.data && (status = mlki_check_apart(ctx, run, "dbias", &dbias, &ebias, "dy", &t.y, &t.ey)) != MLK_OK)
-        return status;
-      mlki_conv_phase_at(cv, 0, &gw->ph);
-      mlki_conv_weights_block(ctx, gw);
-      return MLK_OK;
-    }
+/* Chooses items and tasks. */
+static void mlki_conv_weights_block(const mlk_context *ctx, mlki_conv_weights *gw) {
+  mlki_conv *cv = &gw->cv;
+  const int64_t nr = ctx->row->nr, kc = mlki_min(gw->ph.pixels, MLK_SEGMENT);
+  const int64_t tasks = mlki_max(mlki_min(mlki_task_limit(ctx), (int64_t)((double)cv->flops / 2 / MLKI_TASK_WORK)), 1);
+  const int64_t want = tasks == 1 ? 1 : 3 * tasks;
+  cv->tasks = 1, cv->items = 0;
+  cv->variant = cv->cout == 0 || gw->cols == 0 || !gw->dw.p ? MLKI_CONV_EMPTY
+                : ctx->reference                            ? MLKI_CONV_REFERENCE
+                                                            : MLKI_CONV_COLUMNS;
+  if (cv->variant <= MLKI_CONV_REFERENCE) return;
+  gw->block_rows = mlki_min(cv->cout, MLKI_CONV_CHANNELS / 2);
+  gw->block_cols = ctx->l2_bytes / 8 / (kc + gw->block_rows + 1);
+  if (cv->groups * mlki_ceil_div(gw->cols, mlki_max(gw->block_cols, nr)) * mlki_ceil_div(cv->cout, gw->block_rows) <
+      want)
+    gw->block_cols = mlki_min(gw->block_cols, mlki_ceil_div(gw->cols * cv->groups, want));
+  gw->block_cols = mlki_min(mlki_round_up(mlki_max(gw->block_cols, 1), nr), mlki_round_up(gw->cols, nr));
+  gw->col_blocks = mlki_ceil_div(gw->cols, gw->block_cols);
+  if (cv->groups * gw->col_blocks < tasks)
+    gw->block_rows = mlki_min(
+        gw->block_rows,
+        mlki_round_up(mlki_ceil_div(cv->cout, mlki_ceil_div(tasks, cv->groups * gw->col_blocks)), ctx->row->mr));
+  gw->row_blocks = mlki_ceil_div(cv->cout, gw->block_rows);
+  cv->items = cv->groups * gw->row_blocks * gw->col_blocks;
+  cv->tasks = (int)mlki_min(tasks, cv->items);
+  gw->floats_dy = mlki_round_up(gw->block_rows * kc, MLKI_LANES_MAX);
+  gw->floats_x = gw->block_cols * kc;
+  gw->floats_x = mlki_round_up(gw->floats_x, MLKI_LANES_MAX);
+  cv->floats = gw->floats_dy + gw->floats_x + gw->block_rows * mlki_conv_pitch(cv, gw->block_cols);
+}
 
-    /* >>knn ----------------------------------------------------------------------------------------------------------
+static mlk_status mlki_conv_weights_prepare(mlk_context *ctx, const mlk_conv_grad_weights_desc *desc, int run,
+                                            mlki_conv_weights *gw) {
+  mlki_conv_args t;
+  mlki_conv *cv = &gw->cv;
+  mlki_extent ebias;
+  mlk_tensor dw, dbias;
+  int64_t filter[MLK_MAX_RANK] = {0};
+  mlk_status status;
+  int i, spatial;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  memset(gw, 0, sizeof *gw), memset(&t, 0, sizeof t);
+  t.x_name = "x", t.y_name = "dy", t.x = desc->x, t.y = desc->dy, t.geometry = &desc->geometry;
+  dw = desc->dw, dbias = desc->dbias;
+  cv->row = ctx->row;
+  if (!dw.data && !dbias.data)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "dw: is absent, and so is dbias; give one of them");
+  if ((status = mlki_check_tensor(ctx, "dy", &t.y, MLK_F32, 3, 5, &t.ey)) != MLK_OK) return status;
+  if ((status = mlki_check_tensor(ctx, "x", &t.x, MLK_F32, t.y.rank, t.y.rank, &t.ex)) != MLK_OK) return status;
+  spatial = t.y.rank - 2;
+  if ((status = mlki_conv_check_geometry(ctx, t.geometry, spatial, cv)) != MLK_OK) return status;
+  for (i = 0; i < 3; i++) cv->in[i] = cv->out[i] = cv->taps[i] = cv->phases[i] = 1;
+  if (dw.data) {
+    if ((status = mlki_check_tensor(ctx, "dw", &dw, MLK_F32, t.y.rank, t.y.rank, &t.ew)) != MLK_OK) return status;
+    if ((status = mlki_check_output(ctx, "dw", &dw, &t.ew)) != MLK_OK) return status;
+    for (i = 0; i < dw.rank; i++) filter[i] = dw.shape[i];
+    if ((status = mlki_conv_check_sizes(ctx, &t, "dw", filter, cv)) != MLK_OK) return status;
+    gw->dw = mlki_conv_image(&dw);
+  }
+  cv->images = t.y.shape[0];
+  cv->cin = t.x.shape[1] / cv->groups, cv->cout = t.y.shape[1] / cv->groups;
+  cv->x = mlki_conv_image(&t.x), cv->y = mlki_conv_image(&t.y);
+  gw->beta = desc->beta ? *desc->beta : 0.0f;
+  gw->cols = cv->taps[0] * cv->taps[1] * cv->taps[2] * cv->cin;
+  if (dbias.data) {
+    if ((status = mlki_check_tensor(ctx, "dbias", &dbias, MLK_F32, 1, 1, &ebias)) != MLK_OK) return status;
+    if ((status = mlki_check_output(ctx, "dbias", &dbias, &ebias)) != MLK_OK) return status;
+    if (dbias.shape[0] != t.y.shape[1])
+      return mlki_fail(ctx, MLK_ERR_SHAPE, "dbias: size is %lld, but must be the channels of dy, %lld",
+                       (long long)dbias.shape[0], (long long)t.y.shape[1]);
+    gw->dbias = (float *)dbias.data, gw->dbias_c = dbias.stride[0];
+  }
+  status = mlki_conv_cost_of(ctx, "dy", dw.data ? t.ey.count : 0, filter, spatial,
+                             (dw.data ? t.ex.stored + t.ew.count * (gw->beta == 0.0f ? 1 : 2) : 0) + t.ey.stored +
+                                 (dbias.data ? ebias.count * (gw->beta == 0.0f ? 1 : 2) : 0),
+                             &cv->flops, &cv->bytes);
+  if (status) return status;
+  if (dw.data && (status = mlki_check_apart(ctx, run, "dw", &dw, &t.ew, "x", &t.x, &t.ex)) != MLK_OK) return status;
+  if (dw.data && (status = mlki_check_apart(ctx, run, "dw", &dw, &t.ew, "dy", &t.y, &t.ey)) != MLK_OK) return status;
+  if (dw.data && dbias.data &&
+      (status = mlki_check_apart(ctx, run, "dw", &dw, &t.ew, "dbias", &dbias, &ebias)) != MLK_OK)
+    return status;
+  if (dbias.data && dw.data &&
+      (status = mlki_check_apart(ctx, run, "dbias", &dbias, &ebias, "x", &t.x, &t.ex)) != MLK_OK)
+    return status;
+  if (dbias.data && (status = mlki_check_apart(ctx, run, "dbias", &dbias, &ebias, "dy", &t.y, &t.ey)) != MLK_OK)
+    return status;
+  mlki_conv_phase_at(cv, 0, &gw->ph);
+  mlki_conv_weights_block(ctx, gw);
+  return MLK_OK;
+}
+
+/* >>knn ----------------------------------------------------------------------------------------------------------
    The answer is defined by the 16-lane distances. Two ways lead to it.
 
    scan      few queries: every distance is computed as defined while the base is read once
@@ -5521,539 +5487,528 @@ MLKI_KERNEL void MLKI_FN(mlki_place)(float *to, int64_t width, int64_t pitch, in
 #define MLKI_KNN_CENTER_ROWS 64    /* base rows whose mean is the center */
 #define MLKI_U               5.9604644775390625e-8
 
-    typedef struct mlki_neighbour {
-      float key; /* distance, or minus the similarity: smaller is nearer */
-      int64_t id;
-    } mlki_neighbour;
+typedef struct mlki_neighbour {
+  float key; /* distance, or minus the similarity: smaller is nearer */
+  int64_t id;
+} mlki_neighbour;
 
-    typedef enum mlki_knn_variant {
-      MLKI_KNN_EMPTY,
-      MLKI_KNN_REFERENCE,
-      MLKI_KNN_SCAN,
-      MLKI_KNN_FILTER
-    } mlki_knn_variant;
-    static const char *const mlki_knn_variant_names[] = {"empty", "reference", "scan", "filter"};
+typedef enum mlki_knn_variant { MLKI_KNN_EMPTY, MLKI_KNN_REFERENCE, MLKI_KNN_SCAN, MLKI_KNN_FILTER } mlki_knn_variant;
+static const char *const mlki_knn_variant_names[] = {"empty", "reference", "scan", "filter"};
 
-    typedef struct mlki_knn {
-      const mlki_kernels *row;
-      mlk_metric metric;
-      int64_t nq, n, d, k, kept; /* kept = min(k, n): entries of a heap */
-      int64_t first_id;
-      mlki_mat q, x;
-      int64_t *ids;
-      float *distances; /* NULL: not wanted */
-      int64_t ids_rs, distances_rs;
-      mlki_knn_variant variant;
-      int split_base; /* tasks share the queries and split the base; else they split the queries */
-      int tasks;
-      int64_t task_queries, task_rows;   /* what one task is given */
-      int64_t block_queries;             /* queries in flight */
-      int64_t block_rows;                /* base rows packed at a time */
-      float start_coefficient;           /* of mlki_knn_panel */
-      double bound, relative, underflow; /* the constants of the bounds: see mlki_knn_limit */
-      mlki_carver carver;
-      uint64_t task_bytes;
-      char *workspace;
-      uint64_t flops, bytes;
-    } mlki_knn;
+typedef struct mlki_knn {
+  const mlki_kernels *row;
+  mlk_metric metric;
+  int64_t nq, n, d, k, kept; /* kept = min(k, n): entries of a heap */
+  int64_t first_id;
+  mlki_mat q, x;
+  int64_t *ids;
+  float *distances; /* NULL: not wanted */
+  int64_t ids_rs, distances_rs;
+  mlki_knn_variant variant;
+  int split_base; /* tasks share the queries and split the base; else they split the queries */
+  int tasks;
+  int64_t task_queries, task_rows;   /* what one task is given */
+  int64_t block_queries;             /* queries in flight */
+  int64_t block_rows;                /* base rows packed at a time */
+  float start_coefficient;           /* of mlki_knn_panel */
+  double bound, relative, underflow; /* the constants of the bounds: see mlki_knn_limit */
+  mlki_carver carver;
+  uint64_t task_bytes;
+  char *workspace;
+  uint64_t flops, bytes;
+} mlki_knn;
 
-    /* One task's workspace; the order is that of mlki_knn_carve. */
-    typedef struct mlki_knn_job {
-      const mlki_knn *knn;
-      mlki_neighbour *heap; /* block_queries x kept */
-      int64_t *heap_size;
-      float *norm_q;    /* |q| as defined, for COSINE */
-      double *filter_m; /* of the filter: |q'|^2, or 2^e; < 0: this query is not filtered */
-      float *query;     /* block_queries x d, dense; NULL where the queries are dense themselves */
-      float *gathered;  /* dense copies of base rows; NULL where rows are dense */
-      float *keys;      /* scan: distances of one query block x rows */
-      uint32_t *hits;
-      float *packed_q, *packed_x, *init, *limit, *center;
-    } mlki_knn_job;
+/* One task's workspace; the order is that of mlki_knn_carve. */
+typedef struct mlki_knn_job {
+  const mlki_knn *knn;
+  mlki_neighbour *heap; /* block_queries x kept */
+  int64_t *heap_size;
+  float *norm_q;    /* |q| as defined, for COSINE */
+  double *filter_m; /* of the filter: |q'|^2, or 2^e; < 0: this query is not filtered */
+  float *query;     /* block_queries x d, dense; NULL where the queries are dense themselves */
+  float *gathered;  /* dense copies of base rows; NULL where rows are dense */
+  float *keys;      /* scan: distances of one query block x rows */
+  uint32_t *hits;
+  float *packed_q, *packed_x, *init, *limit, *center;
+} mlki_knn_job;
 
-    static void mlki_knn_carve(const mlki_knn *knn, mlki_carver *c, mlki_knn_job *job) {
-      const int64_t scan = knn->variant == MLKI_KNN_SCAN;
-      const int64_t dense_rows = scan ? MLKI_KNN_SCAN_ROWS : 1;
-      memset(job, 0, sizeof *job);
-      job->knn = knn;
-      job->heap = (mlki_neighbour *)mlki_carve(c, knn->block_queries * knn->kept, sizeof(mlki_neighbour));
-      job->heap_size = (int64_t *)mlki_carve(c, knn->block_queries, 8);
-      job->norm_q = (float *)mlki_carve(c, knn->block_queries, 4);
-      if (knn->q.cs != 1) job->query = (float *)mlki_carve(c, knn->block_queries * knn->d, 4);
-      if (knn->x.cs != 1) job->gathered = (float *)mlki_carve(c, dense_rows * knn->d, 4);
-      if (scan) {
-        job->keys = (float *)mlki_carve(c, knn->block_queries * MLKI_KNN_SCAN_ROWS, 4);
-        job->hits = (uint32_t *)mlki_carve(c, MLKI_KNN_SCAN_ROWS, 4);
-      } else {
-        job->filter_m = (double *)mlki_carve(c, knn->block_queries, 8);
-        job->packed_q = (float *)mlki_carve(c, knn->block_queries * knn->d + MLKI_LANES_MAX, 4);
-        job->packed_x = (float *)mlki_carve(c, knn->block_rows * knn->d, 4);
-        job->init = (float *)mlki_carve(c, knn->block_rows, 4);
-        job->limit = (float *)mlki_carve(c, knn->block_queries, 4);
-        job->center = (float *)mlki_carve(c, knn->d, 4);
-        job->hits = (uint32_t *)mlki_carve(c, (int64_t)knn->row->mr * knn->row->nr * MLKI_FILTER_PANELS, 4);
+static void mlki_knn_carve(const mlki_knn *knn, mlki_carver *c, mlki_knn_job *job) {
+  const int64_t scan = knn->variant == MLKI_KNN_SCAN;
+  const int64_t dense_rows = scan ? MLKI_KNN_SCAN_ROWS : 1;
+  memset(job, 0, sizeof *job);
+  job->knn = knn;
+  job->heap = (mlki_neighbour *)mlki_carve(c, knn->block_queries * knn->kept, sizeof(mlki_neighbour));
+  job->heap_size = (int64_t *)mlki_carve(c, knn->block_queries, 8);
+  job->norm_q = (float *)mlki_carve(c, knn->block_queries, 4);
+  if (knn->q.cs != 1) job->query = (float *)mlki_carve(c, knn->block_queries * knn->d, 4);
+  if (knn->x.cs != 1) job->gathered = (float *)mlki_carve(c, dense_rows * knn->d, 4);
+  if (scan) {
+    job->keys = (float *)mlki_carve(c, knn->block_queries * MLKI_KNN_SCAN_ROWS, 4);
+    job->hits = (uint32_t *)mlki_carve(c, MLKI_KNN_SCAN_ROWS, 4);
+  } else {
+    job->filter_m = (double *)mlki_carve(c, knn->block_queries, 8);
+    job->packed_q = (float *)mlki_carve(c, knn->block_queries * knn->d + MLKI_LANES_MAX, 4);
+    job->packed_x = (float *)mlki_carve(c, knn->block_rows * knn->d, 4);
+    job->init = (float *)mlki_carve(c, knn->block_rows, 4);
+    job->limit = (float *)mlki_carve(c, knn->block_queries, 4);
+    job->center = (float *)mlki_carve(c, knn->d, 4);
+    job->hits = (uint32_t *)mlki_carve(c, (int64_t)knn->row->mr * knn->row->nr * MLKI_FILTER_PANELS, 4);
+  }
+}
+
+/* (key, id) order; keys are never NaN. */
+MLKI_INLINE int mlki_nearer(mlki_neighbour a, mlki_neighbour b) {
+  return a.key < b.key || (a.key == b.key && a.id < b.id);
+}
+
+/* heap[0] is the farthest of size entries; restores that after heap[at] became nearer. */
+static void mlki_heap_sink(mlki_neighbour *heap, int64_t size, int64_t at) {
+  const mlki_neighbour moved = heap[at];
+  for (;;) {
+    int64_t child = 2 * at + 1;
+    if (child >= size) break;
+    if (child + 1 < size && mlki_nearer(heap[child], heap[child + 1])) child++;
+    if (!mlki_nearer(moved, heap[child])) break;
+    heap[at] = heap[child];
+    at = child;
+  }
+  heap[at] = moved;
+}
+
+/* Offers one row to a heap of at most kept entries; 1 when it entered. NaN never does. */
+static int mlki_heap_offer(mlki_neighbour *heap, int64_t *size, int64_t kept, float key, int64_t id) {
+  mlki_neighbour entry;
+  int64_t at;
+  entry.key = key, entry.id = id;
+  if (key != key || kept == 0) return 0;
+  if (*size == kept) {
+    if (!mlki_nearer(entry, heap[0])) return 0;
+    heap[0] = entry;
+    mlki_heap_sink(heap, kept, 0);
+    return 1;
+  }
+  for (at = (*size)++; at > 0 && mlki_nearer(heap[(at - 1) / 2], entry); at = (at - 1) / 2)
+    heap[at] = heap[(at - 1) / 2];
+  heap[at] = entry;
+  return 1;
+}
+
+/* Sorts a heap and writes one row of the result. */
+static void mlki_knn_emit(const mlki_knn *knn, int64_t query, mlki_neighbour *heap, int64_t size) {
+  const int similarity = mlki_metric_pair(knn->metric) == MLKI_PAIR_IP;
+  int64_t *ids = knn->ids + query * knn->ids_rs;
+  float *distances = knn->distances ? knn->distances + query * knn->distances_rs : NULL;
+  int64_t i;
+  for (i = size - 1; i > 0; i--) {
+    const mlki_neighbour far_away = heap[0];
+    heap[0] = heap[i];
+    heap[i] = far_away;
+    mlki_heap_sink(heap, i, 0);
+  }
+  for (i = 0; i < knn->k; i++) {
+    ids[i] = i < size ? heap[i].id + knn->first_id : -1;
+    if (distances)
+      distances[i] = i < size ? (similarity ? -heap[i].key : heap[i].key) : (similarity ? -INFINITY : INFINITY);
+  }
+}
+
+/* count rows of d elements as dense rows: the rows themselves, or copied to space. */
+static const float *mlki_dense_rows(const mlki_mat *x, int64_t first, int64_t count, int64_t d, float *space,
+                                    int64_t *stride) {
+  int64_t i, j;
+  *stride = x->cs == 1 ? x->rs : d;
+  if (x->cs == 1) return x->p + first * x->rs;
+  for (i = 0; i < count; i++)
+    for (j = 0; j < d; j++) space[i * d + j] = x->p[(first + i) * x->rs + j * x->cs];
+  return space;
+}
+
+static float mlki_norm(const mlki_kernels *row, const float *x, int64_t d) {
+  float sum;
+  row->pairs(MLKI_PAIR_IP, 1, 1, d, x, 0, x, 0, &sum, 0);
+  return sqrtf(sum);
+}
+
+/* The queries of a block, dense, with their norms where the metric needs them. */
+static const float *mlki_knn_queries(mlki_knn_job *job, int64_t first, int64_t count, int64_t *stride) {
+  const mlki_knn *knn = job->knn;
+  const float *q = mlki_dense_rows(&knn->q, first, count, knn->d, job->query, stride);
+  int64_t i;
+  for (i = 0; i < count; i++) {
+    job->heap_size[i] = 0;
+    if (knn->metric == MLK_COSINE) job->norm_q[i] = mlki_norm(knn->row, q + i * *stride, knn->d);
+  }
+  return q;
+}
+
+/* Queries [q0, q0 + count) against base rows [x0, x1): every distance as defined. */
+static void mlki_knn_scan(mlki_knn_job *job, int64_t q0, int64_t count, int64_t x0, int64_t x1) {
+  const mlki_knn *knn = job->knn;
+  const mlki_pair pair = mlki_metric_pair(knn->metric);
+  const int similarity = pair == MLKI_PAIR_IP;
+  int64_t q_rs, x_rs, at, i, j;
+  const float *q = mlki_knn_queries(job, q0, count, &q_rs);
+  for (at = x0; at < x1; at += MLKI_KNN_SCAN_ROWS) {
+    const int64_t rows = mlki_min(x1 - at, MLKI_KNN_SCAN_ROWS);
+    const float *x = mlki_dense_rows(&knn->x, at, rows, knn->d, job->gathered, &x_rs);
+    float norm_x[MLKI_KNN_SCAN_ROWS];
+    knn->row->pairs(pair, count, rows, knn->d, q, q_rs, x, x_rs, job->keys, MLKI_KNN_SCAN_ROWS);
+    for (j = 0; j < rows && knn->metric == MLK_COSINE; j++) norm_x[j] = mlki_norm(knn->row, x + j * x_rs, knn->d);
+    for (i = 0; i < count; i++) {
+      float *keys = job->keys + i * MLKI_KNN_SCAN_ROWS;
+      mlki_neighbour *heap = job->heap + i * knn->kept;
+      const float limit = job->heap_size[i] == knn->kept && knn->kept ? heap[0].key : INFINITY;
+      int64_t found;
+      if (knn->metric == MLK_L2 || knn->metric == MLK_COSINE)
+        for (j = 0; j < rows; j++)
+          keys[j] = mlki_metric_distance(knn->metric, keys[j], job->norm_q[i],
+                                         knn->metric == MLK_COSINE ? norm_x[j] : 1.0f);
+      if (similarity)
+        for (j = 0; j < rows; j++) keys[j] = -keys[j];
+      found = knn->row->below(keys, rows, limit, job->hits);
+      for (j = 0; j < found; j++)
+        mlki_heap_offer(heap, &job->heap_size[i], knn->kept, keys[job->hits[j]], at + job->hits[j]);
+    }
+  }
+}
+
+/* The mean of some rows, rounded; 0 where that is not finite. Any center is right, a central one filters best. */
+static void mlki_knn_center(const mlki_knn *knn, float *center) {
+  const int64_t rows = mlki_min(knn->n, MLKI_KNN_CENTER_ROWS);
+  int64_t i, j;
+  for (j = 0; j < knn->d; j++) center[j] = 0.0f;
+  for (i = 0; i < rows; i++) {
+    const float *x = knn->x.p + (knn->n / rows * i) * knn->x.rs;
+    for (j = 0; j < knn->d; j++) center[j] += x[j * knn->x.cs] / (float)rows;
+  }
+  for (j = 0; j < knn->d; j++)
+    if (!(fabsf(center[j]) <= FLT_MAX)) center[j] = 0.0f;
+}
+
+/* Packs the queries of a block as the filter multiplies them, and notes what their limits need. */
+static void mlki_knn_pack_queries(mlki_knn_job *job, const float *q, int64_t q_rs, int64_t count) {
+  const mlki_knn *knn = job->knn;
+  const int64_t height = mlki_panel_rows(count, knn->row->mr);
+  const int centered = mlki_metric_pair(knn->metric) == MLKI_PAIR_L2;
+  int64_t i, j;
+  for (i = 0; i < count; i++) {
+    const int64_t panel = i / height * height;
+    float *to = job->packed_q + panel * knn->d + i % height;
+    const int64_t pitch = mlki_min(height, count - panel);
+    const float *from = q + i * q_rs;
+    double norm2 = 0.0, scale = -2.0;
+    int exponent = 0;
+    for (j = 0; j < knn->d; j++) {
+      const float t = centered ? from[j] - job->center[j] : from[j];
+      norm2 += (double)t * (double)t;
+    }
+    job->filter_m[i] = norm2 < (double)MLKI_NORM2_MAX ? norm2 : -1.0;
+    if (!centered) {
+      if (!(norm2 > (double)MLKI_NORM2_MIN)) job->filter_m[i] = -1.0;
+      if (job->filter_m[i] > 0) {
+        frexp(sqrt(norm2), &exponent);
+        scale = knn->metric == MLK_COSINE ? -1.0 / sqrt(norm2) : -ldexp(1.0, 1 - exponent);
+        job->filter_m[i] = -scale;
       }
     }
-
-    /* (key, id) order; keys are never NaN. */
-    MLKI_INLINE int mlki_nearer(mlki_neighbour a, mlki_neighbour b) {
-      return a.key < b.key || (a.key == b.key && a.id < b.id);
+    for (j = 0; j < knn->d; j++) {
+      const float t = centered ? from[j] - job->center[j] : from[j];
+      to[j * pitch] = (float)(scale * (double)t);
     }
+  }
+}
 
-    /* heap[0] is the farthest of size entries; restores that after heap[at] became nearer. */
-    static void mlki_heap_sink(mlki_neighbour * heap, int64_t size, int64_t at) {
-      const mlki_neighbour moved = heap[at];
-      for (;;) {
-        int64_t child = 2 * at + 1;
-        if (child >= size) break;
-        if (child + 1 < size && mlki_nearer(heap[child], heap[child + 1])) child++;
-        if (!mlki_nearer(moved, heap[child])) break;
-        heap[at] = heap[child];
-        at = child;
-      }
-      heap[at] = moved;
-    }
-
-    /* Offers one row to a heap of at most kept entries; 1 when it entered. NaN never does. */
-    static int mlki_heap_offer(mlki_neighbour * heap, int64_t * size, int64_t kept, float key, int64_t id) {
-      mlki_neighbour entry;
-      int64_t at;
-      entry.key = key, entry.id = id;
-      if (key != key || kept == 0) return 0;
-      if (*size == kept) {
-        if (!mlki_nearer(entry, heap[0])) return 0;
-        heap[0] = entry;
-        mlki_heap_sink(heap, kept, 0);
-        return 1;
-      }
-      for (at = (*size)++; at > 0 && mlki_nearer(heap[(at - 1) / 2], entry); at = (at - 1) / 2)
-        heap[at] = heap[(at - 1) / 2];
-      heap[at] = entry;
-      return 1;
-    }
-
-    /* Sorts a heap and writes one row of the result. */
-    static void mlki_knn_emit(const mlki_knn *knn, int64_t query, mlki_neighbour *heap, int64_t size) {
-      const int similarity = mlki_metric_pair(knn->metric) == MLKI_PAIR_IP;
-      int64_t *ids = knn->ids + query * knn->ids_rs;
-      float *distances = knn->distances ? knn->distances + query * knn->distances_rs : NULL;
-      int64_t i;
-      for (i = size - 1; i > 0; i--) {
-        const mlki_neighbour far_away = heap[0];
-        heap[0] = heap[i];
-        heap[i] = far_away;
-        mlki_heap_sink(heap, i, 0);
-      }
-      for (i = 0; i < knn->k; i++) {
-        ids[i] = i < size ? heap[i].id + knn->first_id : -1;
-        if (distances)
-          distances[i] = i < size ? (similarity ? -heap[i].key : heap[i].key) : (similarity ? -INFINITY : INFINITY);
-      }
-    }
-
-    /* count rows of d elements as dense rows: the rows themselves, or copied to space. */
-    static const float *mlki_dense_rows(const mlki_mat *x, int64_t first, int64_t count, int64_t d, float *space,
-                                        int64_t *stride) {
-      int64_t i, j;
-      *stride = x->cs == 1 ? x->rs : d;
-      if (x->cs == 1) return x->p + first * x->rs;
-      for (i = 0; i < count; i++)
-        for (j = 0; j < d; j++) space[i * d + j] = x->p[(first + i) * x->rs + j * x->cs];
-      return space;
-    }
-
-    static float mlki_norm(const mlki_kernels *row, const float *x, int64_t d) {
-      float sum;
-      row->pairs(MLKI_PAIR_IP, 1, 1, d, x, 0, x, 0, &sum, 0);
-      return sqrtf(sum);
-    }
-
-    /* The queries of a block, dense, with their norms where the metric needs them. */
-    static const float *mlki_knn_queries(mlki_knn_job * job, int64_t first, int64_t count, int64_t * stride) {
-      const mlki_knn *knn = job->knn;
-      const float *q = mlki_dense_rows(&knn->q, first, count, knn->d, job->query, stride);
-      int64_t i;
-      for (i = 0; i < count; i++) {
-        job->heap_size[i] = 0;
-        if (knn->metric == MLK_COSINE) job->norm_q[i] = mlki_norm(knn->row, q + i * *stride, knn->d);
-      }
-      return q;
-    }
-
-    /* Queries [q0, q0 + count) against base rows [x0, x1): every distance as defined. */
-    static void mlki_knn_scan(mlki_knn_job * job, int64_t q0, int64_t count, int64_t x0, int64_t x1) {
-      const mlki_knn *knn = job->knn;
-      const mlki_pair pair = mlki_metric_pair(knn->metric);
-      const int similarity = pair == MLKI_PAIR_IP;
-      int64_t q_rs, x_rs, at, i, j;
-      const float *q = mlki_knn_queries(job, q0, count, &q_rs);
-      for (at = x0; at < x1; at += MLKI_KNN_SCAN_ROWS) {
-        const int64_t rows = mlki_min(x1 - at, MLKI_KNN_SCAN_ROWS);
-        const float *x = mlki_dense_rows(&knn->x, at, rows, knn->d, job->gathered, &x_rs);
-        float norm_x[MLKI_KNN_SCAN_ROWS];
-        knn->row->pairs(pair, count, rows, knn->d, q, q_rs, x, x_rs, job->keys, MLKI_KNN_SCAN_ROWS);
-        for (j = 0; j < rows && knn->metric == MLK_COSINE; j++) norm_x[j] = mlki_norm(knn->row, x + j * x_rs, knn->d);
-        for (i = 0; i < count; i++) {
-          float *keys = job->keys + i * MLKI_KNN_SCAN_ROWS;
-          mlki_neighbour *heap = job->heap + i * knn->kept;
-          const float limit = job->heap_size[i] == knn->kept && knn->kept ? heap[0].key : INFINITY;
-          int64_t found;
-          if (knn->metric == MLK_L2 || knn->metric == MLK_COSINE)
-            for (j = 0; j < rows; j++)
-              keys[j] = mlki_metric_distance(knn->metric, keys[j], job->norm_q[i],
-                                             knn->metric == MLK_COSINE ? norm_x[j] : 1.0f);
-          if (similarity)
-            for (j = 0; j < rows; j++) keys[j] = -keys[j];
-          found = knn->row->below(keys, rows, limit, job->hits);
-          for (j = 0; j < found; j++)
-            mlki_heap_offer(heap, &job->heap_size[i], knn->kept, keys[job->hits[j]], at + job->hits[j]);
-        }
-      }
-    }
-
-    /* The mean of some rows, rounded; 0 where that is not finite. Any center is right, a central one filters best. */
-    static void mlki_knn_center(const mlki_knn *knn, float *center) {
-      const int64_t rows = mlki_min(knn->n, MLKI_KNN_CENTER_ROWS);
-      int64_t i, j;
-      for (j = 0; j < knn->d; j++) center[j] = 0.0f;
-      for (i = 0; i < rows; i++) {
-        const float *x = knn->x.p + (knn->n / rows * i) * knn->x.rs;
-        for (j = 0; j < knn->d; j++) center[j] += x[j * knn->x.cs] / (float)rows;
-      }
-      for (j = 0; j < knn->d; j++)
-        if (!(fabsf(center[j]) <= FLT_MAX)) center[j] = 0.0f;
-    }
-
-    /* Packs the queries of a block as the filter multiplies them, and notes what their limits need. */
-    static void mlki_knn_pack_queries(mlki_knn_job * job, const float *q, int64_t q_rs, int64_t count) {
-      const mlki_knn *knn = job->knn;
-      const int64_t height = mlki_panel_rows(count, knn->row->mr);
-      const int centered = mlki_metric_pair(knn->metric) == MLKI_PAIR_L2;
-      int64_t i, j;
-      for (i = 0; i < count; i++) {
-        const int64_t panel = i / height * height;
-        float *to = job->packed_q + panel * knn->d + i % height;
-        const int64_t pitch = mlki_min(height, count - panel);
-        const float *from = q + i * q_rs;
-        double norm2 = 0.0, scale = -2.0;
-        int exponent = 0;
-        for (j = 0; j < knn->d; j++) {
-          const float t = centered ? from[j] - job->center[j] : from[j];
-          norm2 += (double)t * (double)t;
-        }
-        job->filter_m[i] = norm2 < (double)MLKI_NORM2_MAX ? norm2 : -1.0;
-        if (!centered) {
-          if (!(norm2 > (double)MLKI_NORM2_MIN)) job->filter_m[i] = -1.0;
-          if (job->filter_m[i] > 0) {
-            frexp(sqrt(norm2), &exponent);
-            scale = knn->metric == MLK_COSINE ? -1.0 / sqrt(norm2) : -ldexp(1.0, 1 - exponent);
-            job->filter_m[i] = -scale;
-          }
-        }
-        for (j = 0; j < knn->d; j++) {
-          const float t = centered ? from[j] - job->center[j] : from[j];
-          to[j * pitch] = (float)(scale * (double)t);
-        }
-      }
-    }
-
-    /* The limit of query i of the block: above it a pair cannot enter the heap. See the bounds at the head of the
+/* The limit of query i of the block: above it a pair cannot enter the heap. See the bounds at the head of the
    section. */
-    static float mlki_knn_limit(const mlki_knn_job *job, int64_t i) {
-      const mlki_knn *knn = job->knn;
-      double key, limit;
-      float rounded;
-      if (job->heap_size[i] < knn->kept || job->filter_m[i] < 0) return INFINITY;
-      key = (double)job->heap[i * knn->kept].key;
-      if (knn->metric == MLK_COSINE)
-        limit = key + knn->bound;
-      else if (knn->metric == MLK_INNER_PRODUCT)
-        limit = key * job->filter_m[i];
-      else
-        limit = (knn->metric == MLK_L2 ? key * key * (1.0 + 4 * MLKI_U) : key) * (1.0 + knn->relative) -
-                (1.0 - knn->bound) * job->filter_m[i];
-      limit += knn->underflow + fabs(limit) * 1e-12; /* and the rounding of this very expression */
-      if (!(limit < 1e38)) return INFINITY;
-      rounded = (float)limit;
-      return (double)rounded < limit ? nextafterf(rounded, INFINITY) : rounded;
-    }
+static float mlki_knn_limit(const mlki_knn_job *job, int64_t i) {
+  const mlki_knn *knn = job->knn;
+  double key, limit;
+  float rounded;
+  if (job->heap_size[i] < knn->kept || job->filter_m[i] < 0) return INFINITY;
+  key = (double)job->heap[i * knn->kept].key;
+  if (knn->metric == MLK_COSINE)
+    limit = key + knn->bound;
+  else if (knn->metric == MLK_INNER_PRODUCT)
+    limit = key * job->filter_m[i];
+  else
+    limit = (knn->metric == MLK_L2 ? key * key * (1.0 + 4 * MLKI_U) : key) * (1.0 + knn->relative) -
+            (1.0 - knn->bound) * job->filter_m[i];
+  limit += knn->underflow + fabs(limit) * 1e-12; /* and the rounding of this very expression */
+  if (!(limit < 1e38)) return INFINITY;
+  rounded = (float)limit;
+  return (double)rounded < limit ? nextafterf(rounded, INFINITY) : rounded;
+}
 
-    /* The defined key of one pair. */
-    static float mlki_knn_key(const mlki_knn_job *job, const float *q, int64_t i, int64_t id) {
-      const mlki_knn *knn = job->knn;
-      const mlki_pair pair = mlki_metric_pair(knn->metric);
-      int64_t stride;
-      const float *x = mlki_dense_rows(&knn->x, id, 1, knn->d, job->gathered, &stride);
-      float sum;
-      knn->row->pairs(pair, 1, 1, knn->d, q, 0, x, 0, &sum, 0);
-      sum = mlki_metric_distance(knn->metric, sum, job->norm_q[i],
-                                 knn->metric == MLK_COSINE ? mlki_norm(knn->row, x, knn->d) : 1.0f);
-      return pair == MLKI_PAIR_IP ? -sum : sum;
-    }
+/* The defined key of one pair. */
+static float mlki_knn_key(const mlki_knn_job *job, const float *q, int64_t i, int64_t id) {
+  const mlki_knn *knn = job->knn;
+  const mlki_pair pair = mlki_metric_pair(knn->metric);
+  int64_t stride;
+  const float *x = mlki_dense_rows(&knn->x, id, 1, knn->d, job->gathered, &stride);
+  float sum;
+  knn->row->pairs(pair, 1, 1, knn->d, q, 0, x, 0, &sum, 0);
+  sum = mlki_metric_distance(knn->metric, sum, job->norm_q[i],
+                             knn->metric == MLK_COSINE ? mlki_norm(knn->row, x, knn->d) : 1.0f);
+  return pair == MLKI_PAIR_IP ? -sum : sum;
+}
 
-    /* One panel of queries against packed base rows [at, at + rows): filter, then re-rank what is left. */
-    static void mlki_knn_filter_panel(mlki_knn_job * job, const float *q, int64_t q_rs, int64_t panel, int64_t count,
-                                      int64_t at, int64_t rows) {
-      const mlki_knn *knn = job->knn;
-      const int64_t nr = knn->row->nr, step = nr * MLKI_FILTER_PANELS;
-      int64_t from, h;
-      for (from = 0; from < rows; from += step) {
-        mlki_filter f;
-        int64_t hits;
-        f.q = job->packed_q + panel * knn->d, f.x = job->packed_x + from * knn->d;
-        f.init = job->init + from, f.limit = job->limit + panel;
-        f.rows = count, f.d = knn->d;
-        f.panels = mlki_ceil_div(mlki_min(rows - from, step), nr);
-        f.hits = job->hits;
-        hits = knn->row->filter(&f);
-        for (h = 0; h < hits; h++) {
-          const int64_t i = panel + (job->hits[h] & 15), id = at + from + (job->hits[h] >> 4);
-          if (id >= at + rows) continue; /* padding of the last panel */
-          if (mlki_heap_offer(job->heap + i * knn->kept, &job->heap_size[i], knn->kept,
-                              mlki_knn_key(job, q + i * q_rs, i, id), id))
-            job->limit[i] = mlki_knn_limit(job, i);
-        }
-      }
+/* One panel of queries against packed base rows [at, at + rows): filter, then re-rank what is left. */
+static void mlki_knn_filter_panel(mlki_knn_job *job, const float *q, int64_t q_rs, int64_t panel, int64_t count,
+                                  int64_t at, int64_t rows) {
+  const mlki_knn *knn = job->knn;
+  const int64_t nr = knn->row->nr, step = nr * MLKI_FILTER_PANELS;
+  int64_t from, h;
+  for (from = 0; from < rows; from += step) {
+    mlki_filter f;
+    int64_t hits;
+    f.q = job->packed_q + panel * knn->d, f.x = job->packed_x + from * knn->d;
+    f.init = job->init + from, f.limit = job->limit + panel;
+    f.rows = count, f.d = knn->d;
+    f.panels = mlki_ceil_div(mlki_min(rows - from, step), nr);
+    f.hits = job->hits;
+    hits = knn->row->filter(&f);
+    for (h = 0; h < hits; h++) {
+      const int64_t i = panel + (job->hits[h] & 15), id = at + from + (job->hits[h] >> 4);
+      if (id >= at + rows) continue; /* padding of the last panel */
+      if (mlki_heap_offer(job->heap + i * knn->kept, &job->heap_size[i], knn->kept,
+                          mlki_knn_key(job, q + i * q_rs, i, id), id))
+        job->limit[i] = mlki_knn_limit(job, i);
     }
+  }
+}
 
-    /* Queries [q0, q0 + count) against base rows [x0, x1) through the filter. */
-    static void mlki_knn_filter(mlki_knn_job * job, int64_t q0, int64_t count, int64_t x0, int64_t x1) {
-      const mlki_knn *knn = job->knn;
-      const int64_t nr = knn->row->nr, height = mlki_panel_rows(count, knn->row->mr);
-      const int centered = mlki_metric_pair(knn->metric) == MLKI_PAIR_L2;
-      int64_t q_rs, at, i;
-      const float *q = mlki_knn_queries(job, q0, count, &q_rs);
-      mlki_knn_pack_queries(job, q, q_rs, count);
-      for (i = 0; i < count; i++) job->limit[i] = INFINITY;
-      for (at = x0; at < x1; at += knn->block_rows) {
-        const int64_t rows = mlki_min(knn->block_rows, x1 - at);
-        for (i = 0; i < rows; i += nr) {
-          float *panel = job->packed_x + i * knn->d;
-          knn->row->pack(panel, mlki_min(rows - i, nr), nr, knn->d, knn->x.p + (at + i) * knn->x.rs, knn->x.rs,
-                         knn->x.cs);
-          knn->row->knn_panel(knn->metric, panel, knn->d, centered ? job->center : NULL, knn->start_coefficient,
-                              job->init + i);
-        }
-        for (i = 0; i < count; i += height)
-          mlki_knn_filter_panel(job, q, q_rs, i, mlki_min(height, count - i), at, rows);
-      }
+/* Queries [q0, q0 + count) against base rows [x0, x1) through the filter. */
+static void mlki_knn_filter(mlki_knn_job *job, int64_t q0, int64_t count, int64_t x0, int64_t x1) {
+  const mlki_knn *knn = job->knn;
+  const int64_t nr = knn->row->nr, height = mlki_panel_rows(count, knn->row->mr);
+  const int centered = mlki_metric_pair(knn->metric) == MLKI_PAIR_L2;
+  int64_t q_rs, at, i;
+  const float *q = mlki_knn_queries(job, q0, count, &q_rs);
+  mlki_knn_pack_queries(job, q, q_rs, count);
+  for (i = 0; i < count; i++) job->limit[i] = INFINITY;
+  for (at = x0; at < x1; at += knn->block_rows) {
+    const int64_t rows = mlki_min(knn->block_rows, x1 - at);
+    for (i = 0; i < rows; i += nr) {
+      float *panel = job->packed_x + i * knn->d;
+      knn->row->pack(panel, mlki_min(rows - i, nr), nr, knn->d, knn->x.p + (at + i) * knn->x.rs, knn->x.rs, knn->x.cs);
+      knn->row->knn_panel(knn->metric, panel, knn->d, centered ? job->center : NULL, knn->start_coefficient,
+                          job->init + i);
     }
+    for (i = 0; i < count; i += height) mlki_knn_filter_panel(job, q, q_rs, i, mlki_min(height, count - i), at, rows);
+  }
+}
 
-    static void mlki_knn_reference(const mlki_knn *knn, mlki_neighbour *heap) {
-      const int similarity = mlki_metric_pair(knn->metric) == MLKI_PAIR_IP;
-      int64_t i, j;
-      for (i = 0; i < knn->nq; i++) {
-        int64_t size = 0;
-        for (j = 0; j < knn->n; j++) {
-          const float d = mlki_ref_distance(knn->metric, knn->d, knn->q.p + i * knn->q.rs, knn->q.cs,
-                                            knn->x.p + j * knn->x.rs, knn->x.cs);
-          mlki_heap_offer(heap, &size, knn->kept, similarity ? -d : d, j);
-        }
-        mlki_knn_emit(knn, i, heap, size);
-      }
+static void mlki_knn_reference(const mlki_knn *knn, mlki_neighbour *heap) {
+  const int similarity = mlki_metric_pair(knn->metric) == MLKI_PAIR_IP;
+  int64_t i, j;
+  for (i = 0; i < knn->nq; i++) {
+    int64_t size = 0;
+    for (j = 0; j < knn->n; j++) {
+      const float d = mlki_ref_distance(knn->metric, knn->d, knn->q.p + i * knn->q.rs, knn->q.cs,
+                                        knn->x.p + j * knn->x.rs, knn->x.cs);
+      mlki_heap_offer(heap, &size, knn->kept, similarity ? -d : d, j);
     }
+    mlki_knn_emit(knn, i, heap, size);
+  }
+}
 
-    static void mlki_knn_task(void *arg, int index) {
-      const mlki_knn *knn = (const mlki_knn *)arg;
-      const int64_t q_begin = knn->split_base ? 0 : index * knn->task_queries,
-                    q_end = mlki_min(q_begin + knn->task_queries, knn->nq);
-      const int64_t x0 = knn->split_base ? index * knn->task_rows : 0, x1 = mlki_min(x0 + knn->task_rows, knn->n);
-      mlki_carver carver = {NULL, 0};
-      mlki_knn_job job;
-      int64_t q, i;
-      carver.base = knn->workspace + (uint64_t)index * knn->task_bytes;
-      mlki_knn_carve(knn, &carver, &job);
-      if (knn->variant == MLKI_KNN_REFERENCE) {
-        mlki_knn_reference(knn, job.heap);
-        return;
-      }
-      if (knn->variant == MLKI_KNN_FILTER && mlki_metric_pair(knn->metric) == MLKI_PAIR_L2)
-        mlki_knn_center(knn, job.center);
-      for (q = q_begin; q < q_end; q += knn->block_queries) {
-        const int64_t count = mlki_min(knn->block_queries, q_end - q);
-        if (knn->variant == MLKI_KNN_SCAN)
-          mlki_knn_scan(&job, q, count, x0, x1);
-        else
-          mlki_knn_filter(&job, q, count, x0, x1);
-        for (i = 0; i < count && !knn->split_base; i++)
-          mlki_knn_emit(knn, q + i, job.heap + i * knn->kept, job.heap_size[i]);
-      }
-    }
+static void mlki_knn_task(void *arg, int index) {
+  const mlki_knn *knn = (const mlki_knn *)arg;
+  const int64_t q_begin = knn->split_base ? 0 : index * knn->task_queries,
+                q_end = mlki_min(q_begin + knn->task_queries, knn->nq);
+  const int64_t x0 = knn->split_base ? index * knn->task_rows : 0, x1 = mlki_min(x0 + knn->task_rows, knn->n);
+  mlki_carver carver = {NULL, 0};
+  mlki_knn_job job;
+  int64_t q, i;
+  carver.base = knn->workspace + (uint64_t)index * knn->task_bytes;
+  mlki_knn_carve(knn, &carver, &job);
+  if (knn->variant == MLKI_KNN_REFERENCE) {
+    mlki_knn_reference(knn, job.heap);
+    return;
+  }
+  if (knn->variant == MLKI_KNN_FILTER && mlki_metric_pair(knn->metric) == MLKI_PAIR_L2)
+    mlki_knn_center(knn, job.center);
+  for (q = q_begin; q < q_end; q += knn->block_queries) {
+    const int64_t count = mlki_min(knn->block_queries, q_end - q);
+    if (knn->variant == MLKI_KNN_SCAN)
+      mlki_knn_scan(&job, q, count, x0, x1);
+    else
+      mlki_knn_filter(&job, q, count, x0, x1);
+    for (i = 0; i < count && !knn->split_base; i++)
+      mlki_knn_emit(knn, q + i, job.heap + i * knn->kept, job.heap_size[i]);
+  }
+}
 
-    /* After tasks that split the base: all heaps of a query into the first, which is then the result. All queries are in
+/* After tasks that split the base: all heaps of a query into the first, which is then the result. All queries are in
    flight. */
-    static void mlki_knn_merge(const mlki_knn *knn) {
-      mlki_knn_job first, other;
-      int64_t i, e;
-      int task;
-      mlki_carver carver = {NULL, 0};
-      carver.base = knn->workspace;
-      mlki_knn_carve(knn, &carver, &first);
-      for (task = 1; task < knn->tasks; task++) {
-        carver.base = knn->workspace + (uint64_t)task * knn->task_bytes, carver.used = 0;
-        mlki_knn_carve(knn, &carver, &other);
-        for (i = 0; i < knn->nq; i++)
-          for (e = 0; e < other.heap_size[i]; e++) {
-            const mlki_neighbour *entry = &other.heap[i * knn->kept + e];
-            mlki_heap_offer(first.heap + i * knn->kept, &first.heap_size[i], knn->kept, entry->key, entry->id);
-          }
+static void mlki_knn_merge(const mlki_knn *knn) {
+  mlki_knn_job first, other;
+  int64_t i, e;
+  int task;
+  mlki_carver carver = {NULL, 0};
+  carver.base = knn->workspace;
+  mlki_knn_carve(knn, &carver, &first);
+  for (task = 1; task < knn->tasks; task++) {
+    carver.base = knn->workspace + (uint64_t)task * knn->task_bytes, carver.used = 0;
+    mlki_knn_carve(knn, &carver, &other);
+    for (i = 0; i < knn->nq; i++)
+      for (e = 0; e < other.heap_size[i]; e++) {
+        const mlki_neighbour *entry = &other.heap[i * knn->kept + e];
+        mlki_heap_offer(first.heap + i * knn->kept, &first.heap_size[i], knn->kept, entry->key, entry->id);
       }
-      for (i = 0; i < knn->nq; i++) mlki_knn_emit(knn, i, first.heap + i * knn->kept, first.heap_size[i]);
-    }
+  }
+  for (i = 0; i < knn->nq; i++) mlki_knn_emit(knn, i, first.heap + i * knn->kept, first.heap_size[i]);
+}
 
-    /* Chooses variant, blocks, tasks and workspace. Nothing here changes the result. */
-    static mlk_status mlki_knn_block(mlk_context * ctx, mlki_knn * knn) {
-      const int64_t nr = ctx->row->nr, mr = ctx->row->mr;
-      const double work = (double)knn->nq * (double)knn->n * (double)mlki_max(knn->d, 1);
-      int64_t limit = mlki_task_limit(ctx), entries, bytes;
-      mlki_knn_job job;
-      mlki_carver carver = {NULL, 0};
+/* Chooses variant, blocks, tasks and workspace. Nothing here changes the result. */
+static mlk_status mlki_knn_block(mlk_context *ctx, mlki_knn *knn) {
+  const int64_t nr = ctx->row->nr, mr = ctx->row->mr;
+  const double work = (double)knn->nq * (double)knn->n * (double)mlki_max(knn->d, 1);
+  int64_t limit = mlki_task_limit(ctx), entries, bytes;
+  mlki_knn_job job;
+  mlki_carver carver = {NULL, 0};
 
-      if (knn->nq == 0 || knn->k == 0)
-        knn->variant = MLKI_KNN_EMPTY;
-      else if (ctx->reference)
-        knn->variant = MLKI_KNN_REFERENCE;
-      else
-        knn->variant = knn->nq <= MLKI_KNN_SCAN_MAX || knn->d > MLKI_FILTER_D || knn->d == 0 || knn->n == 0
-                           ? MLKI_KNN_SCAN
-                           : MLKI_KNN_FILTER;
+  if (knn->nq == 0 || knn->k == 0)
+    knn->variant = MLKI_KNN_EMPTY;
+  else if (ctx->reference)
+    knn->variant = MLKI_KNN_REFERENCE;
+  else
+    knn->variant = knn->nq <= MLKI_KNN_SCAN_MAX || knn->d > MLKI_FILTER_D || knn->d == 0 || knn->n == 0
+                       ? MLKI_KNN_SCAN
+                       : MLKI_KNN_FILTER;
 
-      /* queries in flight: heaps of at most 32 MiB where k allows, all queries where tasks split the base */
-      knn->block_queries = knn->variant == MLKI_KNN_SCAN ? 2 * MLKI_KNN_SCAN_MAX : MLKI_KNN_QUERIES;
-      knn->block_queries = mlki_min(knn->block_queries, mlki_max((int64_t)(2 << 20) / mlki_max(knn->kept, 1), mr));
-      if (limit > (int64_t)(work / MLKI_TASK_WORK)) limit = mlki_max((int64_t)(work / MLKI_TASK_WORK), 1);
-      knn->split_base = limit > 1 && knn->nq <= knn->block_queries && knn->nq < 16 * mr * limit &&
-                        knn->n >= 4 * nr * limit;
-      if (!knn->split_base && limit > knn->nq) limit = mlki_max(knn->nq, 1);
-      if (knn->variant <= MLKI_KNN_REFERENCE) limit = 1, knn->split_base = 0;
-      knn->task_queries = knn->split_base ? knn->nq : mlki_ceil_div(knn->nq, limit);
-      knn->task_rows = knn->split_base ? mlki_round_up(mlki_ceil_div(knn->n, limit), nr) : knn->n;
-      knn->tasks = (int)(knn->split_base ? mlki_ceil_div(knn->n, knn->task_rows)
-                                         : mlki_max(mlki_ceil_div(knn->nq, mlki_max(knn->task_queries, 1)), 1));
-      knn->block_queries = mlki_min(knn->block_queries, mlki_max(knn->task_queries, 1));
-      if (knn->variant == MLKI_KNN_REFERENCE) knn->block_queries = 1;
-      /* base rows packed at a time: half of level 2 */
-      knn->block_rows = mlki_max(mlki_min(ctx->l2_bytes / 8 / mlki_max(knn->d, 1), 4096) / nr, 1) * nr;
-      knn->block_rows = mlki_min(knn->block_rows, mlki_round_up(mlki_max(knn->n, 1), nr));
+  /* queries in flight: heaps of at most 32 MiB where k allows, all queries where tasks split the base */
+  knn->block_queries = knn->variant == MLKI_KNN_SCAN ? 2 * MLKI_KNN_SCAN_MAX : MLKI_KNN_QUERIES;
+  knn->block_queries = mlki_min(knn->block_queries, mlki_max((int64_t)(2 << 20) / mlki_max(knn->kept, 1), mr));
+  if (limit > (int64_t)(work / MLKI_TASK_WORK)) limit = mlki_max((int64_t)(work / MLKI_TASK_WORK), 1);
+  knn->split_base = limit > 1 && knn->nq <= knn->block_queries && knn->nq < 16 * mr * limit && knn->n >= 4 * nr * limit;
+  if (!knn->split_base && limit > knn->nq) limit = mlki_max(knn->nq, 1);
+  if (knn->variant <= MLKI_KNN_REFERENCE) limit = 1, knn->split_base = 0;
+  knn->task_queries = knn->split_base ? knn->nq : mlki_ceil_div(knn->nq, limit);
+  knn->task_rows = knn->split_base ? mlki_round_up(mlki_ceil_div(knn->n, limit), nr) : knn->n;
+  knn->tasks = (int)(knn->split_base ? mlki_ceil_div(knn->n, knn->task_rows)
+                                     : mlki_max(mlki_ceil_div(knn->nq, mlki_max(knn->task_queries, 1)), 1));
+  knn->block_queries = mlki_min(knn->block_queries, mlki_max(knn->task_queries, 1));
+  if (knn->variant == MLKI_KNN_REFERENCE) knn->block_queries = 1;
+  /* base rows packed at a time: half of level 2 */
+  knn->block_rows = mlki_max(mlki_min(ctx->l2_bytes / 8 / mlki_max(knn->d, 1), 4096) / nr, 1) * nr;
+  knn->block_rows = mlki_min(knn->block_rows, mlki_round_up(mlki_max(knn->n, 1), nr));
 
-      if (mlki_mul_overflows(knn->block_queries, knn->kept, &entries) ||
-          mlki_mul_overflows(entries, (int64_t)sizeof(mlki_neighbour), &bytes) ||
-          mlki_mul_overflows(bytes, 2 * knn->tasks, &bytes))
-        return mlki_fail(ctx, MLK_ERR_SIZE, "k: %lld neighbours of %lld queries do not fit in 63 bits of workspace",
-                         (long long)knn->k, (long long)knn->block_queries);
-      if (knn->variant == MLKI_KNN_EMPTY) {
-        knn->task_bytes = 0;
-        return MLK_OK;
-      }
-      if (knn->variant == MLKI_KNN_REFERENCE)
-        mlki_carve(&carver, knn->kept, sizeof(mlki_neighbour));
-      else
-        mlki_knn_carve(knn, &carver, &job);
-      knn->task_bytes = carver.used;
-      return MLK_OK;
-    }
+  if (mlki_mul_overflows(knn->block_queries, knn->kept, &entries) ||
+      mlki_mul_overflows(entries, (int64_t)sizeof(mlki_neighbour), &bytes) ||
+      mlki_mul_overflows(bytes, 2 * knn->tasks, &bytes))
+    return mlki_fail(ctx, MLK_ERR_SIZE, "k: %lld neighbours of %lld queries do not fit in 63 bits of workspace",
+                     (long long)knn->k, (long long)knn->block_queries);
+  if (knn->variant == MLKI_KNN_EMPTY) {
+    knn->task_bytes = 0;
+    return MLK_OK;
+  }
+  if (knn->variant == MLKI_KNN_REFERENCE)
+    mlki_carve(&carver, knn->kept, sizeof(mlki_neighbour));
+  else
+    mlki_knn_carve(knn, &carver, &job);
+  knn->task_bytes = carver.used;
+  return MLK_OK;
+}
 
-    static void mlki_knn_constants(mlki_knn * knn) {
-      const double d = (double)knn->d, r = d / 16 + 8;
-      knn->relative = 2.0 * r * MLKI_U / (1.0 - r * MLKI_U);
-      knn->underflow = (4 * d + 64) * (double)FLT_MIN;
-      if (knn->metric == MLK_COSINE) {
-        knn->bound = (3 * d + 64) * MLKI_U * 1.02;
-        knn->start_coefficient = 0.0f;
-      } else if (knn->metric == MLK_INNER_PRODUCT) {
-        knn->bound = 2 * (d + d / 16 + 24) * MLKI_U * 1.02;
-        knn->start_coefficient = (float)(knn->bound * 1.000001);
-        knn->underflow += knn->bound * ldexp(sqrt(d), -60);
-      } else {
-        knn->bound = 3 * (d + 8) * MLKI_U * 1.02;
-        knn->start_coefficient = (float)((1.0 - knn->bound) * 0.9999999);
-      }
-    }
+static void mlki_knn_constants(mlki_knn *knn) {
+  const double d = (double)knn->d, r = d / 16 + 8;
+  knn->relative = 2.0 * r * MLKI_U / (1.0 - r * MLKI_U);
+  knn->underflow = (4 * d + 64) * (double)FLT_MIN;
+  if (knn->metric == MLK_COSINE) {
+    knn->bound = (3 * d + 64) * MLKI_U * 1.02;
+    knn->start_coefficient = 0.0f;
+  } else if (knn->metric == MLK_INNER_PRODUCT) {
+    knn->bound = 2 * (d + d / 16 + 24) * MLKI_U * 1.02;
+    knn->start_coefficient = (float)(knn->bound * 1.000001);
+    knn->underflow += knn->bound * ldexp(sqrt(d), -60);
+  } else {
+    knn->bound = 3 * (d + 8) * MLKI_U * 1.02;
+    knn->start_coefficient = (float)((1.0 - knn->bound) * 0.9999999);
+  }
+}
 
-    /* queries and base: [Q, D] and [N, D] f32. */
-    static mlk_status mlki_check_vectors(mlk_context * ctx, mlk_tensor * queries, mlk_tensor * base, mlki_extent * eq,
-                                         mlki_extent * ex, mlki_mat * q, mlki_mat * x) {
-      mlk_status status;
-      if ((status = mlki_check_tensor(ctx, "queries", queries, MLK_F32, 2, 2, eq)) != MLK_OK) return status;
-      if ((status = mlki_check_tensor(ctx, "base", base, MLK_F32, 2, 2, ex)) != MLK_OK) return status;
-      if (queries->shape[1] != base->shape[1])
-        return mlki_fail(ctx, MLK_ERR_SHAPE, "base: rows have %lld elements, but those of queries have %lld",
-                         (long long)base->shape[1], (long long)queries->shape[1]);
-      if ((status = mlki_broadcast(ctx, "queries", queries, queries->shape, 2, q)) != MLK_OK) return status;
-      return mlki_broadcast(ctx, "base", base, base->shape, 2, x);
-    }
+/* queries and base: [Q, D] and [N, D] f32. */
+static mlk_status mlki_check_vectors(mlk_context *ctx, mlk_tensor *queries, mlk_tensor *base, mlki_extent *eq,
+                                     mlki_extent *ex, mlki_mat *q, mlki_mat *x) {
+  mlk_status status;
+  if ((status = mlki_check_tensor(ctx, "queries", queries, MLK_F32, 2, 2, eq)) != MLK_OK) return status;
+  if ((status = mlki_check_tensor(ctx, "base", base, MLK_F32, 2, 2, ex)) != MLK_OK) return status;
+  if (queries->shape[1] != base->shape[1])
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "base: rows have %lld elements, but those of queries have %lld",
+                     (long long)base->shape[1], (long long)queries->shape[1]);
+  if ((status = mlki_broadcast(ctx, "queries", queries, queries->shape, 2, q)) != MLK_OK) return status;
+  return mlki_broadcast(ctx, "base", base, base->shape, 2, x);
+}
 
-    /* One output of k-NN: [Q, k], last axis dense, overlapping nothing else. */
-    static mlk_status mlki_knn_output(mlk_context * ctx, const char *name, mlk_tensor *t, mlk_dtype dtype, int64_t nq,
-                                      int64_t k, mlki_extent *extent) {
-      mlk_status status = mlki_check_tensor(ctx, name, t, dtype, 2, 2, extent);
-      if (status) return status;
-      if (t->shape[0] != nq || t->shape[1] != k)
-        return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: matrix is %lld x %lld, but must be Q x k = %lld x %lld", name,
-                         (long long)t->shape[0], (long long)t->shape[1], (long long)nq, (long long)k);
-      if (k > 1 && t->stride[1] != 1)
-        return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: stride of the last axis is %lld, but must be 1", name,
-                         (long long)t->stride[1]);
-      return mlki_check_output(ctx, name, t, extent);
-    }
+/* One output of k-NN: [Q, k], last axis dense, overlapping nothing else. */
+static mlk_status mlki_knn_output(mlk_context *ctx, const char *name, mlk_tensor *t, mlk_dtype dtype, int64_t nq,
+                                  int64_t k, mlki_extent *extent) {
+  mlk_status status = mlki_check_tensor(ctx, name, t, dtype, 2, 2, extent);
+  if (status) return status;
+  if (t->shape[0] != nq || t->shape[1] != k)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: matrix is %lld x %lld, but must be Q x k = %lld x %lld", name,
+                     (long long)t->shape[0], (long long)t->shape[1], (long long)nq, (long long)k);
+  if (k > 1 && t->stride[1] != 1)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: stride of the last axis is %lld, but must be 1", name,
+                     (long long)t->stride[1]);
+  return mlki_check_output(ctx, name, t, extent);
+}
 
-    /* 2 Q N D and the bytes of all operands. */
-    static mlk_status mlki_knn_cost(mlk_context * ctx, int64_t nq, int64_t n, int64_t d, int64_t * flops) {
-      if (mlki_mul_overflows(nq, n, flops) || mlki_mul_overflows(*flops, d, flops) ||
-          mlki_mul_overflows(*flops, 2, flops))
-        return mlki_fail(ctx, MLK_ERR_SIZE,
-                         "base: the number of operations, 2 x %lld x %lld x %lld, does not fit in 63 bits",
-                         (long long)nq, (long long)n, (long long)d);
-      return MLK_OK;
-    }
+/* 2 Q N D and the bytes of all operands. */
+static mlk_status mlki_knn_cost(mlk_context *ctx, int64_t nq, int64_t n, int64_t d, int64_t *flops) {
+  if (mlki_mul_overflows(nq, n, flops) || mlki_mul_overflows(*flops, d, flops) || mlki_mul_overflows(*flops, 2, flops))
+    return mlki_fail(ctx, MLK_ERR_SIZE,
+                     "base: the number of operations, 2 x %lld x %lld x %lld, does not fit in 63 bits", (long long)nq,
+                     (long long)n, (long long)d);
+  return MLK_OK;
+}
 
-    static mlk_status mlki_check_metric(mlk_context * ctx, mlk_metric metric) {
-      if ((int)metric >= 0 && metric < MLK_METRIC_COUNT) return MLK_OK;
-      return mlki_fail(ctx, MLK_ERR_ARGUMENT, "metric: is %d, but must be 0 to %d", (int)metric, MLK_METRIC_COUNT - 1);
-    }
+static mlk_status mlki_check_metric(mlk_context *ctx, mlk_metric metric) {
+  if ((int)metric >= 0 && metric < MLK_METRIC_COUNT) return MLK_OK;
+  return mlki_fail(ctx, MLK_ERR_ARGUMENT, "metric: is %d, but must be 0 to %d", (int)metric, MLK_METRIC_COUNT - 1);
+}
 
-    static mlk_status mlki_knn_prepare(mlk_context * ctx, const mlk_knn_desc *desc, int run, mlki_knn *knn) {
-      mlk_tensor queries, base, ids, distances;
-      mlki_extent eq, ex, ei, ed;
-      mlk_status status;
-      int64_t flops, last;
-      if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
-      queries = desc->queries, base = desc->base, ids = desc->ids, distances = desc->distances;
-      memset(knn, 0, sizeof *knn);
-      if ((status = mlki_check_metric(ctx, desc->metric)) != MLK_OK) return status;
-      if (desc->k < 0)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "k: is %lld, but must be at least 0", (long long)desc->k);
-      if ((status = mlki_check_vectors(ctx, &queries, &base, &eq, &ex, &knn->q, &knn->x)) != MLK_OK) return status;
-      knn->row = ctx->row, knn->metric = desc->metric;
-      knn->nq = queries.shape[0], knn->n = base.shape[0], knn->d = base.shape[1];
-      knn->k = desc->k, knn->kept = mlki_min(desc->k, knn->n), knn->first_id = desc->first_id;
-      if ((status = mlki_knn_cost(ctx, knn->nq, knn->n, knn->d, &flops)) != MLK_OK) return status;
-      if (desc->first_id < 0)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "first_id: is %lld, but must be at least 0", (long long)desc->first_id);
-      if (mlki_add_overflows(desc->first_id, mlki_max(knn->n - 1, 0), &last))
-        return mlki_fail(ctx, MLK_ERR_SIZE, "first_id: is %lld, so the last row number does not fit in 63 bits",
-                         (long long)desc->first_id);
-      if ((status = mlki_knn_output(ctx, "ids", &ids, MLK_I64, knn->nq, knn->k, &ei)) != MLK_OK) return status;
-      if ((status = mlki_check_apart(ctx, run, "ids", &ids, &ei, "queries", &queries, &eq)) != MLK_OK) return status;
-      if ((status = mlki_check_apart(ctx, run, "ids", &ids, &ei, "base", &base, &ex)) != MLK_OK) return status;
-      knn->ids = (int64_t *)ids.data, knn->ids_rs = ids.stride[0];
-      ed.count = 0;
-      if (distances.data) {
-        if ((status = mlki_knn_output(ctx, "distances", &distances, MLK_F32, knn->nq, knn->k, &ed)) != MLK_OK)
-          return status;
-        if ((status = mlki_check_apart(ctx, run, "distances", &distances, &ed, "queries", &queries, &eq)) != MLK_OK)
-          return status;
-        if ((status = mlki_check_apart(ctx, run, "distances", &distances, &ed, "base", &base, &ex)) != MLK_OK)
-          return status;
-        if ((status = mlki_check_apart(ctx, run, "distances", &distances, &ed, "ids", &ids, &ei)) != MLK_OK)
-          return status;
-        knn->distances = (float *)distances.data, knn->distances_rs = distances.stride[0];
-      }
-      knn->flops = (uint64_t)flops;
-      knn->bytes = 4 * (uint64_t)(eq.stored + ex.stored + ed.count) + 8 * (uint64_t)ei.count;
-      mlki_knn_constants(knn);
-      return mlki_knn_block(ctx, knn);
-    }
+static mlk_status mlki_knn_prepare(mlk_context *ctx, const mlk_knn_desc *desc, int run, mlki_knn *knn) {
+  mlk_tensor queries, base, ids, distances;
+  mlki_extent eq, ex, ei, ed;
+  mlk_status status;
+  int64_t flops, last;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  queries = desc->queries, base = desc->base, ids = desc->ids, distances = desc->distances;
+  memset(knn, 0, sizeof *knn);
+  if ((status = mlki_check_metric(ctx, desc->metric)) != MLK_OK) return status;
+  if (desc->k < 0) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "k: is %lld, but must be at least 0", (long long)desc->k);
+  if ((status = mlki_check_vectors(ctx, &queries, &base, &eq, &ex, &knn->q, &knn->x)) != MLK_OK) return status;
+  knn->row = ctx->row, knn->metric = desc->metric;
+  knn->nq = queries.shape[0], knn->n = base.shape[0], knn->d = base.shape[1];
+  knn->k = desc->k, knn->kept = mlki_min(desc->k, knn->n), knn->first_id = desc->first_id;
+  if ((status = mlki_knn_cost(ctx, knn->nq, knn->n, knn->d, &flops)) != MLK_OK) return status;
+  if (desc->first_id < 0)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "first_id: is %lld, but must be at least 0", (long long)desc->first_id);
+  if (mlki_add_overflows(desc->first_id, mlki_max(knn->n - 1, 0), &last))
+    return mlki_fail(ctx, MLK_ERR_SIZE, "first_id: is %lld, so the last row number does not fit in 63 bits",
+                     (long long)desc->first_id);
+  if ((status = mlki_knn_output(ctx, "ids", &ids, MLK_I64, knn->nq, knn->k, &ei)) != MLK_OK) return status;
+  if ((status = mlki_check_apart(ctx, run, "ids", &ids, &ei, "queries", &queries, &eq)) != MLK_OK) return status;
+  if ((status = mlki_check_apart(ctx, run, "ids", &ids, &ei, "base", &base, &ex)) != MLK_OK) return status;
+  knn->ids = (int64_t *)ids.data, knn->ids_rs = ids.stride[0];
+  ed.count = 0;
+  if (distances.data) {
+    if ((status = mlki_knn_output(ctx, "distances", &distances, MLK_F32, knn->nq, knn->k, &ed)) != MLK_OK)
+      return status;
+    if ((status = mlki_check_apart(ctx, run, "distances", &distances, &ed, "queries", &queries, &eq)) != MLK_OK)
+      return status;
+    if ((status = mlki_check_apart(ctx, run, "distances", &distances, &ed, "base", &base, &ex)) != MLK_OK)
+      return status;
+    if ((status = mlki_check_apart(ctx, run, "distances", &distances, &ed, "ids", &ids, &ei)) != MLK_OK) return status;
+    knn->distances = (float *)distances.data, knn->distances_rs = distances.stride[0];
+  }
+  knn->flops = (uint64_t)flops;
+  knn->bytes = 4 * (uint64_t)(eq.stored + ex.stored + ed.count) + 8 * (uint64_t)ei.count;
+  mlki_knn_constants(knn);
+  return mlki_knn_block(ctx, knn);
+}
 
 /* >>distances ----------------------------------------------------------------------------------------------------
    The base is cut into steps of rows that tasks take in turn; a step meets all queries while it is in
@@ -6061,101 +6016,98 @@ MLKI_KERNEL void MLKI_FN(mlki_place)(float *to, int64_t width, int64_t pitch, in
 #define MLKI_DISTANCE_ROWS    64
 #define MLKI_DISTANCE_QUERIES 32
 
-    typedef struct mlki_distances {
-      const mlki_kernels *row;
-      mlk_metric metric;
-      int64_t nq, n, d;
-      mlki_mat q, x, out;
-      int reference, tasks;
-      int64_t steps, next;
-      uint64_t task_bytes;
-      char *workspace;
-      uint64_t flops, bytes;
-    } mlki_distances;
+typedef struct mlki_distances {
+  const mlki_kernels *row;
+  mlk_metric metric;
+  int64_t nq, n, d;
+  mlki_mat q, x, out;
+  int reference, tasks;
+  int64_t steps, next;
+  uint64_t task_bytes;
+  char *workspace;
+  uint64_t flops, bytes;
+} mlki_distances;
 
-    static void mlki_distances_carve(const mlki_distances *dist, mlki_carver *c, float **query, float **gathered) {
-      *query = dist->q.cs == 1 ? NULL : (float *)mlki_carve(c, MLKI_DISTANCE_QUERIES * dist->d, 4);
-      *gathered = dist->x.cs == 1 ? NULL : (float *)mlki_carve(c, MLKI_DISTANCE_ROWS * dist->d, 4);
-    }
+static void mlki_distances_carve(const mlki_distances *dist, mlki_carver *c, float **query, float **gathered) {
+  *query = dist->q.cs == 1 ? NULL : (float *)mlki_carve(c, MLKI_DISTANCE_QUERIES * dist->d, 4);
+  *gathered = dist->x.cs == 1 ? NULL : (float *)mlki_carve(c, MLKI_DISTANCE_ROWS * dist->d, 4);
+}
 
-    /* Base rows [x0, x0 + rows) against all queries. */
-    static void mlki_distances_step(const mlki_distances *dist, int64_t x0, int64_t rows, float *query,
-                                    float *gathered) {
-      float sums[MLKI_DISTANCE_QUERIES * MLKI_DISTANCE_ROWS], norm_x[MLKI_DISTANCE_ROWS];
-      int64_t q0, i, j, q_rs, x_rs;
-      const float *x = mlki_dense_rows(&dist->x, x0, rows, dist->d, gathered, &x_rs);
+/* Base rows [x0, x0 + rows) against all queries. */
+static void mlki_distances_step(const mlki_distances *dist, int64_t x0, int64_t rows, float *query, float *gathered) {
+  float sums[MLKI_DISTANCE_QUERIES * MLKI_DISTANCE_ROWS], norm_x[MLKI_DISTANCE_ROWS];
+  int64_t q0, i, j, q_rs, x_rs;
+  const float *x = mlki_dense_rows(&dist->x, x0, rows, dist->d, gathered, &x_rs);
+  for (j = 0; j < rows; j++)
+    norm_x[j] = dist->metric == MLK_COSINE ? mlki_norm(dist->row, x + j * x_rs, dist->d) : 1.0f;
+  for (q0 = 0; q0 < dist->nq; q0 += MLKI_DISTANCE_QUERIES) {
+    const int64_t count = mlki_min(dist->nq - q0, MLKI_DISTANCE_QUERIES);
+    const float *q = mlki_dense_rows(&dist->q, q0, count, dist->d, query, &q_rs);
+    dist->row->pairs(mlki_metric_pair(dist->metric), count, rows, dist->d, q, q_rs, x, x_rs, sums, MLKI_DISTANCE_ROWS);
+    for (i = 0; i < count; i++) {
+      const float norm_q = dist->metric == MLK_COSINE ? mlki_norm(dist->row, q + i * q_rs, dist->d) : 1.0f;
+      float *out = dist->out.p + (q0 + i) * dist->out.rs + x0 * dist->out.cs;
       for (j = 0; j < rows; j++)
-        norm_x[j] = dist->metric == MLK_COSINE ? mlki_norm(dist->row, x + j * x_rs, dist->d) : 1.0f;
-      for (q0 = 0; q0 < dist->nq; q0 += MLKI_DISTANCE_QUERIES) {
-        const int64_t count = mlki_min(dist->nq - q0, MLKI_DISTANCE_QUERIES);
-        const float *q = mlki_dense_rows(&dist->q, q0, count, dist->d, query, &q_rs);
-        dist->row->pairs(mlki_metric_pair(dist->metric), count, rows, dist->d, q, q_rs, x, x_rs, sums,
-                         MLKI_DISTANCE_ROWS);
-        for (i = 0; i < count; i++) {
-          const float norm_q = dist->metric == MLK_COSINE ? mlki_norm(dist->row, q + i * q_rs, dist->d) : 1.0f;
-          float *out = dist->out.p + (q0 + i) * dist->out.rs + x0 * dist->out.cs;
-          for (j = 0; j < rows; j++)
-            out[j * dist->out.cs] = mlki_metric_distance(dist->metric, sums[i * MLKI_DISTANCE_ROWS + j], norm_q,
-                                                         norm_x[j]);
-        }
-      }
+        out[j * dist->out.cs] = mlki_metric_distance(dist->metric, sums[i * MLKI_DISTANCE_ROWS + j], norm_q, norm_x[j]);
     }
+  }
+}
 
-    static void mlki_distances_task(void *arg, int index) {
-      mlki_distances *dist = (mlki_distances *)arg;
-      mlki_carver carver = {NULL, 0};
-      float *query, *gathered;
-      int64_t step, i, j;
-      carver.base = dist->workspace + (uint64_t)index * dist->task_bytes;
-      mlki_distances_carve(dist, &carver, &query, &gathered);
-      if (dist->reference) {
-        for (i = 0; i < dist->nq; i++)
-          for (j = 0; j < dist->n; j++)
-            dist->out.p[i * dist->out.rs + j * dist->out.cs] = mlki_ref_distance(
-                dist->metric, dist->d, dist->q.p + i * dist->q.rs, dist->q.cs, dist->x.p + j * dist->x.rs, dist->x.cs);
-        return;
-      }
-      while ((step = mlki_take(&dist->next)) < dist->steps)
-        mlki_distances_step(dist, step * MLKI_DISTANCE_ROWS,
-                            mlki_min(dist->n - step * MLKI_DISTANCE_ROWS, MLKI_DISTANCE_ROWS), query, gathered);
-    }
+static void mlki_distances_task(void *arg, int index) {
+  mlki_distances *dist = (mlki_distances *)arg;
+  mlki_carver carver = {NULL, 0};
+  float *query, *gathered;
+  int64_t step, i, j;
+  carver.base = dist->workspace + (uint64_t)index * dist->task_bytes;
+  mlki_distances_carve(dist, &carver, &query, &gathered);
+  if (dist->reference) {
+    for (i = 0; i < dist->nq; i++)
+      for (j = 0; j < dist->n; j++)
+        dist->out.p[i * dist->out.rs + j * dist->out.cs] = mlki_ref_distance(
+            dist->metric, dist->d, dist->q.p + i * dist->q.rs, dist->q.cs, dist->x.p + j * dist->x.rs, dist->x.cs);
+    return;
+  }
+  while ((step = mlki_take(&dist->next)) < dist->steps)
+    mlki_distances_step(dist, step * MLKI_DISTANCE_ROWS,
+                        mlki_min(dist->n - step * MLKI_DISTANCE_ROWS, MLKI_DISTANCE_ROWS), query, gathered);
+}
 
-    static mlk_status mlki_distances_prepare(mlk_context * ctx, const mlk_distances_desc *desc, int run,
-                                             mlki_distances *dist) {
-      mlk_tensor queries, base, out;
-      mlki_extent eq, ex, eo;
-      mlki_carver carver = {NULL, 0};
-      float *query, *gathered;
-      mlk_status status;
-      int64_t flops;
-      double work;
-      if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
-      queries = desc->queries, base = desc->base, out = desc->out;
-      memset(dist, 0, sizeof *dist);
-      if ((status = mlki_check_metric(ctx, desc->metric)) != MLK_OK) return status;
-      if ((status = mlki_check_vectors(ctx, &queries, &base, &eq, &ex, &dist->q, &dist->x)) != MLK_OK) return status;
-      dist->row = ctx->row, dist->metric = desc->metric, dist->reference = ctx->reference;
-      dist->nq = queries.shape[0], dist->n = base.shape[0], dist->d = base.shape[1];
-      if ((status = mlki_knn_cost(ctx, dist->nq, dist->n, dist->d, &flops)) != MLK_OK) return status;
-      if ((status = mlki_check_tensor(ctx, "out", &out, MLK_F32, 2, 2, &eo)) != MLK_OK) return status;
-      if (out.shape[0] != dist->nq || out.shape[1] != dist->n)
-        return mlki_fail(ctx, MLK_ERR_SHAPE, "out: matrix is %lld x %lld, but must be Q x N = %lld x %lld",
-                         (long long)out.shape[0], (long long)out.shape[1], (long long)dist->nq, (long long)dist->n);
-      if ((status = mlki_check_output(ctx, "out", &out, &eo)) != MLK_OK) return status;
-      if ((status = mlki_check_apart(ctx, run, "out", &out, &eo, "queries", &queries, &eq)) != MLK_OK) return status;
-      if ((status = mlki_check_apart(ctx, run, "out", &out, &eo, "base", &base, &ex)) != MLK_OK) return status;
-      if ((status = mlki_broadcast(ctx, "out", &out, out.shape, 2, &dist->out)) != MLK_OK) return status;
-      dist->flops = (uint64_t)flops;
-      dist->bytes = 4 * (uint64_t)(eq.stored + ex.stored + eo.count);
-      dist->steps = dist->nq ? mlki_ceil_div(dist->n, MLKI_DISTANCE_ROWS) : 0;
-      work = (double)dist->nq * (double)dist->n * (double)dist->d;
-      dist->tasks = (int)mlki_max(
-          mlki_min(mlki_min(mlki_task_limit(ctx), (int64_t)(work / MLKI_TASK_WORK)), dist->steps), 1);
-      if (dist->reference) dist->tasks = 1;
-      if (!dist->reference && eo.count) mlki_distances_carve(dist, &carver, &query, &gathered);
-      dist->task_bytes = carver.used;
-      return MLK_OK;
-    }
+static mlk_status mlki_distances_prepare(mlk_context *ctx, const mlk_distances_desc *desc, int run,
+                                         mlki_distances *dist) {
+  mlk_tensor queries, base, out;
+  mlki_extent eq, ex, eo;
+  mlki_carver carver = {NULL, 0};
+  float *query, *gathered;
+  mlk_status status;
+  int64_t flops;
+  double work;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  queries = desc->queries, base = desc->base, out = desc->out;
+  memset(dist, 0, sizeof *dist);
+  if ((status = mlki_check_metric(ctx, desc->metric)) != MLK_OK) return status;
+  if ((status = mlki_check_vectors(ctx, &queries, &base, &eq, &ex, &dist->q, &dist->x)) != MLK_OK) return status;
+  dist->row = ctx->row, dist->metric = desc->metric, dist->reference = ctx->reference;
+  dist->nq = queries.shape[0], dist->n = base.shape[0], dist->d = base.shape[1];
+  if ((status = mlki_knn_cost(ctx, dist->nq, dist->n, dist->d, &flops)) != MLK_OK) return status;
+  if ((status = mlki_check_tensor(ctx, "out", &out, MLK_F32, 2, 2, &eo)) != MLK_OK) return status;
+  if (out.shape[0] != dist->nq || out.shape[1] != dist->n)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "out: matrix is %lld x %lld, but must be Q x N = %lld x %lld",
+                     (long long)out.shape[0], (long long)out.shape[1], (long long)dist->nq, (long long)dist->n);
+  if ((status = mlki_check_output(ctx, "out", &out, &eo)) != MLK_OK) return status;
+  if ((status = mlki_check_apart(ctx, run, "out", &out, &eo, "queries", &queries, &eq)) != MLK_OK) return status;
+  if ((status = mlki_check_apart(ctx, run, "out", &out, &eo, "base", &base, &ex)) != MLK_OK) return status;
+  if ((status = mlki_broadcast(ctx, "out", &out, out.shape, 2, &dist->out)) != MLK_OK) return status;
+  dist->flops = (uint64_t)flops;
+  dist->bytes = 4 * (uint64_t)(eq.stored + ex.stored + eo.count);
+  dist->steps = dist->nq ? mlki_ceil_div(dist->n, MLKI_DISTANCE_ROWS) : 0;
+  work = (double)dist->nq * (double)dist->n * (double)dist->d;
+  dist->tasks = (int)mlki_max(mlki_min(mlki_min(mlki_task_limit(ctx), (int64_t)(work / MLKI_TASK_WORK)), dist->steps),
+                              1);
+  if (dist->reference) dist->tasks = 1;
+  if (!dist->reference && eo.count) mlki_distances_carve(dist, &carver, &query, &gathered);
+  dist->task_bytes = carver.used;
+  return MLK_OK;
+}
 
 /* >>map ----------------------------------------------------------------------------------------------------------
    Elementwise operators walk over several views at once. Axes are sorted by the output's strides, merged where every
@@ -6168,371 +6120,367 @@ MLKI_KERNEL void MLKI_FN(mlki_place)(float *to, int64_t width, int64_t pitch, in
 #define MLKI_SHORT_ROW 32    /* rows below this are handed over several at a time */
 #define MLKI_MAP_WORK  8     /* one element of a cheap map, in multiply-adds of MLKI_TASK_WORK: it waits for memory */
 
-    typedef struct mlki_walk {
-      int rank, operands;                          /* axis 0 is the innermost */
-      int64_t size[MLK_MAX_RANK];                  /* >= 1 */
-      int64_t stride[MLKI_OPERANDS][MLK_MAX_RANK]; /* in elements */
-      int64_t bytes[MLKI_OPERANDS];                /* of an element */
-      int written[MLKI_OPERANDS];                  /* an output */
-      char *p[MLKI_OPERANDS];
-      int64_t tile[2], tiles[MLK_MAX_RANK], count; /* elements of a tile, tiles along each axis, all tiles */
-      int flat;                                    /* tiles go to the kernel as one row */
-    } mlki_walk;
+typedef struct mlki_walk {
+  int rank, operands;                          /* axis 0 is the innermost */
+  int64_t size[MLK_MAX_RANK];                  /* >= 1 */
+  int64_t stride[MLKI_OPERANDS][MLK_MAX_RANK]; /* in elements */
+  int64_t bytes[MLKI_OPERANDS];                /* of an element */
+  int written[MLKI_OPERANDS];                  /* an output */
+  char *p[MLKI_OPERANDS];
+  int64_t tile[2], tiles[MLK_MAX_RANK], count; /* elements of a tile, tiles along each axis, all tiles */
+  int flat;                                    /* tiles go to the kernel as one row */
+} mlki_walk;
 
-    /* Adds a view; stride: in the axes of the output, outermost first. */
-    static void mlki_walk_add(mlki_walk * w, const mlk_tensor *t, const int64_t *stride, int rank, int written) {
-      const int k = w->operands++;
-      int i;
-      w->p[k] = (char *)t->data;
-      w->bytes[k] = mlki_dtype_bytes(t->dtype);
-      w->written[k] = written;
-      for (i = 0; i < rank; i++) w->stride[k][rank - 1 - i] = stride[i];
-    }
+/* Adds a view; stride: in the axes of the output, outermost first. */
+static void mlki_walk_add(mlki_walk *w, const mlk_tensor *t, const int64_t *stride, int rank, int written) {
+  const int k = w->operands++;
+  int i;
+  w->p[k] = (char *)t->data;
+  w->bytes[k] = mlki_dtype_bytes(t->dtype);
+  w->written[k] = written;
+  for (i = 0; i < rank; i++) w->stride[k][rank - 1 - i] = stride[i];
+}
 
-    /* Moves axis from to place to, the others keep their order. */
-    static void mlki_walk_move(mlki_walk * w, int from, int to) {
-      const int step = from < to ? 1 : -1;
-      int i, k;
-      for (i = from; i != to; i += step) {
-        int64_t t = w->size[i];
-        w->size[i] = w->size[i + step], w->size[i + step] = t;
-        for (k = 0; k < w->operands; k++)
-          t = w->stride[k][i], w->stride[k][i] = w->stride[k][i + step], w->stride[k][i + step] = t;
-      }
-    }
+/* Moves axis from to place to, the others keep their order. */
+static void mlki_walk_move(mlki_walk *w, int from, int to) {
+  const int step = from < to ? 1 : -1;
+  int i, k;
+  for (i = from; i != to; i += step) {
+    int64_t t = w->size[i];
+    w->size[i] = w->size[i + step], w->size[i + step] = t;
+    for (k = 0; k < w->operands; k++)
+      t = w->stride[k][i], w->stride[k][i] = w->stride[k][i + step], w->stride[k][i + step] = t;
+  }
+}
 
-    /* Axes of one element go, strides of the first operand become positive and ascending, neighbours merge. */
-    static void mlki_walk_merge(mlki_walk * w) {
-      int i, j, k;
-      for (i = w->rank - 1; i >= 0; i--)
-        if (w->size[i] == 1) mlki_walk_move(w, i, --w->rank);
-      for (i = 0; i < w->rank; i++) {
-        for (k = w->operands - 1; k >= 0 && w->stride[0][i] < 0; k--) { /* operand 0, which decides, last */
-          w->p[k] += (w->size[i] - 1) * w->stride[k][i] * w->bytes[k];
-          w->stride[k][i] = -w->stride[k][i];
-        }
-        for (j = i; j > 0 && w->stride[0][j] < w->stride[0][j - 1]; j--) mlki_walk_move(w, j, j - 1);
-      }
-      for (i = 0; i + 1 < w->rank;) {
-        for (k = 0; k < w->operands; k++)
-          if (w->stride[k][i + 1] != w->size[i] * w->stride[k][i]) break;
-        if (k < w->operands) {
-          i++;
-        } else {
-          w->size[i] *= w->size[i + 1];
-          mlki_walk_move(w, i + 1, --w->rank);
-        }
-      }
-      for (; w->rank < 2; w->rank++) {
-        w->size[w->rank] = 1;
-        for (k = 0; k < w->operands; k++) w->stride[k][w->rank] = w->rank == 0;
-      }
+/* Axes of one element go, strides of the first operand become positive and ascending, neighbours merge. */
+static void mlki_walk_merge(mlki_walk *w) {
+  int i, j, k;
+  for (i = w->rank - 1; i >= 0; i--)
+    if (w->size[i] == 1) mlki_walk_move(w, i, --w->rank);
+  for (i = 0; i < w->rank; i++) {
+    for (k = w->operands - 1; k >= 0 && w->stride[0][i] < 0; k--) { /* operand 0, which decides, last */
+      w->p[k] += (w->size[i] - 1) * w->stride[k][i] * w->bytes[k];
+      w->stride[k][i] = -w->stride[k][i];
     }
+    for (j = i; j > 0 && w->stride[0][j] < w->stride[0][j - 1]; j--) mlki_walk_move(w, j, j - 1);
+  }
+  for (i = 0; i + 1 < w->rank;) {
+    for (k = 0; k < w->operands; k++)
+      if (w->stride[k][i + 1] != w->size[i] * w->stride[k][i]) break;
+    if (k < w->operands) {
+      i++;
+    } else {
+      w->size[i] *= w->size[i + 1];
+      mlki_walk_move(w, i + 1, --w->rank);
+    }
+  }
+  for (; w->rank < 2; w->rank++) {
+    w->size[w->rank] = 1;
+    for (k = 0; k < w->operands; k++) w->stride[k][w->rank] = w->rank == 0;
+  }
+}
 
-    /* Are rows along axis 0 what kernels take: dense, or, for inputs, one value? */
-    static int mlki_walk_dense(const mlki_walk *w, int k) {
-      return w->stride[k][0] == 1 || w->size[0] == 1 || (w->stride[k][0] == 0 && !w->written[k]);
-    }
+/* Are rows along axis 0 what kernels take: dense, or, for inputs, one value? */
+static int mlki_walk_dense(const mlki_walk *w, int k) {
+  return w->stride[k][0] == 1 || w->size[0] == 1 || (w->stride[k][0] == 0 && !w->written[k]);
+}
 
-    static void mlki_walk_tiles(mlki_walk * w) {
-      int i, k, dense = 1, transposed = 0;
-      for (k = 0; k < w->operands; k++) {
-        if (mlki_walk_dense(w, k)) continue;
-        dense = 0;
-        for (i = 1; i < w->rank && !transposed; i++)
-          if (w->stride[k][i] == 1) mlki_walk_move(w, i, 1), transposed = 1;
-      }
-      w->tile[1] = transposed ? mlki_min(w->size[1], MLKI_TILE_SIDE) : 1;
-      w->flat = w->size[0] < MLKI_SHORT_ROW && w->size[1] > 1;
-      w->tile[0] = mlki_min(w->size[0], (dense && !w->flat ? MLKI_RUN : MLKI_TILE) / w->tile[1]);
-      if (!transposed || w->flat)
-        w->tile[1] = mlki_min(w->size[1], (dense && !w->flat ? MLKI_RUN : MLKI_TILE) / w->tile[0]);
-      for (i = 0, w->count = 1; i < w->rank; i++) {
-        w->tiles[i] = i < 2 ? mlki_ceil_div(w->size[i], w->tile[i]) : w->size[i];
-        w->count *= w->tiles[i];
-      }
-    }
+static void mlki_walk_tiles(mlki_walk *w) {
+  int i, k, dense = 1, transposed = 0;
+  for (k = 0; k < w->operands; k++) {
+    if (mlki_walk_dense(w, k)) continue;
+    dense = 0;
+    for (i = 1; i < w->rank && !transposed; i++)
+      if (w->stride[k][i] == 1) mlki_walk_move(w, i, 1), transposed = 1;
+  }
+  w->tile[1] = transposed ? mlki_min(w->size[1], MLKI_TILE_SIDE) : 1;
+  w->flat = w->size[0] < MLKI_SHORT_ROW && w->size[1] > 1;
+  w->tile[0] = mlki_min(w->size[0], (dense && !w->flat ? MLKI_RUN : MLKI_TILE) / w->tile[1]);
+  if (!transposed || w->flat)
+    w->tile[1] = mlki_min(w->size[1], (dense && !w->flat ? MLKI_RUN : MLKI_TILE) / w->tile[0]);
+  for (i = 0, w->count = 1; i < w->rank; i++) {
+    w->tiles[i] = i < 2 ? mlki_ceil_div(w->size[i], w->tile[i]) : w->size[i];
+    w->count *= w->tiles[i];
+  }
+}
 
-    /* Hands tiles [first, last) to body: pointers to their first elements, columns along axis 0, rows along axis 1. */
-    static void mlki_walk_run(const mlki_walk *w, int64_t first, int64_t last,
-                              void (*body)(const void *job, char *const *p, int64_t cols, int64_t rows),
-                              const void *job) {
-      int64_t at[MLK_MAX_RANK], left = first;
-      char *p[MLKI_OPERANDS];
-      int i, k;
-      for (i = 0; i < w->rank; i++) at[i] = left % w->tiles[i], left /= w->tiles[i];
-      for (; first < last; first++) {
-        for (k = 0; k < w->operands; k++) {
-          p[k] = w->p[k];
-          for (i = 0; i < w->rank; i++) p[k] += at[i] * (i < 2 ? w->tile[i] : 1) * w->stride[k][i] * w->bytes[k];
-        }
-        body(job, p, mlki_min(w->tile[0], w->size[0] - at[0] * w->tile[0]),
-             mlki_min(w->tile[1], w->size[1] - at[1] * w->tile[1]));
-        for (i = 0; i < w->rank && ++at[i] == w->tiles[i]; i++) at[i] = 0;
-      }
+/* Hands tiles [first, last) to body: pointers to their first elements, columns along axis 0, rows along axis 1. */
+static void mlki_walk_run(const mlki_walk *w, int64_t first, int64_t last,
+                          void (*body)(const void *job, char *const *p, int64_t cols, int64_t rows), const void *job) {
+  int64_t at[MLK_MAX_RANK], left = first;
+  char *p[MLKI_OPERANDS];
+  int i, k;
+  for (i = 0; i < w->rank; i++) at[i] = left % w->tiles[i], left /= w->tiles[i];
+  for (; first < last; first++) {
+    for (k = 0; k < w->operands; k++) {
+      p[k] = w->p[k];
+      for (i = 0; i < w->rank; i++) p[k] += at[i] * (i < 2 ? w->tile[i] : 1) * w->stride[k][i] * w->bytes[k];
     }
+    body(job, p, mlki_min(w->tile[0], w->size[0] - at[0] * w->tile[0]),
+         mlki_min(w->tile[1], w->size[1] - at[1] * w->tile[1]));
+    for (i = 0; i < w->rank && ++at[i] == w->tiles[i]; i++) at[i] = 0;
+  }
+}
 
-    /* How many tasks share elements of that much work each. */
-    static int mlki_walk_tasks(const mlk_context *ctx, const mlki_walk *w, double work) {
-      if (ctx->reference) return 1;
-      return (int)mlki_max(mlki_min(mlki_min(mlki_task_limit(ctx), (int64_t)(work / MLKI_TASK_WORK)), w->count), 1);
-    }
+/* How many tasks share elements of that much work each. */
+static int mlki_walk_tasks(const mlk_context *ctx, const mlki_walk *w, double work) {
+  if (ctx->reference) return 1;
+  return (int)mlki_max(mlki_min(mlki_min(mlki_task_limit(ctx), (int64_t)(work / MLKI_TASK_WORK)), w->count), 1);
+}
 
 /* to[r][c] = from[r * s1 + c * s0], elements of 1, 2, 4 or 8 bytes; scatter is the inverse. */
 #define MLKI_MOVE_ELEMENTS(type, to_at, from_at)                                                                       \
   for (r = 0; r < rows; r++)                                                                                           \
     for (c = 0; c < cols; c++) ((type *)to)[to_at] = ((const type *)from)[from_at]
 
-    static void mlki_gather(const mlki_kernels *row, void *to, const void *from, int64_t bytes, int64_t s0, int64_t s1,
-                            int64_t cols, int64_t rows) {
-      int64_t r, c;
-      if (bytes == 4 && (s0 == 1 || s1 == 1)) {
-        row->pack((float *)to, cols, cols, rows, (const float *)from, s0, s1);
-        return;
-      }
-      switch (bytes) {
-      case 1: MLKI_MOVE_ELEMENTS(uint8_t, r * cols + c, r * s1 + c * s0); break;
-      case 2: MLKI_MOVE_ELEMENTS(uint16_t, r * cols + c, r * s1 + c * s0); break;
-      case 4: MLKI_MOVE_ELEMENTS(float, r *cols + c, r * s1 + c * s0); break;
-      default: MLKI_MOVE_ELEMENTS(int64_t, r * cols + c, r * s1 + c * s0); break;
-      }
+static void mlki_gather(const mlki_kernels *row, void *to, const void *from, int64_t bytes, int64_t s0, int64_t s1,
+                        int64_t cols, int64_t rows) {
+  int64_t r, c;
+  if (bytes == 4 && (s0 == 1 || s1 == 1)) {
+    row->pack((float *)to, cols, cols, rows, (const float *)from, s0, s1);
+    return;
+  }
+  switch (bytes) {
+  case 1: MLKI_MOVE_ELEMENTS(uint8_t, r * cols + c, r * s1 + c * s0); break;
+  case 2: MLKI_MOVE_ELEMENTS(uint16_t, r * cols + c, r * s1 + c * s0); break;
+  case 4: MLKI_MOVE_ELEMENTS(float, r *cols + c, r * s1 + c * s0); break;
+  default: MLKI_MOVE_ELEMENTS(int64_t, r * cols + c, r * s1 + c * s0); break;
+  }
+}
+
+static void mlki_scatter(void *to, const void *from, int64_t bytes, int64_t s0, int64_t s1, int64_t cols,
+                         int64_t rows) {
+  int64_t r, c;
+  switch (bytes) {
+  case 1: MLKI_MOVE_ELEMENTS(uint8_t, r * s1 + c * s0, r * cols + c); break;
+  case 2: MLKI_MOVE_ELEMENTS(uint16_t, r * s1 + c * s0, r * cols + c); break;
+  case 4: MLKI_MOVE_ELEMENTS(float, r *s1 + c * s0, r * cols + c); break;
+  default: MLKI_MOVE_ELEMENTS(int64_t, r * s1 + c * s0, r * cols + c); break;
+  }
+}
+
+/* One operand of a tile, ready for a kernel: rows of it at p + r * pitch (bytes), dense or, with steps 0, one value. */
+typedef struct mlki_rows {
+  char *p;
+  int64_t pitch;
+  int steps;
+} mlki_rows;
+
+/* Does operand k of this tile need the block? */
+static int mlki_walk_gathers(const mlki_walk *w, int k, int64_t cols, int64_t rows) {
+  if (w->flat && rows > 1)
+    return !(w->stride[k][0] == 1 && w->stride[k][1] == cols) &&
+           !(w->stride[k][0] == 0 && w->stride[k][1] == 0 && !w->written[k]);
+  return !mlki_walk_dense(w, k);
+}
+
+/* block: at least MLKI_TILE + 16 elements of operand k. read: with what is there. */
+static mlki_rows mlki_walk_rows(const mlki_kernels *row, const mlki_walk *w, int k, char *p, int64_t cols, int64_t rows,
+                                void *block, int read) {
+  mlki_rows view;
+  if (mlki_walk_gathers(w, k, cols, rows)) {
+    if (read) mlki_gather(row, block, p, w->bytes[k], w->stride[k][0], w->stride[k][1], cols, rows);
+    view.p = (char *)block;
+    view.pitch = cols * w->bytes[k];
+    view.steps = 1;
+  } else {
+    view.p = p;
+    view.pitch = w->stride[k][1] * w->bytes[k];
+    view.steps = w->stride[k][0] != 0 || (cols == 1 && !(w->flat && rows > 1));
+  }
+  return view;
+}
+
+/* Puts an output that was computed in the block where it belongs. */
+static void mlki_walk_put(const mlki_walk *w, int k, char *p, int64_t cols, int64_t rows, const mlki_rows *view) {
+  if (view->p != p) mlki_scatter(p, view->p, w->bytes[k], w->stride[k][0], w->stride[k][1], cols, rows);
+}
+
+typedef struct mlki_mapping {
+  const mlki_kernels *row;
+  mlki_walk walk; /* out, a, b */
+  mlk_map_op op;
+  mlk_activation activation;
+  float alpha, beta;
+  mlk_dtype from, to; /* of a and out */
+  int tasks, reference, convert;
+  uint64_t flops, bytes;
+  mlk_tensor a, b, out; /* of the reference: strides in out's axes */
+} mlki_mapping;
+
+static void mlki_fill16(float *to, float x) {
+  int i;
+  for (i = 0; i < 16; i++) to[i] = x;
+}
+
+static void mlki_map_tile(const void *arg, char *const *p, int64_t cols, int64_t rows) {
+  const mlki_mapping *m = (const mlki_mapping *)arg;
+  const mlki_walk *w = &m->walk;
+  const int has_b = w->operands > 2;
+  float block[3][MLKI_TILE + 16], value[2][16];
+  mlki_rows out = mlki_walk_rows(m->row, w, 0, p[0], cols, rows, block[0], 0), a, b;
+  mlki_map_row row;
+  int64_t r, n = rows;
+  a = mlki_walk_rows(m->row, w, 1, p[1], cols, rows, block[1], 1);
+  b = has_b ? mlki_walk_rows(m->row, w, 2, p[2], cols, rows, block[2], 1) : a;
+  row.op = m->op, row.activation = m->activation, row.alpha = m->alpha, row.beta = m->beta;
+  row.a_steps = a.steps, row.b_steps = b.steps;
+  row.n = cols;
+  if (w->flat) row.n = cols * rows, n = 1;
+  for (r = 0; r < n; r++) {
+    row.out = (float *)(void *)(out.p + r * out.pitch);
+    row.a = (const float *)(const void *)(a.p + r * a.pitch);
+    row.b = (const float *)(const void *)(b.p + r * b.pitch);
+    if (!a.steps) mlki_fill16(value[0], *row.a), row.a = value[0];
+    if (!b.steps) mlki_fill16(value[1], *row.b), row.b = value[1];
+    m->row->map(&row);
+  }
+  mlki_walk_put(w, 0, p[0], cols, rows, &out);
+}
+
+/* n <= MLKI_TILE elements from one type to another, both dense. Everything but i64 passes through f32, which holds it. */
+static void mlki_convert(const mlki_kernels *row, mlk_dtype from, const void *p, mlk_dtype to, void *q, int64_t n) {
+  float buffer[MLKI_TILE];
+  const int64_t *wide = (const int64_t *)p;
+  const float *f = (const float *)p;
+  int64_t j;
+  if (from == to) {
+    memcpy(q, p, (size_t)(n * mlki_dtype_bytes((int32_t)from)));
+  } else if (from == MLK_I64 && to == MLK_U8) {
+    for (j = 0; j < n; j++) ((uint8_t *)q)[j] = mlki_i64_to_u8(wide[j]);
+  } else if (from == MLK_I64 && to == MLK_F32) {
+    for (j = 0; j < n; j++) ((float *)q)[j] = (float)wide[j];
+  } else if (from == MLK_I64) {
+    for (j = 0; j < n; j++) buffer[j] = mlki_i64_to_odd(wide[j]);
+    row->narrow(to, buffer, q, n);
+  } else if (to == MLK_F32) {
+    row->widen(from, p, (float *)q, n);
+  } else {
+    if (from != MLK_F32) row->widen(from, p, buffer, n), f = buffer;
+    if (to == MLK_I64)
+      for (j = 0; j < n; j++) ((int64_t *)q)[j] = mlki_f32_to_i64(f[j]);
+    else
+      row->narrow(to, f, q, n);
+  }
+}
+
+static void mlki_convert_tile(const void *arg, char *const *p, int64_t cols, int64_t rows) {
+  const mlki_mapping *m = (const mlki_mapping *)arg;
+  const mlki_walk *w = &m->walk;
+  int64_t block[2][MLKI_TILE + 16], value[16], r, j, n = rows, length = cols;
+  mlki_rows out = mlki_walk_rows(m->row, w, 0, p[0], cols, rows, block[0], 0);
+  mlki_rows a = mlki_walk_rows(m->row, w, 1, p[1], cols, rows, block[1], 1);
+  if (w->flat) length = cols * rows, n = 1;
+  for (r = 0; r < n; r++) {
+    char *to = out.p + r * out.pitch;
+    const char *from = a.p + r * a.pitch;
+    if (a.steps) {
+      for (j = 0; j < length; j += MLKI_TILE)
+        mlki_convert(m->row, m->from, from + j * w->bytes[1], m->to, to + j * w->bytes[0],
+                     mlki_min(length - j, MLKI_TILE));
+    } else { /* one value, many times */
+      mlki_convert(m->row, m->from, from, m->to, value, 1);
+      for (j = 0; j < length; j++) memcpy(to + j * w->bytes[0], value, (size_t)w->bytes[0]);
     }
+  }
+  mlki_walk_put(w, 0, p[0], cols, rows, &out);
+}
 
-    static void mlki_scatter(void *to, const void *from, int64_t bytes, int64_t s0, int64_t s1, int64_t cols,
-                             int64_t rows) {
-      int64_t r, c;
-      switch (bytes) {
-      case 1: MLKI_MOVE_ELEMENTS(uint8_t, r * s1 + c * s0, r * cols + c); break;
-      case 2: MLKI_MOVE_ELEMENTS(uint16_t, r * s1 + c * s0, r * cols + c); break;
-      case 4: MLKI_MOVE_ELEMENTS(float, r *s1 + c * s0, r * cols + c); break;
-      default: MLKI_MOVE_ELEMENTS(int64_t, r * s1 + c * s0, r * cols + c); break;
-      }
-    }
+static void mlki_map_task(void *arg, int index) {
+  const mlki_mapping *m = (const mlki_mapping *)arg;
+  const int64_t n = m->walk.count;
+  if (m->reference)
+    mlki_ref_map(m->op, m->activation, m->alpha, m->beta, &m->out, &m->a, m->walk.operands > 2 ? &m->b : NULL);
+  else
+    mlki_walk_run(&m->walk, n / m->tasks * index + mlki_min(index, n % m->tasks),
+                  n / m->tasks * (index + 1) + mlki_min(index + 1, n % m->tasks),
+                  m->convert ? mlki_convert_tile : mlki_map_tile, m);
+}
 
-    /* One operand of a tile, ready for a kernel: rows of it at p + r * pitch (bytes), dense or, with steps 0, one value. */
-    typedef struct mlki_rows {
-      char *p;
-      int64_t pitch;
-      int steps;
-    } mlki_rows;
+static int mlki_map_has_b(mlk_map_op op) {
+  return op == MLK_ADD || op == MLK_SUB || op == MLK_MUL || op == MLK_DIV || op == MLK_ACT_GRAD;
+}
 
-    /* Does operand k of this tile need the block? */
-    static int mlki_walk_gathers(const mlki_walk *w, int k, int64_t cols, int64_t rows) {
-      if (w->flat && rows > 1)
-        return !(w->stride[k][0] == 1 && w->stride[k][1] == cols) &&
-               !(w->stride[k][0] == 0 && w->stride[k][1] == 0 && !w->written[k]);
-      return !mlki_walk_dense(w, k);
-    }
+/* As mlki_check_tensor, for any element type. */
+static mlk_status mlki_check_any(mlk_context *ctx, const char *name, mlk_tensor *t, int min_rank, mlki_extent *extent) {
+  if (t->dtype < 0 || t->dtype >= MLK_DTYPE_COUNT)
+    return mlki_fail(ctx, MLK_ERR_DTYPE, "%s: dtype is %d, but must be 0 to %d", name, (int)t->dtype,
+                     MLK_DTYPE_COUNT - 1);
+  return mlki_check_tensor(ctx, name, t, (mlk_dtype)t->dtype, min_rank, MLK_MAX_RANK, extent);
+}
 
-    /* block: at least MLKI_TILE + 16 elements of operand k. read: with what is there. */
-    static mlki_rows mlki_walk_rows(const mlki_kernels *row, const mlki_walk *w, int k, char *p, int64_t cols,
-                                    int64_t rows, void *block, int read) {
-      mlki_rows view;
-      if (mlki_walk_gathers(w, k, cols, rows)) {
-        if (read) mlki_gather(row, block, p, w->bytes[k], w->stride[k][0], w->stride[k][1], cols, rows);
-        view.p = (char *)block;
-        view.pitch = cols * w->bytes[k];
-        view.steps = 1;
-      } else {
-        view.p = p;
-        view.pitch = w->stride[k][1] * w->bytes[k];
-        view.steps = w->stride[k][0] != 0 || (cols == 1 && !(w->flat && rows > 1));
-      }
-      return view;
-    }
+/* An input that may be the output itself, or lie apart from it. It gets the output's axes. */
+static mlk_status mlki_map_input(mlk_context *ctx, int run, const char *name, mlk_tensor *t, const mlk_tensor *out,
+                                 const mlki_extent *eo, uint64_t *bytes) {
+  int64_t stride[MLK_MAX_RANK];
+  mlki_extent extent;
+  mlk_status status = mlki_check_any(ctx, name, t, 0, &extent);
+  int i;
+  if (status) return status;
+  *bytes += (uint64_t)(extent.stored * mlki_dtype_bytes(t->dtype));
+  if ((status = mlki_broadcast_strides(ctx, name, t, "out", out->shape, out->rank, stride)) != MLK_OK) return status;
+  if (!(t->dtype == out->dtype && mlki_same_view(t, out)))
+    if ((status = mlki_check_apart(ctx, run, "out", out, eo, name, t, &extent)) != MLK_OK) return status;
+  t->rank = out->rank;
+  for (i = 0; i < t->rank; i++) t->shape[i] = out->shape[i], t->stride[i] = stride[i];
+  return MLK_OK;
+}
 
-    /* Puts an output that was computed in the block where it belongs. */
-    static void mlki_walk_put(const mlki_walk *w, int k, char *p, int64_t cols, int64_t rows, const mlki_rows *view) {
-      if (view->p != p) mlki_scatter(p, view->p, w->bytes[k], w->stride[k][0], w->stride[k][1], cols, rows);
-    }
+static mlk_status mlki_map_check(mlk_context *ctx, const mlk_map_desc *desc) {
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  if ((int)desc->op < 0 || desc->op >= MLK_MAP_OP_COUNT)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "op: is %d, but must be 0 to %d", (int)desc->op, MLK_MAP_OP_COUNT - 1);
+  if ((int)desc->activation < 0 || desc->activation >= MLK_ACTIVATION_COUNT)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "activation: is %d, but must be 0 to %d", (int)desc->activation,
+                     MLK_ACTIVATION_COUNT - 1);
+  if (desc->op != MLK_COPY && desc->a.data && desc->a.dtype != MLK_F32)
+    return mlki_fail(ctx, MLK_ERR_DTYPE, "a: dtype is %d, but must be f32 unless op is MLK_COPY", (int)desc->a.dtype);
+  if (desc->op != MLK_COPY && desc->out.data && desc->out.dtype != MLK_F32)
+    return mlki_fail(ctx, MLK_ERR_DTYPE, "out: dtype is %d, but must be f32 unless op is MLK_COPY",
+                     (int)desc->out.dtype);
+  if (mlki_map_has_b(desc->op) && desc->b.data && desc->b.dtype != MLK_F32)
+    return mlki_fail(ctx, MLK_ERR_DTYPE, "b: dtype is %d, but must be f32", (int)desc->b.dtype);
+  if (!mlki_map_has_b(desc->op) && desc->b.data)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "b: is given, but op %d has no b", (int)desc->op);
+  return MLK_OK;
+}
 
-    typedef struct mlki_mapping {
-      const mlki_kernels *row;
-      mlki_walk walk; /* out, a, b */
-      mlk_map_op op;
-      mlk_activation activation;
-      float alpha, beta;
-      mlk_dtype from, to; /* of a and out */
-      int tasks, reference, convert;
-      uint64_t flops, bytes;
-      mlk_tensor a, b, out; /* of the reference: strides in out's axes */
-    } mlki_mapping;
+static mlk_status mlki_map_prepare(mlk_context *ctx, const mlk_map_desc *desc, int run, mlki_mapping *m) {
+  mlki_extent eo;
+  mlk_status status;
+  int i;
+  memset(m, 0, sizeof *m);
+  if ((status = mlki_map_check(ctx, desc)) != MLK_OK) return status;
+  m->row = ctx->row, m->reference = ctx->reference;
+  m->op = desc->op, m->activation = desc->activation;
+  m->alpha = desc->alpha ? *desc->alpha : 1.0f, m->beta = desc->beta ? *desc->beta : 1.0f;
+  m->a = desc->a, m->b = desc->b, m->out = desc->out;
+  if ((status = mlki_check_any(ctx, "out", &m->out, 1, &eo)) != MLK_OK) return status;
+  if ((status = mlki_check_output(ctx, "out", &m->out, &eo)) != MLK_OK) return status;
+  if ((status = mlki_map_input(ctx, run, "a", &m->a, &m->out, &eo, &m->bytes)) != MLK_OK) return status;
+  if (mlki_map_has_b(m->op))
+    if ((status = mlki_map_input(ctx, run, "b", &m->b, &m->out, &eo, &m->bytes)) != MLK_OK) return status;
+  m->from = (mlk_dtype)m->a.dtype, m->to = (mlk_dtype)m->out.dtype;
+  m->convert = m->from != MLK_F32 || m->to != MLK_F32;
+  m->bytes += (uint64_t)(eo.count * mlki_dtype_bytes(m->out.dtype));
+  m->flops = m->op == MLK_COPY ? 0 : (uint64_t)eo.count;
+  m->tasks = 1;
+  m->walk.rank = m->out.rank;
+  for (i = 0; i < m->out.rank; i++) m->walk.size[m->out.rank - 1 - i] = m->out.shape[i];
+  mlki_walk_add(&m->walk, &m->out, m->out.stride, m->out.rank, 1);
+  mlki_walk_add(&m->walk, &m->a, m->a.stride, m->out.rank, 0);
+  if (mlki_map_has_b(m->op)) mlki_walk_add(&m->walk, &m->b, m->b.stride, m->out.rank, 0);
+  if (!eo.count) return MLK_OK; /* a walk of no tiles */
+  mlki_walk_merge(&m->walk);
+  mlki_walk_tiles(&m->walk);
+  m->tasks = mlki_walk_tasks(ctx, &m->walk, (double)eo.count * (m->op > MLK_DIV ? 2 : 1) * MLKI_MAP_WORK);
+  return MLK_OK;
+}
 
-    static void mlki_fill16(float *to, float x) {
-      int i;
-      for (i = 0; i < 16; i++) to[i] = x;
-    }
-
-    static void mlki_map_tile(const void *arg, char *const *p, int64_t cols, int64_t rows) {
-      const mlki_mapping *m = (const mlki_mapping *)arg;
-      const mlki_walk *w = &m->walk;
-      const int has_b = w->operands > 2;
-      float block[3][MLKI_TILE + 16], value[2][16];
-      mlki_rows out = mlki_walk_rows(m->row, w, 0, p[0], cols, rows, block[0], 0), a, b;
-      mlki_map_row row;
-      int64_t r, n = rows;
-      a = mlki_walk_rows(m->row, w, 1, p[1], cols, rows, block[1], 1);
-      b = has_b ? mlki_walk_rows(m->row, w, 2, p[2], cols, rows, block[2], 1) : a;
-      row.op = m->op, row.activation = m->activation, row.alpha = m->alpha, row.beta = m->beta;
-      row.a_steps = a.steps, row.b_steps = b.steps;
-      row.n = cols;
-      if (w->flat) row.n = cols * rows, n = 1;
-      for (r = 0; r < n; r++) {
-        row.out = (float *)(void *)(out.p + r * out.pitch);
-        row.a = (const float *)(const void *)(a.p + r * a.pitch);
-        row.b = (const float *)(const void *)(b.p + r * b.pitch);
-        if (!a.steps) mlki_fill16(value[0], *row.a), row.a = value[0];
-        if (!b.steps) mlki_fill16(value[1], *row.b), row.b = value[1];
-        m->row->map(&row);
-      }
-      mlki_walk_put(w, 0, p[0], cols, rows, &out);
-    }
-
-    /* n <= MLKI_TILE elements from one type to another, both dense. Everything but i64 passes through f32, which holds it. */
-    static void mlki_convert(const mlki_kernels *row, mlk_dtype from, const void *p, mlk_dtype to, void *q, int64_t n) {
-      float buffer[MLKI_TILE];
-      const int64_t *wide = (const int64_t *)p;
-      const float *f = (const float *)p;
-      int64_t j;
-      if (from == to) {
-        memcpy(q, p, (size_t)(n * mlki_dtype_bytes((int32_t)from)));
-      } else if (from == MLK_I64 && to == MLK_U8) {
-        for (j = 0; j < n; j++) ((uint8_t *)q)[j] = mlki_i64_to_u8(wide[j]);
-      } else if (from == MLK_I64 && to == MLK_F32) {
-        for (j = 0; j < n; j++) ((float *)q)[j] = (float)wide[j];
-      } else if (from == MLK_I64) {
-        for (j = 0; j < n; j++) buffer[j] = mlki_i64_to_odd(wide[j]);
-        row->narrow(to, buffer, q, n);
-      } else if (to == MLK_F32) {
-        row->widen(from, p, (float *)q, n);
-      } else {
-        if (from != MLK_F32) row->widen(from, p, buffer, n), f = buffer;
-        if (to == MLK_I64)
-          for (j = 0; j < n; j++) ((int64_t *)q)[j] = mlki_f32_to_i64(f[j]);
-        else
-          row->narrow(to, f, q, n);
-      }
-    }
-
-    static void mlki_convert_tile(const void *arg, char *const *p, int64_t cols, int64_t rows) {
-      const mlki_mapping *m = (const mlki_mapping *)arg;
-      const mlki_walk *w = &m->walk;
-      int64_t block[2][MLKI_TILE + 16], value[16], r, j, n = rows, length = cols;
-      mlki_rows out = mlki_walk_rows(m->row, w, 0, p[0], cols, rows, block[0], 0);
-      mlki_rows a = mlki_walk_rows(m->row, w, 1, p[1], cols, rows, block[1], 1);
-      if (w->flat) length = cols * rows, n = 1;
-      for (r = 0; r < n; r++) {
-        char *to = out.p + r * out.pitch;
-        const char *from = a.p + r * a.pitch;
-        if (a.steps) {
-          for (j = 0; j < length; j += MLKI_TILE)
-            mlki_convert(m->row, m->from, from + j * w->bytes[1], m->to, to + j * w->bytes[0],
-                         mlki_min(length - j, MLKI_TILE));
-        } else { /* one value, many times */
-          mlki_convert(m->row, m->from, from, m->to, value, 1);
-          for (j = 0; j < length; j++) memcpy(to + j * w->bytes[0], value, (size_t)w->bytes[0]);
-        }
-      }
-      mlki_walk_put(w, 0, p[0], cols, rows, &out);
-    }
-
-    static void mlki_map_task(void *arg, int index) {
-      const mlki_mapping *m = (const mlki_mapping *)arg;
-      const int64_t n = m->walk.count;
-      if (m->reference)
-        mlki_ref_map(m->op, m->activation, m->alpha, m->beta, &m->out, &m->a, m->walk.operands > 2 ? &m->b : NULL);
-      else
-        mlki_walk_run(&m->walk, n / m->tasks * index + mlki_min(index, n % m->tasks),
-                      n / m->tasks * (index + 1) + mlki_min(index + 1, n % m->tasks),
-                      m->convert ? mlki_convert_tile : mlki_map_tile, m);
-    }
-
-    static int mlki_map_has_b(mlk_map_op op) {
-      return op == MLK_ADD || op == MLK_SUB || op == MLK_MUL || op == MLK_DIV || op == MLK_ACT_GRAD;
-    }
-
-    /* As mlki_check_tensor, for any element type. */
-    static mlk_status mlki_check_any(mlk_context * ctx, const char *name, mlk_tensor *t, int min_rank,
-                                     mlki_extent *extent) {
-      if (t->dtype < 0 || t->dtype >= MLK_DTYPE_COUNT)
-        return mlki_fail(ctx, MLK_ERR_DTYPE, "%s: dtype is %d, but must be 0 to %d", name, (int)t->dtype,
-                         MLK_DTYPE_COUNT - 1);
-      return mlki_check_tensor(ctx, name, t, (mlk_dtype)t->dtype, min_rank, MLK_MAX_RANK, extent);
-    }
-
-    /* An input that may be the output itself, or lie apart from it. It gets the output's axes. */
-    static mlk_status mlki_map_input(mlk_context * ctx, int run, const char *name, mlk_tensor *t, const mlk_tensor *out,
-                                     const mlki_extent *eo, uint64_t *bytes) {
-      int64_t stride[MLK_MAX_RANK];
-      mlki_extent extent;
-      mlk_status status = mlki_check_any(ctx, name, t, 0, &extent);
-      int i;
-      if (status) return status;
-      *bytes += (uint64_t)(extent.stored * mlki_dtype_bytes(t->dtype));
-      if ((status = mlki_broadcast_strides(ctx, name, t, "out", out->shape, out->rank, stride)) != MLK_OK)
-        return status;
-      if (!(t->dtype == out->dtype && mlki_same_view(t, out)))
-        if ((status = mlki_check_apart(ctx, run, "out", out, eo, name, t, &extent)) != MLK_OK) return status;
-      t->rank = out->rank;
-      for (i = 0; i < t->rank; i++) t->shape[i] = out->shape[i], t->stride[i] = stride[i];
-      return MLK_OK;
-    }
-
-    static mlk_status mlki_map_check(mlk_context * ctx, const mlk_map_desc *desc) {
-      if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
-      if ((int)desc->op < 0 || desc->op >= MLK_MAP_OP_COUNT)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "op: is %d, but must be 0 to %d", (int)desc->op, MLK_MAP_OP_COUNT - 1);
-      if ((int)desc->activation < 0 || desc->activation >= MLK_ACTIVATION_COUNT)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "activation: is %d, but must be 0 to %d", (int)desc->activation,
-                         MLK_ACTIVATION_COUNT - 1);
-      if (desc->op != MLK_COPY && desc->a.data && desc->a.dtype != MLK_F32)
-        return mlki_fail(ctx, MLK_ERR_DTYPE, "a: dtype is %d, but must be f32 unless op is MLK_COPY",
-                         (int)desc->a.dtype);
-      if (desc->op != MLK_COPY && desc->out.data && desc->out.dtype != MLK_F32)
-        return mlki_fail(ctx, MLK_ERR_DTYPE, "out: dtype is %d, but must be f32 unless op is MLK_COPY",
-                         (int)desc->out.dtype);
-      if (mlki_map_has_b(desc->op) && desc->b.data && desc->b.dtype != MLK_F32)
-        return mlki_fail(ctx, MLK_ERR_DTYPE, "b: dtype is %d, but must be f32", (int)desc->b.dtype);
-      if (!mlki_map_has_b(desc->op) && desc->b.data)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "b: is given, but op %d has no b", (int)desc->op);
-      return MLK_OK;
-    }
-
-    static mlk_status mlki_map_prepare(mlk_context * ctx, const mlk_map_desc *desc, int run, mlki_mapping *m) {
-      mlki_extent eo;
-      mlk_status status;
-      int i;
-      memset(m, 0, sizeof *m);
-      if ((status = mlki_map_check(ctx, desc)) != MLK_OK) return status;
-      m->row = ctx->row, m->reference = ctx->reference;
-      m->op = desc->op, m->activation = desc->activation;
-      m->alpha = desc->alpha ? *desc->alpha : 1.0f, m->beta = desc->beta ? *desc->beta : 1.0f;
-      m->a = desc->a, m->b = desc->b, m->out = desc->out;
-      if ((status = mlki_check_any(ctx, "out", &m->out, 1, &eo)) != MLK_OK) return status;
-      if ((status = mlki_check_output(ctx, "out", &m->out, &eo)) != MLK_OK) return status;
-      if ((status = mlki_map_input(ctx, run, "a", &m->a, &m->out, &eo, &m->bytes)) != MLK_OK) return status;
-      if (mlki_map_has_b(m->op))
-        if ((status = mlki_map_input(ctx, run, "b", &m->b, &m->out, &eo, &m->bytes)) != MLK_OK) return status;
-      m->from = (mlk_dtype)m->a.dtype, m->to = (mlk_dtype)m->out.dtype;
-      m->convert = m->from != MLK_F32 || m->to != MLK_F32;
-      m->bytes += (uint64_t)(eo.count * mlki_dtype_bytes(m->out.dtype));
-      m->flops = m->op == MLK_COPY ? 0 : (uint64_t)eo.count;
-      m->tasks = 1;
-      m->walk.rank = m->out.rank;
-      for (i = 0; i < m->out.rank; i++) m->walk.size[m->out.rank - 1 - i] = m->out.shape[i];
-      mlki_walk_add(&m->walk, &m->out, m->out.stride, m->out.rank, 1);
-      mlki_walk_add(&m->walk, &m->a, m->a.stride, m->out.rank, 0);
-      if (mlki_map_has_b(m->op)) mlki_walk_add(&m->walk, &m->b, m->b.stride, m->out.rank, 0);
-      if (!eo.count) return MLK_OK; /* a walk of no tiles */
-      mlki_walk_merge(&m->walk);
-      mlki_walk_tiles(&m->walk);
-      m->tasks = mlki_walk_tasks(ctx, &m->walk, (double)eo.count * (m->op > MLK_DIV ? 2 : 1) * MLKI_MAP_WORK);
-      return MLK_OK;
-    }
-
-    static void mlki_map_execute(mlk_context * ctx, mlki_mapping * m) {
-      if (m->reference || m->walk.count) mlki_parallel_for(ctx, m->tasks, mlki_map_task, m);
-    }
+static void mlki_map_execute(mlk_context *ctx, mlki_mapping *m) {
+  if (m->reference || m->walk.count) mlki_parallel_for(ctx, m->tasks, mlki_map_task, m);
+}
 
 /* Reductions. The reduced axes keep their order, that of the elements' numbers; the kept axes are free. Whatever lies
    dense decides how: rows (16 lanes along the last reduced axis), columns (one output a lane, the 16 lanes of NUMERICS
@@ -6540,1116 +6488,1100 @@ MLKI_KERNEL void MLKI_FN(mlki_place)(float *to, int64_t width, int64_t pitch, in
 #define MLKI_REDUCE_WIDTH 64  /* columns that run together */
 #define MLKI_REDUCE_DEPTH 256 /* rows of them between two visits of the lanes in memory; a multiple of 16 */
 
-    typedef enum mlki_reduce_variant {
-      MLKI_REDUCE_ROWWISE,
-      MLKI_REDUCE_COLUMNWISE,
-      MLKI_REDUCE_GATHERED,
-      MLKI_REDUCE_REFERENCE
-    } mlki_reduce_variant;
-    static const char *const mlki_reduce_variant_names[] = {"rows", "columns", "gathered", "reference"};
+typedef enum mlki_reduce_variant {
+  MLKI_REDUCE_ROWWISE,
+  MLKI_REDUCE_COLUMNWISE,
+  MLKI_REDUCE_GATHERED,
+  MLKI_REDUCE_REFERENCE
+} mlki_reduce_variant;
+static const char *const mlki_reduce_variant_names[] = {"rows", "columns", "gathered", "reference"};
 
-    typedef struct mlki_reduction {
-      const mlki_kernels *row;
-      mlk_reduce_op op;
-      mlki_reduce_variant variant;
-      const float *x;
-      float *sums;         /* out, but ARGMAX */
-      int64_t *ids;        /* out of ARGMAX */
-      float beta;          /* 0: out is not read */
-      int kept_rank, rank; /* kept and reduced axes, innermost first */
-      int64_t kept_size[MLK_MAX_RANK], kept_x[MLK_MAX_RANK], kept_out[MLK_MAX_RANK];
-      int64_t size[MLK_MAX_RANK], stride[MLK_MAX_RANK];
-      int64_t kept, count;     /* outputs, elements of each */
-      int64_t width, units;    /* outputs along kept axis 0 that one unit makes */
-      int64_t segments, parts; /* of each sum; units are multiplied by parts when tasks share sums */
-      float *partial;          /* parts > 1: [kept][segments] */
-      int tasks;
-      int64_t next;
-      uint64_t flops, bytes, workspace_bytes;
-    } mlki_reduction;
+typedef struct mlki_reduction {
+  const mlki_kernels *row;
+  mlk_reduce_op op;
+  mlki_reduce_variant variant;
+  const float *x;
+  float *sums;         /* out, but ARGMAX */
+  int64_t *ids;        /* out of ARGMAX */
+  float beta;          /* 0: out is not read */
+  int kept_rank, rank; /* kept and reduced axes, innermost first */
+  int64_t kept_size[MLK_MAX_RANK], kept_x[MLK_MAX_RANK], kept_out[MLK_MAX_RANK];
+  int64_t size[MLK_MAX_RANK], stride[MLK_MAX_RANK];
+  int64_t kept, count;     /* outputs, elements of each */
+  int64_t width, units;    /* outputs along kept axis 0 that one unit makes */
+  int64_t segments, parts; /* of each sum; units are multiplied by parts when tasks share sums */
+  float *partial;          /* parts > 1: [kept][segments] */
+  int tasks;
+  int64_t next;
+  uint64_t flops, bytes, workspace_bytes;
+} mlki_reduction;
 
-    static mlk_reduce_op mlki_reduce_join_op(mlk_reduce_op op) {
-      return op == MLK_SUM_SQUARES || op == MLK_MEAN ? MLK_SUM : op;
+static mlk_reduce_op mlki_reduce_join_op(mlk_reduce_op op) {
+  return op == MLK_SUM_SQUARES || op == MLK_MEAN ? MLK_SUM : op;
+}
+
+/* 16 lanes at lanes[l * step] to one. */
+static float mlki_reduce_tree(mlk_reduce_op op, float *lanes, int64_t step) {
+  int half, l;
+  for (half = 8; half >= 1; half /= 2)
+    for (l = 0; l < half; l++) lanes[l * step] = mlki_ref_reduce_step(op, lanes[l * step], lanes[(l + half) * step]);
+  return lanes[0];
+}
+
+/* Elements [from, to) of the sums of width outputs, x at the first one: their 16 lanes, then their tree. */
+static void mlki_reduce_segment(const mlki_reduction *r, const float *x, int64_t width, int64_t from, int64_t to,
+                                float *sums) {
+  float lanes[16 * MLKI_REDUCE_WIDTH], block[MLKI_TILE + 16];
+  const float start = mlki_ref_reduce_start(r->op);
+  const mlk_reduce_op join = mlki_reduce_join_op(r->op);
+  int64_t j, n;
+  for (j = 0; j < 16 * width; j++) lanes[j] = start;
+  for (; from < to; from += n) {
+    const int64_t at = from % r->size[0], x_rs = r->width == 1 ? 0 : r->kept_x[0];
+    const float *run = x + at * r->stride[0];
+    int64_t left = from / r->size[0];
+    int i;
+    for (i = 1; i < r->rank; i++) run += left % r->size[i] * r->stride[i], left /= r->size[i];
+    n = mlki_min(r->size[0] - at, to - from);
+    if (r->variant == MLKI_REDUCE_COLUMNWISE) {
+      n = mlki_min(n, MLKI_REDUCE_DEPTH - from % 16);
+      r->row->reduce_columns(r->op, lanes, width, run, r->stride[0], n, from % 16);
+    } else if (r->variant == MLKI_REDUCE_ROWWISE) {
+      r->row->reduce_rows(r->op, lanes, width, run, x_rs, n, from % 16);
+    } else {
+      n = mlki_min(n, MLKI_TILE);
+      for (j = 0; j < n; j++) block[j] = run[j * r->stride[0]];
+      r->row->reduce_rows(r->op, lanes, 1, block, 0, n, from % 16);
     }
+  }
+  for (j = 0; j < width; j++)
+    sums[j] = r->variant == MLKI_REDUCE_COLUMNWISE ? mlki_reduce_tree(join, lanes + j, width)
+                                                   : mlki_reduce_tree(join, lanes + 16 * j, 1);
+}
 
-    /* 16 lanes at lanes[l * step] to one. */
-    static float mlki_reduce_tree(mlk_reduce_op op, float *lanes, int64_t step) {
-      int half, l;
-      for (half = 8; half >= 1; half /= 2)
-        for (l = 0; l < half; l++)
-          lanes[l * step] = mlki_ref_reduce_step(op, lanes[l * step], lanes[(l + half) * step]);
-      return lanes[0];
+static void mlki_reduce_finish(const mlki_reduction *r, float *out, float total) {
+  if (r->op == MLK_MEAN) total = total / (float)r->count;
+  *out = r->beta != 0.0f ? mlki_fma1(r->beta, *out, total) : total;
+}
+
+/* The first largest of width outputs. */
+static void mlki_reduce_argmax(const mlki_reduction *r, const float *x, int64_t width, int64_t *out) {
+  float most[MLKI_REDUCE_WIDTH];
+  int64_t from, n, i, j;
+  for (j = 0; j < width; j++) out[j * r->kept_out[0]] = -1;
+  for (from = 0; from < r->count; from += n) {
+    const float *run = x;
+    int64_t left = from / r->size[0];
+    int axis;
+    for (axis = 1; axis < r->rank; axis++) run += left % r->size[axis] * r->stride[axis], left /= r->size[axis];
+    n = r->size[0];
+    for (i = 0; i < n; i++, run += r->stride[0])
+      for (j = 0; j < width; j++) {
+        const float v = run[j * r->kept_x[0]];
+        if (from + i == 0 || v > most[j] || (v != v && most[j] == most[j]))
+          most[j] = v, out[j * r->kept_out[0]] = from + i;
+      }
+  }
+}
+
+/* Where unit number unit starts in x and out; gives how many outputs it makes. */
+static int64_t mlki_reduce_place(const mlki_reduction *r, int64_t unit, int64_t *x, int64_t *out, int64_t *number) {
+  const int64_t strips = mlki_ceil_div(r->kept_size[0], r->width), first = unit % strips * r->width;
+  int64_t left = unit / strips;
+  int i;
+  *number = left * r->kept_size[0] + first;
+  *x = first * r->kept_x[0], *out = first * r->kept_out[0];
+  for (i = 1; i < r->kept_rank; i++) {
+    *x += left % r->kept_size[i] * r->kept_x[i], *out += left % r->kept_size[i] * r->kept_out[i];
+    left /= r->kept_size[i];
+  }
+  return mlki_min(r->width, r->kept_size[0] - first);
+}
+
+static void mlki_reduce_unit(const mlki_reduction *r, int64_t unit) {
+  float total[MLKI_REDUCE_WIDTH], sums[MLKI_REDUCE_WIDTH];
+  const mlk_reduce_op join = mlki_reduce_join_op(r->op);
+  int64_t x, out, number, j, s, width = mlki_reduce_place(r, unit % r->units, &x, &out, &number);
+  if (r->op == MLK_ARGMAX) {
+    mlki_reduce_argmax(r, r->x + x, width, r->ids + out);
+    return;
+  }
+  if (r->parts > 1) { /* one segment only: its sums are joined later */
+    s = unit / r->units;
+    mlki_reduce_segment(r, r->x + x, width, s * MLK_REDUCE_SEGMENT, mlki_min((s + 1) * MLK_REDUCE_SEGMENT, r->count),
+                        sums);
+    for (j = 0; j < width; j++) r->partial[(number + j) * r->segments + s] = sums[j];
+    return;
+  }
+  for (j = 0; j < width; j++) total[j] = mlki_ref_reduce_start(r->op);
+  for (s = 0; s < r->segments; s++) {
+    mlki_reduce_segment(r, r->x + x, width, s * MLK_REDUCE_SEGMENT, mlki_min((s + 1) * MLK_REDUCE_SEGMENT, r->count),
+                        sums);
+    for (j = 0; j < width; j++) total[j] = s == 0 ? sums[j] : mlki_ref_reduce_step(join, total[j], sums[j]);
+  }
+  for (j = 0; j < width; j++) mlki_reduce_finish(r, r->sums + out + j * r->kept_out[0], total[j]);
+}
+
+static void mlki_reduce_join(const mlki_reduction *r) {
+  const mlk_reduce_op join = mlki_reduce_join_op(r->op);
+  int64_t unit, x, out, number, j, s;
+  for (unit = 0; unit < r->units; unit++) {
+    const int64_t width = mlki_reduce_place(r, unit, &x, &out, &number);
+    for (j = 0; j < width; j++) {
+      const float *part = r->partial + (number + j) * r->segments;
+      float total = part[0];
+      for (s = 1; s < r->segments; s++) total = mlki_ref_reduce_step(join, total, part[s]);
+      mlki_reduce_finish(r, r->sums + out + j * r->kept_out[0], total);
     }
+  }
+}
 
-    /* Elements [from, to) of the sums of width outputs, x at the first one: their 16 lanes, then their tree. */
-    static void mlki_reduce_segment(const mlki_reduction *r, const float *x, int64_t width, int64_t from, int64_t to,
-                                    float *sums) {
-      float lanes[16 * MLKI_REDUCE_WIDTH], block[MLKI_TILE + 16];
-      const float start = mlki_ref_reduce_start(r->op);
-      const mlk_reduce_op join = mlki_reduce_join_op(r->op);
-      int64_t j, n;
-      for (j = 0; j < 16 * width; j++) lanes[j] = start;
-      for (; from < to; from += n) {
-        const int64_t at = from % r->size[0], x_rs = r->width == 1 ? 0 : r->kept_x[0];
-        const float *run = x + at * r->stride[0];
-        int64_t left = from / r->size[0];
-        int i;
-        for (i = 1; i < r->rank; i++) run += left % r->size[i] * r->stride[i], left /= r->size[i];
-        n = mlki_min(r->size[0] - at, to - from);
-        if (r->variant == MLKI_REDUCE_COLUMNWISE) {
-          n = mlki_min(n, MLKI_REDUCE_DEPTH - from % 16);
-          r->row->reduce_columns(r->op, lanes, width, run, r->stride[0], n, from % 16);
-        } else if (r->variant == MLKI_REDUCE_ROWWISE) {
-          r->row->reduce_rows(r->op, lanes, width, run, x_rs, n, from % 16);
-        } else {
-          n = mlki_min(n, MLKI_TILE);
-          for (j = 0; j < n; j++) block[j] = run[j * r->stride[0]];
-          r->row->reduce_rows(r->op, lanes, 1, block, 0, n, from % 16);
-        }
-      }
-      for (j = 0; j < width; j++)
-        sums[j] = r->variant == MLKI_REDUCE_COLUMNWISE ? mlki_reduce_tree(join, lanes + j, width)
-                                                       : mlki_reduce_tree(join, lanes + 16 * j, 1);
+static void mlki_reduce_task(void *arg, int index) {
+  mlki_reduction *r = (mlki_reduction *)arg;
+  int64_t unit, x, out, number, size[MLK_MAX_RANK], stride[MLK_MAX_RANK];
+  int i;
+  (void)index;
+  if (r->variant != MLKI_REDUCE_REFERENCE) {
+    while ((unit = mlki_take(&r->next)) < r->units * r->parts) mlki_reduce_unit(r, unit);
+    return;
+  }
+  for (i = 0; i < r->rank; i++) size[r->rank - 1 - i] = r->size[i], stride[r->rank - 1 - i] = r->stride[i];
+  for (unit = 0; unit < r->units; unit++) {
+    mlki_reduce_place(r, unit, &x, &out, &number);
+    if (r->op == MLK_ARGMAX)
+      r->ids[out] = mlki_ref_argmax(r->x + x, r->rank, size, stride, r->count);
+    else
+      mlki_reduce_finish(r, r->sums + out, mlki_ref_reduce_value(r->op, r->x + x, r->rank, size, stride, r->count));
+  }
+}
+
+/* Fits out to the kept axes of x, and lists kept and reduced axes. */
+static mlk_status mlki_reduce_axes(mlk_context *ctx, const mlk_tensor *x, const mlk_tensor *out, unsigned axes,
+                                   mlki_reduction *r) {
+  const int whole = out->rank == x->rank; /* reduced axes are there, of size 1 */
+  int i, at = out->rank - 1, reduced = 0;
+  for (i = 0; i < x->rank; i++) reduced += (int)(axes >> i & 1);
+  if (!whole && out->rank != mlki_max(x->rank - reduced, 1))
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "out: rank is %d, but must be %d, or %d with the reduced axes left out",
+                     (int)out->rank, (int)x->rank, (int)mlki_max(x->rank - reduced, 1));
+  if (!whole && x->rank == reduced && out->shape[0] != 1)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "out: size of axis 0 is %lld, but must be 1: every axis is reduced",
+                     (long long)out->shape[0]);
+  r->count = r->kept = 1;
+  for (i = x->rank - 1; i >= 0; i--) {
+    const int gone = (int)(axes >> i & 1);
+    if (gone) {
+      r->size[r->rank] = x->shape[i], r->stride[r->rank] = x->stride[i];
+      r->rank++;
+      r->count *= x->shape[i];
     }
-
-    static void mlki_reduce_finish(const mlki_reduction *r, float *out, float total) {
-      if (r->op == MLK_MEAN) total = total / (float)r->count;
-      *out = r->beta != 0.0f ? mlki_fma1(r->beta, *out, total) : total;
+    if (whole || !gone) {
+      const int64_t want = gone ? 1 : x->shape[i];
+      if (out->shape[at] != want)
+        return mlki_fail(ctx, MLK_ERR_SHAPE, "out: size of axis %d is %lld, but must be %lld", at,
+                         (long long)out->shape[at], (long long)want);
+      if (!gone) {
+        r->kept_size[r->kept_rank] = want;
+        r->kept_x[r->kept_rank] = x->stride[i], r->kept_out[r->kept_rank] = out->stride[at];
+        r->kept_rank++;
+        r->kept *= want;
+      }
+      at--;
     }
+  }
+  return MLK_OK;
+}
 
-    /* The first largest of width outputs. */
-    static void mlki_reduce_argmax(const mlki_reduction *r, const float *x, int64_t width, int64_t *out) {
-      float most[MLKI_REDUCE_WIDTH];
-      int64_t from, n, i, j;
-      for (j = 0; j < width; j++) out[j * r->kept_out[0]] = -1;
-      for (from = 0; from < r->count; from += n) {
-        const float *run = x;
-        int64_t left = from / r->size[0];
-        int axis;
-        for (axis = 1; axis < r->rank; axis++) run += left % r->size[axis] * r->stride[axis], left /= r->size[axis];
-        n = r->size[0];
-        for (i = 0; i < n; i++, run += r->stride[0])
-          for (j = 0; j < width; j++) {
-            const float v = run[j * r->kept_x[0]];
-            if (from + i == 0 || v > most[j] || (v != v && most[j] == most[j]))
-              most[j] = v, out[j * r->kept_out[0]] = from + i;
-          }
-      }
+static void mlki_swap(int64_t *a, int64_t *b) {
+  const int64_t t = *a;
+  *a = *b;
+  *b = t;
+}
+
+/* Merges what merges, and chooses the variant. Only for count > 0 and kept > 0. */
+static void mlki_reduce_arrange(mlki_reduction *r) {
+  int i, j, k;
+  for (i = 0, k = 0; i < r->rank; i++) { /* reduced axes keep their order */
+    if (r->size[i] == 1) continue;
+    if (k > 0 && r->stride[i] == r->size[k - 1] * r->stride[k - 1])
+      r->size[k - 1] *= r->size[i];
+    else
+      r->size[k] = r->size[i], r->stride[k++] = r->stride[i];
+  }
+  if (k == 0) r->size[0] = 1, r->stride[0] = 1, k = 1;
+  r->rank = k;
+  for (i = 0, k = 0; i < r->kept_rank; i++) { /* kept ones by their strides in x */
+    if (r->kept_size[i] == 1) continue;
+    r->kept_size[k] = r->kept_size[i], r->kept_x[k] = r->kept_x[i], r->kept_out[k] = r->kept_out[i];
+    if (r->kept_x[k] < 0) {
+      r->x += (r->kept_size[k] - 1) * r->kept_x[k];
+      if (r->op == MLK_ARGMAX)
+        r->ids += (r->kept_size[k] - 1) * r->kept_out[k];
+      else
+        r->sums += (r->kept_size[k] - 1) * r->kept_out[k];
+      r->kept_x[k] = -r->kept_x[k], r->kept_out[k] = -r->kept_out[k];
     }
-
-    /* Where unit number unit starts in x and out; gives how many outputs it makes. */
-    static int64_t mlki_reduce_place(const mlki_reduction *r, int64_t unit, int64_t *x, int64_t *out, int64_t *number) {
-      const int64_t strips = mlki_ceil_div(r->kept_size[0], r->width), first = unit % strips * r->width;
-      int64_t left = unit / strips;
-      int i;
-      *number = left * r->kept_size[0] + first;
-      *x = first * r->kept_x[0], *out = first * r->kept_out[0];
-      for (i = 1; i < r->kept_rank; i++) {
-        *x += left % r->kept_size[i] * r->kept_x[i], *out += left % r->kept_size[i] * r->kept_out[i];
-        left /= r->kept_size[i];
-      }
-      return mlki_min(r->width, r->kept_size[0] - first);
+    for (j = k; j > 0 && r->kept_x[j] < r->kept_x[j - 1]; j--) {
+      mlki_swap(&r->kept_x[j], &r->kept_x[j - 1]);
+      mlki_swap(&r->kept_out[j], &r->kept_out[j - 1]);
+      mlki_swap(&r->kept_size[j], &r->kept_size[j - 1]);
     }
-
-    static void mlki_reduce_unit(const mlki_reduction *r, int64_t unit) {
-      float total[MLKI_REDUCE_WIDTH], sums[MLKI_REDUCE_WIDTH];
-      const mlk_reduce_op join = mlki_reduce_join_op(r->op);
-      int64_t x, out, number, j, s, width = mlki_reduce_place(r, unit % r->units, &x, &out, &number);
-      if (r->op == MLK_ARGMAX) {
-        mlki_reduce_argmax(r, r->x + x, width, r->ids + out);
-        return;
-      }
-      if (r->parts > 1) { /* one segment only: its sums are joined later */
-        s = unit / r->units;
-        mlki_reduce_segment(r, r->x + x, width, s * MLK_REDUCE_SEGMENT,
-                            mlki_min((s + 1) * MLK_REDUCE_SEGMENT, r->count), sums);
-        for (j = 0; j < width; j++) r->partial[(number + j) * r->segments + s] = sums[j];
-        return;
-      }
-      for (j = 0; j < width; j++) total[j] = mlki_ref_reduce_start(r->op);
-      for (s = 0; s < r->segments; s++) {
-        mlki_reduce_segment(r, r->x + x, width, s * MLK_REDUCE_SEGMENT,
-                            mlki_min((s + 1) * MLK_REDUCE_SEGMENT, r->count), sums);
-        for (j = 0; j < width; j++) total[j] = s == 0 ? sums[j] : mlki_ref_reduce_step(join, total[j], sums[j]);
-      }
-      for (j = 0; j < width; j++) mlki_reduce_finish(r, r->sums + out + j * r->kept_out[0], total[j]);
+    k++;
+  }
+  if (k == 0) r->kept_size[0] = 1, r->kept_x[0] = 1, r->kept_out[0] = 1, k = 1;
+  for (i = 0, j = 1; j < k; j++) { /* neighbours of both views merge */
+    if (r->kept_x[j] == r->kept_size[i] * r->kept_x[i] && r->kept_out[j] == r->kept_size[i] * r->kept_out[i]) {
+      r->kept_size[i] *= r->kept_size[j];
+    } else {
+      i++;
+      r->kept_size[i] = r->kept_size[j], r->kept_x[i] = r->kept_x[j], r->kept_out[i] = r->kept_out[j];
     }
+  }
+  r->kept_rank = i + 1;
+  r->variant = r->stride[0] == 1 || r->size[0] == 1       ? MLKI_REDUCE_ROWWISE
+               : r->kept_x[0] == 1 && r->kept_size[0] > 1 ? MLKI_REDUCE_COLUMNWISE
+                                                          : MLKI_REDUCE_GATHERED;
+  if (r->kept_x[0] == 1 && r->kept_size[0] >= 16 && r->size[0] < 16) r->variant = MLKI_REDUCE_COLUMNWISE;
+  r->width = mlki_min(r->kept_size[0], r->variant == MLKI_REDUCE_ROWWISE      ? MLKI_REDUCE_ROWS
+                                       : r->variant == MLKI_REDUCE_COLUMNWISE ? MLKI_REDUCE_WIDTH
+                                                                              : 1);
+}
 
-    static void mlki_reduce_join(const mlki_reduction *r) {
-      const mlk_reduce_op join = mlki_reduce_join_op(r->op);
-      int64_t unit, x, out, number, j, s;
-      for (unit = 0; unit < r->units; unit++) {
-        const int64_t width = mlki_reduce_place(r, unit, &x, &out, &number);
-        for (j = 0; j < width; j++) {
-          const float *part = r->partial + (number + j) * r->segments;
-          float total = part[0];
-          for (s = 1; s < r->segments; s++) total = mlki_ref_reduce_step(join, total, part[s]);
-          mlki_reduce_finish(r, r->sums + out + j * r->kept_out[0], total);
-        }
-      }
-    }
+/* share: may tasks share one sum? That takes a workspace. */
+static mlk_status mlki_reduce_prepare(mlk_context *ctx, const mlk_reduce_desc *desc, int run, int share,
+                                      mlki_reduction *r) {
+  mlk_tensor x, out;
+  mlki_extent ex, eo;
+  mlk_status status;
+  double work;
+  int argmax;
+  memset(r, 0, sizeof *r);
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  if ((int)desc->op < 0 || desc->op >= MLK_REDUCE_OP_COUNT)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "op: is %d, but must be 0 to %d", (int)desc->op, MLK_REDUCE_OP_COUNT - 1);
+  x = desc->x, out = desc->out, argmax = desc->op == MLK_ARGMAX;
+  if ((status = mlki_check_tensor(ctx, "x", &x, MLK_F32, 1, MLK_MAX_RANK, &ex)) != MLK_OK) return status;
+  if ((status = mlki_check_tensor(ctx, "out", &out, argmax ? MLK_I64 : MLK_F32, 1, MLK_MAX_RANK, &eo)) != MLK_OK)
+    return status;
+  if (desc->axes == 0 || desc->axes >> x.rank)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "axes: is 0x%x, but must have one of the bits 0 to %d set and no other",
+                     desc->axes, (int)x.rank - 1);
+  if (desc->beta && (argmax || desc->op == MLK_MAX || desc->op == MLK_MIN))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "beta: is given, but MAX, MIN and ARGMAX take none");
+  if ((status = mlki_reduce_axes(ctx, &x, &out, desc->axes, r)) != MLK_OK) return status;
+  if ((status = mlki_check_output(ctx, "out", &out, &eo)) != MLK_OK) return status;
+  if ((status = mlki_check_apart(ctx, run, "out", &out, &eo, "x", &x, &ex)) != MLK_OK) return status;
+  r->row = ctx->row, r->op = desc->op, r->beta = desc->beta ? *desc->beta : 0.0f;
+  r->x = (const float *)x.data;
+  r->sums = (float *)out.data, r->ids = (int64_t *)out.data;
+  r->flops = (uint64_t)ex.count * (r->op == MLK_SUM_SQUARES ? 2 : 1);
+  r->bytes = 4 * (uint64_t)ex.stored + (uint64_t)(eo.count * (argmax ? 8 : 4) * (r->beta != 0.0f ? 2 : 1));
+  r->parts = 1, r->tasks = 1, r->width = 1;
+  r->segments = mlki_ceil_div(r->count, MLK_REDUCE_SEGMENT);
+  if (!r->kept) return MLK_OK; /* no units */
+  if (r->count) mlki_reduce_arrange(r);
+  if (!r->count || ctx->reference) { /* one output at a time; over nothing there is nothing to arrange */
+    mlki_reduction plain = *r;
+    memset(r, 0, sizeof *r);
+    (void)mlki_reduce_axes(ctx, &x, &out, desc->axes, r);
+    r->row = plain.row, r->op = plain.op, r->beta = plain.beta, r->flops = plain.flops, r->bytes = plain.bytes;
+    r->x = (const float *)x.data, r->sums = (float *)out.data, r->ids = (int64_t *)out.data;
+    r->parts = 1, r->tasks = 1, r->width = 1, r->segments = plain.segments, r->variant = MLKI_REDUCE_REFERENCE;
+    if (!r->kept_rank) r->kept_size[0] = 1, r->kept_rank = 1;
+  }
+  r->units = r->kept / r->kept_size[0] * mlki_ceil_div(r->kept_size[0], r->width);
+  if (r->variant == MLKI_REDUCE_REFERENCE) return MLK_OK;
+  work = (double)ex.count * MLKI_MAP_WORK / MLKI_TASK_WORK;
+  if (share && !argmax && r->segments > 1 && r->units < 4 * (int64_t)mlki_task_limit(ctx) && work >= 2) {
+    r->parts = r->segments;
+    r->workspace_bytes = 4 * (uint64_t)(r->kept * r->segments);
+  }
+  r->tasks = (int)mlki_max(mlki_min(mlki_min(mlki_task_limit(ctx), (int64_t)work), r->units * r->parts), 1);
+  return MLK_OK;
+}
 
-    static void mlki_reduce_task(void *arg, int index) {
-      mlki_reduction *r = (mlki_reduction *)arg;
-      int64_t unit, x, out, number, size[MLK_MAX_RANK], stride[MLK_MAX_RANK];
-      int i;
-      (void)index;
-      if (r->variant != MLKI_REDUCE_REFERENCE) {
-        while ((unit = mlki_take(&r->next)) < r->units * r->parts) mlki_reduce_unit(r, unit);
-        return;
-      }
-      for (i = 0; i < r->rank; i++) size[r->rank - 1 - i] = r->size[i], stride[r->rank - 1 - i] = r->stride[i];
-      for (unit = 0; unit < r->units; unit++) {
-        mlki_reduce_place(r, unit, &x, &out, &number);
-        if (r->op == MLK_ARGMAX)
-          r->ids[out] = mlki_ref_argmax(r->x + x, r->rank, size, stride, r->count);
-        else
-          mlki_reduce_finish(r, r->sums + out, mlki_ref_reduce_value(r->op, r->x + x, r->rank, size, stride, r->count));
-      }
-    }
+static mlk_status mlki_reduce_execute(mlk_context *ctx, mlki_reduction *r) {
+  const mlk_status status = mlki_workspace(ctx, r->workspace_bytes);
+  if (status) return status;
+  r->partial = (float *)mlki_workspace_base(ctx);
+  r->next = 0;
+  mlki_parallel_for(ctx, r->tasks, mlki_reduce_task, r);
+  if (r->parts > 1) mlki_reduce_join(r);
+  return MLK_OK;
+}
 
-    /* Fits out to the kept axes of x, and lists kept and reduced axes. */
-    static mlk_status mlki_reduce_axes(mlk_context * ctx, const mlk_tensor *x, const mlk_tensor *out, unsigned axes,
-                                       mlki_reduction *r) {
-      const int whole = out->rank == x->rank; /* reduced axes are there, of size 1 */
-      int i, at = out->rank - 1, reduced = 0;
-      for (i = 0; i < x->rank; i++) reduced += (int)(axes >> i & 1);
-      if (!whole && out->rank != mlki_max(x->rank - reduced, 1))
-        return mlki_fail(ctx, MLK_ERR_SHAPE, "out: rank is %d, but must be %d, or %d with the reduced axes left out",
-                         (int)out->rank, (int)x->rank, (int)mlki_max(x->rank - reduced, 1));
-      if (!whole && x->rank == reduced && out->shape[0] != 1)
-        return mlki_fail(ctx, MLK_ERR_SHAPE, "out: size of axis 0 is %lld, but must be 1: every axis is reduced",
-                         (long long)out->shape[0]);
-      r->count = r->kept = 1;
-      for (i = x->rank - 1; i >= 0; i--) {
-        const int gone = (int)(axes >> i & 1);
-        if (gone) {
-          r->size[r->rank] = x->shape[i], r->stride[r->rank] = x->stride[i];
-          r->rank++;
-          r->count *= x->shape[i];
-        }
-        if (whole || !gone) {
-          const int64_t want = gone ? 1 : x->shape[i];
-          if (out->shape[at] != want)
-            return mlki_fail(ctx, MLK_ERR_SHAPE, "out: size of axis %d is %lld, but must be %lld", at,
-                             (long long)out->shape[at], (long long)want);
-          if (!gone) {
-            r->kept_size[r->kept_rank] = want;
-            r->kept_x[r->kept_rank] = x->stride[i], r->kept_out[r->kept_rank] = out->stride[at];
-            r->kept_rank++;
-            r->kept *= want;
-          }
-          at--;
-        }
-      }
-      return MLK_OK;
-    }
+/* mlk_reduce for other operators: all its checks, the same bits, no workspace. */
+MLKI_INLINE mlk_status mlki_reduce_run(mlk_context *ctx, const mlk_reduce_desc *desc) {
+  mlki_reduction r;
+  const mlk_status status = mlki_reduce_prepare(ctx, desc, 1, 0, &r);
+  return status ? status : mlki_reduce_execute(ctx, &r);
+}
 
-    static void mlki_swap(int64_t * a, int64_t * b) {
-      const int64_t t = *a;
-      *a = *b;
-      *b = t;
-    }
+/* Clipping by the global norm. Every tensor is summed by itself and the sums are added in order. */
+static mlk_status mlki_clip_sum(mlk_context *ctx, const mlk_tensor *grad, float *sum, mlki_reduction *r) {
+  mlk_reduce_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.op = MLK_SUM_SQUARES;
+  desc.x = *grad;
+  desc.out = mlki_view_f32(sum, 1, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END);
+  desc.axes = (1u << grad->rank) - 1u;
+  return mlki_reduce_prepare(ctx, &desc, 1, 1, r);
+}
 
-    /* Merges what merges, and chooses the variant. Only for count > 0 and kept > 0. */
-    static void mlki_reduce_arrange(mlki_reduction * r) {
-      int i, j, k;
-      for (i = 0, k = 0; i < r->rank; i++) { /* reduced axes keep their order */
-        if (r->size[i] == 1) continue;
-        if (k > 0 && r->stride[i] == r->size[k - 1] * r->stride[k - 1])
-          r->size[k - 1] *= r->size[i];
-        else
-          r->size[k] = r->size[i], r->stride[k++] = r->stride[i];
-      }
-      if (k == 0) r->size[0] = 1, r->stride[0] = 1, k = 1;
-      r->rank = k;
-      for (i = 0, k = 0; i < r->kept_rank; i++) { /* kept ones by their strides in x */
-        if (r->kept_size[i] == 1) continue;
-        r->kept_size[k] = r->kept_size[i], r->kept_x[k] = r->kept_x[i], r->kept_out[k] = r->kept_out[i];
-        if (r->kept_x[k] < 0) {
-          r->x += (r->kept_size[k] - 1) * r->kept_x[k];
-          if (r->op == MLK_ARGMAX)
-            r->ids += (r->kept_size[k] - 1) * r->kept_out[k];
-          else
-            r->sums += (r->kept_size[k] - 1) * r->kept_out[k];
-          r->kept_x[k] = -r->kept_x[k], r->kept_out[k] = -r->kept_out[k];
-        }
-        for (j = k; j > 0 && r->kept_x[j] < r->kept_x[j - 1]; j--) {
-          mlki_swap(&r->kept_x[j], &r->kept_x[j - 1]);
-          mlki_swap(&r->kept_out[j], &r->kept_out[j - 1]);
-          mlki_swap(&r->kept_size[j], &r->kept_size[j - 1]);
-        }
-        k++;
-      }
-      if (k == 0) r->kept_size[0] = 1, r->kept_x[0] = 1, r->kept_out[0] = 1, k = 1;
-      for (i = 0, j = 1; j < k; j++) { /* neighbours of both views merge */
-        if (r->kept_x[j] == r->kept_size[i] * r->kept_x[i] && r->kept_out[j] == r->kept_size[i] * r->kept_out[i]) {
-          r->kept_size[i] *= r->kept_size[j];
-        } else {
-          i++;
-          r->kept_size[i] = r->kept_size[j], r->kept_x[i] = r->kept_x[j], r->kept_out[i] = r->kept_out[j];
-        }
-      }
-      r->kept_rank = i + 1;
-      r->variant = r->stride[0] == 1 || r->size[0] == 1       ? MLKI_REDUCE_ROWWISE
-                   : r->kept_x[0] == 1 && r->kept_size[0] > 1 ? MLKI_REDUCE_COLUMNWISE
-                                                              : MLKI_REDUCE_GATHERED;
-      if (r->kept_x[0] == 1 && r->kept_size[0] >= 16 && r->size[0] < 16) r->variant = MLKI_REDUCE_COLUMNWISE;
-      r->width = mlki_min(r->kept_size[0], r->variant == MLKI_REDUCE_ROWWISE      ? MLKI_REDUCE_ROWS
-                                           : r->variant == MLKI_REDUCE_COLUMNWISE ? MLKI_REDUCE_WIDTH
-                                                                                  : 1);
-    }
+static mlk_status mlki_clip_scale(mlk_context *ctx, const mlk_tensor *grad, const float *factor, mlki_mapping *m) {
+  mlk_map_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.op = MLK_SCALE;
+  desc.a = desc.out = *grad;
+  desc.alpha = factor;
+  return mlki_map_prepare(ctx, &desc, 0, m);
+}
 
-    /* share: may tasks share one sum? That takes a workspace. */
-    static mlk_status mlki_reduce_prepare(mlk_context * ctx, const mlk_reduce_desc *desc, int run, int share,
-                                          mlki_reduction *r) {
-      mlk_tensor x, out;
-      mlki_extent ex, eo;
-      mlk_status status;
-      double work;
-      int argmax;
-      memset(r, 0, sizeof *r);
-      if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
-      if ((int)desc->op < 0 || desc->op >= MLK_REDUCE_OP_COUNT)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "op: is %d, but must be 0 to %d", (int)desc->op,
-                         MLK_REDUCE_OP_COUNT - 1);
-      x = desc->x, out = desc->out, argmax = desc->op == MLK_ARGMAX;
-      if ((status = mlki_check_tensor(ctx, "x", &x, MLK_F32, 1, MLK_MAX_RANK, &ex)) != MLK_OK) return status;
-      if ((status = mlki_check_tensor(ctx, "out", &out, argmax ? MLK_I64 : MLK_F32, 1, MLK_MAX_RANK, &eo)) != MLK_OK)
+static mlk_status mlki_clip_check(mlk_context *ctx, const mlk_clip_norm_desc *desc, int run) {
+  int64_t i, j;
+  char name[32], other_name[32];
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  if (desc->count < 0)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "count: is %lld, but must be at least 0", (long long)desc->count);
+  if (desc->count && !desc->grads)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "grads: is NULL, but the argument is required");
+  if (!(desc->max_norm > 0.0f))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "max_norm: is %g, but must be above 0", (double)desc->max_norm);
+  for (i = 0; i < desc->count; i++) {
+    mlk_tensor t = desc->grads[i], other;
+    mlki_extent extent, other_extent;
+    mlk_status status;
+    snprintf(name, sizeof name, "grads[%lld]", (long long)i);
+    if ((status = mlki_check_tensor(ctx, name, &t, MLK_F32, 1, MLK_MAX_RANK, &extent)) != MLK_OK) return status;
+    if ((status = mlki_check_output(ctx, name, &t, &extent)) != MLK_OK) return status;
+    for (j = 0; j < i && run; j++) { /* a square of a number that is small */
+      other = desc->grads[j];
+      snprintf(other_name, sizeof other_name, "grads[%lld]", (long long)j);
+      if ((status = mlki_check_tensor(ctx, other_name, &other, MLK_F32, 1, MLK_MAX_RANK, &other_extent)) != MLK_OK)
         return status;
-      if (desc->axes == 0 || desc->axes >> x.rank)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "axes: is 0x%x, but must have one of the bits 0 to %d set and no other",
-                         desc->axes, (int)x.rank - 1);
-      if (desc->beta && (argmax || desc->op == MLK_MAX || desc->op == MLK_MIN))
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "beta: is given, but MAX, MIN and ARGMAX take none");
-      if ((status = mlki_reduce_axes(ctx, &x, &out, desc->axes, r)) != MLK_OK) return status;
-      if ((status = mlki_check_output(ctx, "out", &out, &eo)) != MLK_OK) return status;
-      if ((status = mlki_check_apart(ctx, run, "out", &out, &eo, "x", &x, &ex)) != MLK_OK) return status;
-      r->row = ctx->row, r->op = desc->op, r->beta = desc->beta ? *desc->beta : 0.0f;
-      r->x = (const float *)x.data;
-      r->sums = (float *)out.data, r->ids = (int64_t *)out.data;
-      r->flops = (uint64_t)ex.count * (r->op == MLK_SUM_SQUARES ? 2 : 1);
-      r->bytes = 4 * (uint64_t)ex.stored + (uint64_t)(eo.count * (argmax ? 8 : 4) * (r->beta != 0.0f ? 2 : 1));
-      r->parts = 1, r->tasks = 1, r->width = 1;
-      r->segments = mlki_ceil_div(r->count, MLK_REDUCE_SEGMENT);
-      if (!r->kept) return MLK_OK; /* no units */
-      if (r->count) mlki_reduce_arrange(r);
-      if (!r->count || ctx->reference) { /* one output at a time; over nothing there is nothing to arrange */
-        mlki_reduction plain = *r;
-        memset(r, 0, sizeof *r);
-        (void)mlki_reduce_axes(ctx, &x, &out, desc->axes, r);
-        r->row = plain.row, r->op = plain.op, r->beta = plain.beta, r->flops = plain.flops, r->bytes = plain.bytes;
-        r->x = (const float *)x.data, r->sums = (float *)out.data, r->ids = (int64_t *)out.data;
-        r->parts = 1, r->tasks = 1, r->width = 1, r->segments = plain.segments, r->variant = MLKI_REDUCE_REFERENCE;
-        if (!r->kept_rank) r->kept_size[0] = 1, r->kept_rank = 1;
-      }
-      r->units = r->kept / r->kept_size[0] * mlki_ceil_div(r->kept_size[0], r->width);
-      if (r->variant == MLKI_REDUCE_REFERENCE) return MLK_OK;
-      work = (double)ex.count * MLKI_MAP_WORK / MLKI_TASK_WORK;
-      if (share && !argmax && r->segments > 1 && r->units < 4 * (int64_t)mlki_task_limit(ctx) && work >= 2) {
-        r->parts = r->segments;
-        r->workspace_bytes = 4 * (uint64_t)(r->kept * r->segments);
-      }
-      r->tasks = (int)mlki_max(mlki_min(mlki_min(mlki_task_limit(ctx), (int64_t)work), r->units * r->parts), 1);
-      return MLK_OK;
+      if ((status = mlki_check_apart(ctx, run, name, &t, &extent, other_name, &other, &other_extent)) != MLK_OK)
+        return status;
     }
+  }
+  return MLK_OK;
+}
 
-    static mlk_status mlki_reduce_execute(mlk_context * ctx, mlki_reduction * r) {
-      const mlk_status status = mlki_workspace(ctx, r->workspace_bytes);
-      if (status) return status;
-      r->partial = (float *)mlki_workspace_base(ctx);
-      r->next = 0;
-      mlki_parallel_for(ctx, r->tasks, mlki_reduce_task, r);
-      if (r->parts > 1) mlki_reduce_join(r);
-      return MLK_OK;
-    }
+typedef struct mlki_clip_plan {
+  uint64_t flops, bytes, workspace_bytes;
+  int tasks;
+} mlki_clip_plan;
 
-    /* mlk_reduce for other operators: all its checks, the same bits, no workspace. */
-    MLKI_INLINE mlk_status mlki_reduce_run(mlk_context * ctx, const mlk_reduce_desc *desc) {
-      mlki_reduction r;
-      const mlk_status status = mlki_reduce_prepare(ctx, desc, 1, 0, &r);
-      return status ? status : mlki_reduce_execute(ctx, &r);
-    }
+static mlk_status mlki_clip_prepare(mlk_context *ctx, const mlk_clip_norm_desc *desc, int run, mlki_clip_plan *clip) {
+  mlk_status status = mlki_clip_check(ctx, desc, run);
+  mlki_reduction r;
+  mlki_mapping m;
+  float sum;
+  int64_t i;
+  memset(clip, 0, sizeof *clip);
+  clip->tasks = 1;
+  if (status) return status;
+  for (i = 0; i < desc->count && !status; i++) {
+    if ((status = mlki_clip_sum(ctx, desc->grads + i, &sum, &r)) != MLK_OK) break;
+    if ((status = mlki_clip_scale(ctx, desc->grads + i, NULL, &m)) != MLK_OK) break;
+    clip->flops += r.flops + m.flops, clip->bytes += r.bytes - 4 + m.bytes;
+    if (r.workspace_bytes > clip->workspace_bytes) clip->workspace_bytes = r.workspace_bytes;
+    clip->tasks = (int)mlki_max(clip->tasks, r.tasks);
+  }
+  return status;
+}
 
-    /* Clipping by the global norm. Every tensor is summed by itself and the sums are added in order. */
-    static mlk_status mlki_clip_sum(mlk_context * ctx, const mlk_tensor *grad, float *sum, mlki_reduction *r) {
-      mlk_reduce_desc desc;
-      memset(&desc, 0, sizeof desc);
-      desc.op = MLK_SUM_SQUARES;
-      desc.x = *grad;
-      desc.out = mlki_view_f32(sum, 1, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END, MLKI_END);
-      desc.axes = (1u << grad->rank) - 1u;
-      return mlki_reduce_prepare(ctx, &desc, 1, 1, r);
-    }
+static mlk_status mlki_clip_run(mlk_context *ctx, const mlk_clip_norm_desc *desc) {
+  float total = 0.0f, sum, norm, factor;
+  mlki_reduction r;
+  mlki_mapping m;
+  mlk_status status;
+  int64_t i;
+  for (i = 0; i < desc->count; i++) {
+    if ((status = mlki_clip_sum(ctx, desc->grads + i, &sum, &r)) != MLK_OK) return status;
+    if ((status = mlki_reduce_execute(ctx, &r)) != MLK_OK) return status;
+    total = i == 0 ? sum : total + sum;
+  }
+  norm = sqrtf(total);
+  if (desc->norm) *desc->norm = norm;
+  if (!(norm > desc->max_norm) || norm > FLT_MAX) return MLK_OK;
+  factor = desc->max_norm / norm;
+  for (i = 0; i < desc->count; i++) {
+    if ((status = mlki_clip_scale(ctx, desc->grads + i, &factor, &m)) != MLK_OK) return status;
+    mlki_map_execute(ctx, &m);
+  }
+  return MLK_OK;
+}
 
-    static mlk_status mlki_clip_scale(mlk_context * ctx, const mlk_tensor *grad, const float *factor, mlki_mapping *m) {
-      mlk_map_desc desc;
-      memset(&desc, 0, sizeof desc);
-      desc.op = MLK_SCALE;
-      desc.a = desc.out = *grad;
-      desc.alpha = factor;
-      return mlki_map_prepare(ctx, &desc, 0, m);
-    }
+/* Optimiser steps: the walk with param first, then grad and the moments. */
+typedef struct mlki_step {
+  const mlki_kernels *row;
+  mlki_walk walk; /* param, grad, velocity; or param, grad, m, v */
+  mlk_tensor tensors[MLKI_OPERANDS];
+  mlki_optimizer constants;
+  int adamw, tasks, reference;
+  uint64_t flops, bytes;
+} mlki_step;
 
-    static mlk_status mlki_clip_check(mlk_context * ctx, const mlk_clip_norm_desc *desc, int run) {
-      int64_t i, j;
-      char name[32], other_name[32];
-      if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
-      if (desc->count < 0)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "count: is %lld, but must be at least 0", (long long)desc->count);
-      if (desc->count && !desc->grads)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "grads: is NULL, but the argument is required");
-      if (!(desc->max_norm > 0.0f))
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "max_norm: is %g, but must be above 0", (double)desc->max_norm);
-      for (i = 0; i < desc->count; i++) {
-        mlk_tensor t = desc->grads[i], other;
-        mlki_extent extent, other_extent;
-        mlk_status status;
-        snprintf(name, sizeof name, "grads[%lld]", (long long)i);
-        if ((status = mlki_check_tensor(ctx, name, &t, MLK_F32, 1, MLK_MAX_RANK, &extent)) != MLK_OK) return status;
-        if ((status = mlki_check_output(ctx, name, &t, &extent)) != MLK_OK) return status;
-        for (j = 0; j < i && run; j++) { /* a square of a number that is small */
-          other = desc->grads[j];
-          snprintf(other_name, sizeof other_name, "grads[%lld]", (long long)j);
-          if ((status = mlki_check_tensor(ctx, other_name, &other, MLK_F32, 1, MLK_MAX_RANK, &other_extent)) != MLK_OK)
-            return status;
-          if ((status = mlki_check_apart(ctx, run, name, &t, &extent, other_name, &other, &other_extent)) != MLK_OK)
-            return status;
-        }
-      }
-      return MLK_OK;
-    }
+static void mlki_step_tile(const void *arg, char *const *p, int64_t cols, int64_t rows) {
+  const mlki_step *s = (const mlki_step *)arg;
+  const mlki_walk *w = &s->walk;
+  float block[MLKI_OPERANDS][MLKI_TILE + 16], *at[MLKI_OPERANDS] = {NULL, NULL, NULL, NULL};
+  mlki_rows view[MLKI_OPERANDS];
+  int64_t r, n = w->flat ? 1 : rows, length = w->flat ? cols * rows : cols;
+  int k;
+  for (k = 0; k < w->operands; k++) view[k] = mlki_walk_rows(s->row, w, k, p[k], cols, rows, block[k], 1);
+  for (r = 0; r < n; r++) {
+    for (k = 0; k < w->operands; k++) at[k] = (float *)(void *)(view[k].p + r * view[k].pitch);
+    if (s->adamw)
+      s->row->adamw(&s->constants, at[0], at[1], at[2], at[3], length);
+    else
+      s->row->sgd(&s->constants, at[0], at[1], at[2], length);
+  }
+  for (k = 0; k < w->operands; k++)
+    if (w->written[k]) mlki_walk_put(w, k, p[k], cols, rows, &view[k]);
+}
 
-    typedef struct mlki_clip_plan {
-      uint64_t flops, bytes, workspace_bytes;
-      int tasks;
-    } mlki_clip_plan;
+static void mlki_step_task(void *arg, int index) {
+  const mlki_step *s = (const mlki_step *)arg;
+  const int64_t n = s->walk.count;
+  mlki_walk_run(&s->walk, n / s->tasks * index + mlki_min(index, n % s->tasks),
+                n / s->tasks * (index + 1) + mlki_min(index + 1, n % s->tasks), mlki_step_tile, s);
+}
 
-    static mlk_status mlki_clip_prepare(mlk_context * ctx, const mlk_clip_norm_desc *desc, int run,
-                                        mlki_clip_plan *clip) {
-      mlk_status status = mlki_clip_check(ctx, desc, run);
-      mlki_reduction r;
-      mlki_mapping m;
-      float sum;
-      int64_t i;
-      memset(clip, 0, sizeof *clip);
-      clip->tasks = 1;
-      if (status) return status;
-      for (i = 0; i < desc->count && !status; i++) {
-        if ((status = mlki_clip_sum(ctx, desc->grads + i, &sum, &r)) != MLK_OK) break;
-        if ((status = mlki_clip_scale(ctx, desc->grads + i, NULL, &m)) != MLK_OK) break;
-        clip->flops += r.flops + m.flops, clip->bytes += r.bytes - 4 + m.bytes;
-        if (r.workspace_bytes > clip->workspace_bytes) clip->workspace_bytes = r.workspace_bytes;
-        clip->tasks = (int)mlki_max(clip->tasks, r.tasks);
-      }
-      return status;
-    }
+static void mlki_step_reference(const mlki_step *s) {
+  const mlk_tensor *t = s->tensors;
+  int64_t count = 1, i;
+  int axis, k;
+  for (axis = 0; axis < t->rank; axis++) count *= t->shape[axis];
+  for (i = 0; i < count; i++) {
+    float *at[MLKI_OPERANDS] = {NULL, NULL, NULL, NULL};
+    for (k = 0; k < s->walk.operands; k++)
+      at[k] = (float *)t[k].data + mlki_ref_offset(t->rank, t->shape, t[k].stride, i);
+    if (s->adamw)
+      mlki_ref_adamw(&s->constants, at[0], *at[1], at[2], at[3]);
+    else
+      mlki_ref_sgd(&s->constants, at[0], *at[1], at[2]);
+  }
+}
 
-    static mlk_status mlki_clip_run(mlk_context * ctx, const mlk_clip_norm_desc *desc) {
-      float total = 0.0f, sum, norm, factor;
-      mlki_reduction r;
-      mlki_mapping m;
-      mlk_status status;
-      int64_t i;
-      for (i = 0; i < desc->count; i++) {
-        if ((status = mlki_clip_sum(ctx, desc->grads + i, &sum, &r)) != MLK_OK) return status;
-        if ((status = mlki_reduce_execute(ctx, &r)) != MLK_OK) return status;
-        total = i == 0 ? sum : total + sum;
-      }
-      norm = sqrtf(total);
-      if (desc->norm) *desc->norm = norm;
-      if (!(norm > desc->max_norm) || norm > FLT_MAX) return MLK_OK;
-      factor = desc->max_norm / norm;
-      for (i = 0; i < desc->count; i++) {
-        if ((status = mlki_clip_scale(ctx, desc->grads + i, &factor, &m)) != MLK_OK) return status;
-        mlki_map_execute(ctx, &m);
-      }
-      return MLK_OK;
-    }
+static void mlki_step_execute(mlk_context *ctx, mlki_step *s) {
+  if (s->reference)
+    mlki_step_reference(s);
+  else if (s->walk.count)
+    mlki_parallel_for(ctx, s->tasks, mlki_step_task, s);
+}
 
-    /* Optimiser steps: the walk with param first, then grad and the moments. */
-    typedef struct mlki_step {
-      const mlki_kernels *row;
-      mlki_walk walk; /* param, grad, velocity; or param, grad, m, v */
-      mlk_tensor tensors[MLKI_OPERANDS];
-      mlki_optimizer constants;
-      int adamw, tasks, reference;
-      uint64_t flops, bytes;
-    } mlki_step;
+/* tensors[0 .. count): param, grad and the moments, of one shape; all but grad are written. */
+static mlk_status mlki_step_prepare(mlk_context *ctx, int run, const char *const *names, mlk_tensor *tensors, int count,
+                                    mlki_step *s) {
+  mlki_extent extent[MLKI_OPERANDS];
+  mlk_status status;
+  int i, k;
+  s->row = ctx->row, s->tasks = 1, s->reference = ctx->reference;
+  for (k = 0; k < count; k++) {
+    mlk_tensor *t = &tensors[k];
+    if ((status = mlki_check_tensor(ctx, names[k], t, MLK_F32, 1, MLK_MAX_RANK, &extent[k])) != MLK_OK) return status;
+    if (t->rank != tensors[0].rank)
+      return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: rank is %d, but param has %d axes", names[k], (int)t->rank,
+                       (int)tensors[0].rank);
+    for (i = 0; i < t->rank; i++)
+      if (t->shape[i] != tensors[0].shape[i])
+        return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: size of axis %d is %lld, but must be %lld as in param", names[k], i,
+                         (long long)t->shape[i], (long long)tensors[0].shape[i]);
+    if (k != 1 && (status = mlki_check_output(ctx, names[k], t, &extent[k])) != MLK_OK) return status;
+    for (i = 0; i < k; i++)
+      if ((status = mlki_check_apart(ctx, run, names[k], t, &extent[k], names[i], &tensors[i], &extent[i])) != MLK_OK)
+        return status;
+    s->bytes += 4 * (uint64_t)(k == 1 ? extent[k].stored : 2 * extent[k].count);
+  }
+  s->walk.rank = tensors[0].rank;
+  for (i = 0; i < s->walk.rank; i++) s->walk.size[s->walk.rank - 1 - i] = tensors[0].shape[i];
+  for (k = 0; k < count; k++) mlki_walk_add(&s->walk, &tensors[k], tensors[k].stride, tensors[k].rank, k != 1);
+  s->flops = (uint64_t)extent[0].count;
+  if (!extent[0].count) return MLK_OK;
+  mlki_walk_merge(&s->walk);
+  mlki_walk_tiles(&s->walk);
+  s->tasks = mlki_walk_tasks(ctx, &s->walk, (double)extent[0].count * 2 * MLKI_MAP_WORK);
+  return MLK_OK;
+}
 
-    static void mlki_step_tile(const void *arg, char *const *p, int64_t cols, int64_t rows) {
-      const mlki_step *s = (const mlki_step *)arg;
-      const mlki_walk *w = &s->walk;
-      float block[MLKI_OPERANDS][MLKI_TILE + 16], *at[MLKI_OPERANDS] = {NULL, NULL, NULL, NULL};
-      mlki_rows view[MLKI_OPERANDS];
-      int64_t r, n = w->flat ? 1 : rows, length = w->flat ? cols * rows : cols;
-      int k;
-      for (k = 0; k < w->operands; k++) view[k] = mlki_walk_rows(s->row, w, k, p[k], cols, rows, block[k], 1);
-      for (r = 0; r < n; r++) {
-        for (k = 0; k < w->operands; k++) at[k] = (float *)(void *)(view[k].p + r * view[k].pitch);
-        if (s->adamw)
-          s->row->adamw(&s->constants, at[0], at[1], at[2], at[3], length);
-        else
-          s->row->sgd(&s->constants, at[0], at[1], at[2], length);
-      }
-      for (k = 0; k < w->operands; k++)
-        if (w->written[k]) mlki_walk_put(w, k, p[k], cols, rows, &view[k]);
-    }
+static int mlki_finite_from_0(float x) { return x >= 0.0f && x <= FLT_MAX; }
 
-    static void mlki_step_task(void *arg, int index) {
-      const mlki_step *s = (const mlki_step *)arg;
-      const int64_t n = s->walk.count;
-      mlki_walk_run(&s->walk, n / s->tasks * index + mlki_min(index, n % s->tasks),
-                    n / s->tasks * (index + 1) + mlki_min(index + 1, n % s->tasks), mlki_step_tile, s);
-    }
+static mlk_status mlki_sgd_prepare(mlk_context *ctx, const mlk_sgd_desc *desc, int run, mlki_step *s) {
+  static const char *const names[3] = {"param", "grad", "velocity"};
+  mlk_tensor *tensors = s->tensors;
+  mlk_status status;
+  memset(s, 0, sizeof *s);
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  if (!mlki_finite_from_0(desc->lr))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "lr: is %g, but must be finite and at least 0", (double)desc->lr);
+  if (!mlki_finite_from_0(desc->momentum))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "momentum: is %g, but must be finite and at least 0",
+                     (double)desc->momentum);
+  if (!mlki_finite_from_0(desc->weight_decay))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "weight_decay: is %g, but must be finite and at least 0",
+                     (double)desc->weight_decay);
+  tensors[0] = desc->param, tensors[1] = desc->grad, tensors[2] = desc->velocity;
+  status = mlki_step_prepare(ctx, run, names, tensors, desc->momentum != 0.0f || desc->velocity.data ? 3 : 2, s);
+  s->flops *= s->walk.operands == 2 ? 4 : desc->nesterov ? 8 : 6;
+  s->constants.lr = -desc->lr, s->constants.momentum = desc->momentum;
+  s->constants.weight_decay = desc->weight_decay, s->constants.nesterov = desc->nesterov;
+  return status;
+}
 
-    static void mlki_step_reference(const mlki_step *s) {
-      const mlk_tensor *t = s->tensors;
-      int64_t count = 1, i;
-      int axis, k;
-      for (axis = 0; axis < t->rank; axis++) count *= t->shape[axis];
-      for (i = 0; i < count; i++) {
-        float *at[MLKI_OPERANDS] = {NULL, NULL, NULL, NULL};
-        for (k = 0; k < s->walk.operands; k++)
-          at[k] = (float *)t[k].data + mlki_ref_offset(t->rank, t->shape, t[k].stride, i);
-        if (s->adamw)
-          mlki_ref_adamw(&s->constants, at[0], *at[1], at[2], at[3]);
-        else
-          mlki_ref_sgd(&s->constants, at[0], *at[1], at[2]);
-      }
-    }
+/* x^n by squaring, lowest bit first. */
+static double mlki_power(double x, int64_t n) {
+  double y = 1.0;
+  for (; n > 0; n >>= 1) {
+    if (n & 1) y *= x;
+    x *= x;
+  }
+  MLKI_OPAQUE(y);
+  return y;
+}
 
-    static void mlki_step_execute(mlk_context * ctx, mlki_step * s) {
-      if (s->reference)
-        mlki_step_reference(s);
-      else if (s->walk.count)
-        mlki_parallel_for(ctx, s->tasks, mlki_step_task, s);
-    }
+static void mlki_adamw_constants(const mlk_adamw_desc *desc, mlki_optimizer *o) {
+  double decay = (double)desc->lr * (double)desc->weight_decay, mean, square;
+  MLKI_OPAQUE(decay);
+  o->beta1 = desc->beta1 == 0.0f ? 0.9f : desc->beta1;
+  o->beta2 = desc->beta2 == 0.0f ? 0.999f : desc->beta2;
+  o->epsilon = desc->epsilon == 0.0f ? 1e-8f : desc->epsilon;
+  mean = 1.0 - mlki_power((double)o->beta1, desc->step);
+  square = 1.0 - mlki_power((double)o->beta2, desc->step);
+  o->b1 = (float)(1.0 - (double)o->beta1);
+  o->b2 = (float)(1.0 - (double)o->beta2);
+  o->d = (float)(1.0 - decay);
+  o->r = (float)-((double)desc->lr / mean);
+  o->q = (float)(1.0 / square);
+}
 
-    /* tensors[0 .. count): param, grad and the moments, of one shape; all but grad are written. */
-    static mlk_status mlki_step_prepare(mlk_context * ctx, int run, const char *const *names, mlk_tensor *tensors,
-                                        int count, mlki_step *s) {
-      mlki_extent extent[MLKI_OPERANDS];
-      mlk_status status;
-      int i, k;
-      s->row = ctx->row, s->tasks = 1, s->reference = ctx->reference;
-      for (k = 0; k < count; k++) {
-        mlk_tensor *t = &tensors[k];
-        if ((status = mlki_check_tensor(ctx, names[k], t, MLK_F32, 1, MLK_MAX_RANK, &extent[k])) != MLK_OK)
-          return status;
-        if (t->rank != tensors[0].rank)
-          return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: rank is %d, but param has %d axes", names[k], (int)t->rank,
-                           (int)tensors[0].rank);
-        for (i = 0; i < t->rank; i++)
-          if (t->shape[i] != tensors[0].shape[i])
-            return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: size of axis %d is %lld, but must be %lld as in param", names[k],
-                             i, (long long)t->shape[i], (long long)tensors[0].shape[i]);
-        if (k != 1 && (status = mlki_check_output(ctx, names[k], t, &extent[k])) != MLK_OK) return status;
-        for (i = 0; i < k; i++)
-          if ((status = mlki_check_apart(ctx, run, names[k], t, &extent[k], names[i], &tensors[i], &extent[i])) !=
-              MLK_OK)
-            return status;
-        s->bytes += 4 * (uint64_t)(k == 1 ? extent[k].stored : 2 * extent[k].count);
-      }
-      s->walk.rank = tensors[0].rank;
-      for (i = 0; i < s->walk.rank; i++) s->walk.size[s->walk.rank - 1 - i] = tensors[0].shape[i];
-      for (k = 0; k < count; k++) mlki_walk_add(&s->walk, &tensors[k], tensors[k].stride, tensors[k].rank, k != 1);
-      s->flops = (uint64_t)extent[0].count;
-      if (!extent[0].count) return MLK_OK;
-      mlki_walk_merge(&s->walk);
-      mlki_walk_tiles(&s->walk);
-      s->tasks = mlki_walk_tasks(ctx, &s->walk, (double)extent[0].count * 2 * MLKI_MAP_WORK);
-      return MLK_OK;
-    }
+static mlk_status mlki_adamw_prepare(mlk_context *ctx, const mlk_adamw_desc *desc, int run, mlki_step *s) {
+  static const char *const names[4] = {"param", "grad", "m", "v"};
+  mlk_tensor *tensors = s->tensors;
+  mlk_status status;
+  memset(s, 0, sizeof *s);
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  if (desc->step < 1)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "step: is %lld, but must be at least 1", (long long)desc->step);
+  if (!mlki_finite_from_0(desc->lr))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "lr: is %g, but must be finite and at least 0", (double)desc->lr);
+  if (!mlki_finite_from_0(desc->weight_decay))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "weight_decay: is %g, but must be finite and at least 0",
+                     (double)desc->weight_decay);
+  if (!(desc->beta1 >= 0.0f && desc->beta1 < 1.0f))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "beta1: is %g, but must be 0 to below 1", (double)desc->beta1);
+  if (!(desc->beta2 >= 0.0f && desc->beta2 < 1.0f))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "beta2: is %g, but must be 0 to below 1", (double)desc->beta2);
+  if (!mlki_finite_from_0(desc->epsilon))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "epsilon: is %g, but must be finite and at least 0", (double)desc->epsilon);
+  tensors[0] = desc->param, tensors[1] = desc->grad, tensors[2] = desc->m, tensors[3] = desc->v;
+  status = mlki_step_prepare(ctx, run, names, tensors, 4, s);
+  s->adamw = 1;
+  s->flops *= 14;
+  mlki_adamw_constants(desc, &s->constants);
+  return status;
+}
 
-    static int mlki_finite_from_0(float x) { return x >= 0.0f && x <= FLT_MAX; }
+/* >>public ------------------------------------------------------------------------------------------------------- */
 
-    static mlk_status mlki_sgd_prepare(mlk_context * ctx, const mlk_sgd_desc *desc, int run, mlki_step *s) {
-      static const char *const names[3] = {"param", "grad", "velocity"};
-      mlk_tensor *tensors = s->tensors;
-      mlk_status status;
-      memset(s, 0, sizeof *s);
-      if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
-      if (!mlki_finite_from_0(desc->lr))
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "lr: is %g, but must be finite and at least 0", (double)desc->lr);
-      if (!mlki_finite_from_0(desc->momentum))
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "momentum: is %g, but must be finite and at least 0",
-                         (double)desc->momentum);
-      if (!mlki_finite_from_0(desc->weight_decay))
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "weight_decay: is %g, but must be finite and at least 0",
-                         (double)desc->weight_decay);
-      tensors[0] = desc->param, tensors[1] = desc->grad, tensors[2] = desc->velocity;
-      status = mlki_step_prepare(ctx, run, names, tensors, desc->momentum != 0.0f || desc->velocity.data ? 3 : 2, s);
-      s->flops *= s->walk.operands == 2 ? 4 : desc->nesterov ? 8 : 6;
-      s->constants.lr = -desc->lr, s->constants.momentum = desc->momentum;
-      s->constants.weight_decay = desc->weight_decay, s->constants.nesterov = desc->nesterov;
-      return status;
-    }
+MLK_API int mlk_version(void) { return MLK_VERSION; }
 
-    /* x^n by squaring, lowest bit first. */
-    static double mlki_power(double x, int64_t n) {
-      double y = 1.0;
-      for (; n > 0; n >>= 1) {
-        if (n & 1) y *= x;
-        x *= x;
-      }
-      MLKI_OPAQUE(y);
-      return y;
-    }
+MLK_API const char *mlk_status_name(mlk_status status) {
+  return (int)status >= 0 && status < MLK_STATUS_COUNT ? mlki_status_names[status] : "unknown";
+}
 
-    static void mlki_adamw_constants(const mlk_adamw_desc *desc, mlki_optimizer *o) {
-      double decay = (double)desc->lr * (double)desc->weight_decay, mean, square;
-      MLKI_OPAQUE(decay);
-      o->beta1 = desc->beta1 == 0.0f ? 0.9f : desc->beta1;
-      o->beta2 = desc->beta2 == 0.0f ? 0.999f : desc->beta2;
-      o->epsilon = desc->epsilon == 0.0f ? 1e-8f : desc->epsilon;
-      mean = 1.0 - mlki_power((double)o->beta1, desc->step);
-      square = 1.0 - mlki_power((double)o->beta2, desc->step);
-      o->b1 = (float)(1.0 - (double)o->beta1);
-      o->b2 = (float)(1.0 - (double)o->beta2);
-      o->d = (float)(1.0 - decay);
-      o->r = (float)-((double)desc->lr / mean);
-      o->q = (float)(1.0 / square);
-    }
+MLK_API const char *mlk_isa_name(mlk_isa isa) {
+  return (int)isa >= 0 && isa < MLK_ISA_COUNT ? mlki_isa_names[isa] : "unknown";
+}
 
-    static mlk_status mlki_adamw_prepare(mlk_context * ctx, const mlk_adamw_desc *desc, int run, mlki_step *s) {
-      static const char *const names[4] = {"param", "grad", "m", "v"};
-      mlk_tensor *tensors = s->tensors;
-      mlk_status status;
-      memset(s, 0, sizeof *s);
-      if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
-      if (desc->step < 1)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "step: is %lld, but must be at least 1", (long long)desc->step);
-      if (!mlki_finite_from_0(desc->lr))
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "lr: is %g, but must be finite and at least 0", (double)desc->lr);
-      if (!mlki_finite_from_0(desc->weight_decay))
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "weight_decay: is %g, but must be finite and at least 0",
-                         (double)desc->weight_decay);
-      if (!(desc->beta1 >= 0.0f && desc->beta1 < 1.0f))
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "beta1: is %g, but must be 0 to below 1", (double)desc->beta1);
-      if (!(desc->beta2 >= 0.0f && desc->beta2 < 1.0f))
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "beta2: is %g, but must be 0 to below 1", (double)desc->beta2);
-      if (!mlki_finite_from_0(desc->epsilon))
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "epsilon: is %g, but must be finite and at least 0",
-                         (double)desc->epsilon);
-      tensors[0] = desc->param, tensors[1] = desc->grad, tensors[2] = desc->m, tensors[3] = desc->v;
-      status = mlki_step_prepare(ctx, run, names, tensors, 4, s);
-      s->adamw = 1;
-      s->flops *= 14;
-      mlki_adamw_constants(desc, &s->constants);
-      return status;
-    }
+MLK_API int mlk_isa_available(mlk_isa isa) { return mlki_find_row(isa, mlki_isa_mask()) != NULL; }
 
-    /* >>public ------------------------------------------------------------------------------------------------------- */
-
-    MLK_API int mlk_version(void) { return MLK_VERSION; }
-
-    MLK_API const char *mlk_status_name(mlk_status status) {
-      return (int)status >= 0 && status < MLK_STATUS_COUNT ? mlki_status_names[status] : "unknown";
-    }
-
-    MLK_API const char *mlk_isa_name(mlk_isa isa) {
-      return (int)isa >= 0 && isa < MLK_ISA_COUNT ? mlki_isa_names[isa] : "unknown";
-    }
-
-    MLK_API int mlk_isa_available(mlk_isa isa) { return mlki_find_row(isa, mlki_isa_mask()) != NULL; }
-
-    /* The checks of mlk_open, on a context that lives on the stack until they are passed. */
-    static mlk_status mlki_open_check(mlk_context * ctx, const mlk_context_desc *desc) {
-      const unsigned mask = mlki_isa_mask();
-      ctx->log = desc->log, ctx->log_user = desc->log_user;
-      if ((desc->allocator.alloc == NULL) != (desc->allocator.free == NULL))
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "allocator: alloc and free must both be set or both be NULL");
-      if (desc->threads < 0 || desc->threads > 1024)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "threads: is %d, but must be 0 to 1024", desc->threads);
-      if (desc->parallel.run && (desc->parallel.workers < 1 || desc->parallel.workers > 1024))
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "parallel.workers: is %d, but must be 1 to 1024",
-                         desc->parallel.workers);
-      if ((int)desc->numerics < 0 || desc->numerics > MLK_FAST)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "numerics: is %d, but must be MLK_STRICT or MLK_FAST",
-                         (int)desc->numerics);
-      if ((int)desc->growth < 0 || desc->growth > MLK_FIXED)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "growth: is %d, but must be MLK_GROWS or MLK_FIXED", (int)desc->growth);
-      if ((int)desc->isa < 0 || desc->isa >= MLK_ISA_COUNT)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "isa: is %d, but must be 0 to %d", (int)desc->isa, MLK_ISA_COUNT - 1);
-      ctx->row = mlki_find_row(desc->isa, mask);
-      if (!ctx->row)
-        return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "isa: %s is not in this build or does not run on this machine",
-                         mlk_isa_name(desc->isa));
-      ctx->reference = desc->isa == MLK_ISA_REFERENCE;
-      ctx->allocator = desc->allocator;
-      if (!ctx->allocator.alloc) ctx->allocator.alloc = mlki_default_alloc, ctx->allocator.free = mlki_default_free;
-      ctx->parallel = desc->parallel;
-      ctx->numerics = desc->numerics;
-      ctx->growth = MLK_GROWS;
-      ctx->l2_bytes = mlki_l2_bytes();
-      if (ctx->l2_bytes < 128 << 10 || ctx->l2_bytes > 64 << 20) ctx->l2_bytes = 512 << 10; /* unknown or absurd */
-      ctx->threads = desc->threads;
-      if (ctx->parallel.run && (ctx->threads == 0 || ctx->threads > ctx->parallel.workers))
-        ctx->threads = ctx->parallel.workers;
+/* The checks of mlk_open, on a context that lives on the stack until they are passed. */
+static mlk_status mlki_open_check(mlk_context *ctx, const mlk_context_desc *desc) {
+  const unsigned mask = mlki_isa_mask();
+  ctx->log = desc->log, ctx->log_user = desc->log_user;
+  if ((desc->allocator.alloc == NULL) != (desc->allocator.free == NULL))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "allocator: alloc and free must both be set or both be NULL");
+  if (desc->threads < 0 || desc->threads > 1024)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "threads: is %d, but must be 0 to 1024", desc->threads);
+  if (desc->parallel.run && (desc->parallel.workers < 1 || desc->parallel.workers > 1024))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "parallel.workers: is %d, but must be 1 to 1024", desc->parallel.workers);
+  if ((int)desc->numerics < 0 || desc->numerics > MLK_FAST)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "numerics: is %d, but must be MLK_STRICT or MLK_FAST", (int)desc->numerics);
+  if ((int)desc->growth < 0 || desc->growth > MLK_FIXED)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "growth: is %d, but must be MLK_GROWS or MLK_FIXED", (int)desc->growth);
+  if ((int)desc->isa < 0 || desc->isa >= MLK_ISA_COUNT)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "isa: is %d, but must be 0 to %d", (int)desc->isa, MLK_ISA_COUNT - 1);
+  ctx->row = mlki_find_row(desc->isa, mask);
+  if (!ctx->row)
+    return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "isa: %s is not in this build or does not run on this machine",
+                     mlk_isa_name(desc->isa));
+  ctx->reference = desc->isa == MLK_ISA_REFERENCE;
+  ctx->allocator = desc->allocator;
+  if (!ctx->allocator.alloc) ctx->allocator.alloc = mlki_default_alloc, ctx->allocator.free = mlki_default_free;
+  ctx->parallel = desc->parallel;
+  ctx->numerics = desc->numerics;
+  ctx->growth = MLK_GROWS;
+  ctx->l2_bytes = mlki_l2_bytes();
+  if (ctx->l2_bytes < 128 << 10 || ctx->l2_bytes > 64 << 20) ctx->l2_bytes = 512 << 10; /* unknown or absurd */
+  ctx->threads = desc->threads;
+  if (ctx->parallel.run && (ctx->threads == 0 || ctx->threads > ctx->parallel.workers))
+    ctx->threads = ctx->parallel.workers;
 #if MLKI_OPENMP
-      if (ctx->threads == 0) ctx->threads = (int)mlki_max(mlki_min(omp_get_max_threads(), 1024), 1);
+  if (ctx->threads == 0) ctx->threads = (int)mlki_max(mlki_min(omp_get_max_threads(), 1024), 1);
 #endif
-      if (ctx->threads == 0) ctx->threads = 1;
-      return MLK_OK;
-    }
+  if (ctx->threads == 0) ctx->threads = 1;
+  return MLK_OK;
+}
 
-    MLK_API mlk_status mlk_open(mlk_context * *out, const mlk_context_desc *desc) {
-      mlk_context_desc defaults;
-      mlk_context local, *ctx;
-      mlk_status status;
-      if (!out) return MLK_ERR_ARGUMENT;
-      *out = NULL;
-      memset(&defaults, 0, sizeof defaults);
-      memset(&local, 0, sizeof local);
-      if (!desc) desc = &defaults;
-      status = mlki_open_check(&local, desc);
-      if (status) return status;
-      ctx = (mlk_context *)mlki_alloc(&local, sizeof local);
-      if (!ctx)
-        return mlki_fail(&local, MLK_ERR_MEMORY, "context: the allocator could not give %llu bytes",
-                         (unsigned long long)sizeof local);
-      *ctx = local;
-      status = mlk_reserve(ctx, desc->workspace_bytes, desc->growth);
-      if (status) {
-        mlk_close(ctx);
-        return status;
-      }
-      *out = ctx;
-      return MLK_OK;
-    }
+MLK_API mlk_status mlk_open(mlk_context **out, const mlk_context_desc *desc) {
+  mlk_context_desc defaults;
+  mlk_context local, *ctx;
+  mlk_status status;
+  if (!out) return MLK_ERR_ARGUMENT;
+  *out = NULL;
+  memset(&defaults, 0, sizeof defaults);
+  memset(&local, 0, sizeof local);
+  if (!desc) desc = &defaults;
+  status = mlki_open_check(&local, desc);
+  if (status) return status;
+  ctx = (mlk_context *)mlki_alloc(&local, sizeof local);
+  if (!ctx)
+    return mlki_fail(&local, MLK_ERR_MEMORY, "context: the allocator could not give %llu bytes",
+                     (unsigned long long)sizeof local);
+  *ctx = local;
+  status = mlk_reserve(ctx, desc->workspace_bytes, desc->growth);
+  if (status) {
+    mlk_close(ctx);
+    return status;
+  }
+  *out = ctx;
+  return MLK_OK;
+}
 
-    MLK_API void mlk_close(mlk_context * ctx) {
-      if (!ctx) return;
-      mlki_free(ctx, ctx->workspace, ctx->workspace_bytes);
-      mlki_free(ctx, ctx, sizeof *ctx);
-    }
+MLK_API void mlk_close(mlk_context *ctx) {
+  if (!ctx) return;
+  mlki_free(ctx, ctx->workspace, ctx->workspace_bytes);
+  mlki_free(ctx, ctx, sizeof *ctx);
+}
 
-    MLK_API const char *mlk_last_error(const mlk_context *ctx) { return ctx ? ctx->error : "ctx: is NULL"; }
+MLK_API const char *mlk_last_error(const mlk_context *ctx) { return ctx ? ctx->error : "ctx: is NULL"; }
 
-    MLK_API mlk_status mlk_get_info(const mlk_context *ctx, mlk_info *info) {
-      if (!ctx || !info) return MLK_ERR_ARGUMENT;
-      info->backend = "cpu";
-      info->isa = mlki_isa_names[ctx->reference ? MLK_ISA_REFERENCE : ctx->row->isa];
-      info->threads = ctx->threads;
-      info->openmp = MLKI_OPENMP && !ctx->parallel.run;
-      info->workspace_bytes = ctx->workspace_bytes;
-      info->ceilings = ctx->ceilings;
-      return MLK_OK;
-    }
+MLK_API mlk_status mlk_get_info(const mlk_context *ctx, mlk_info *info) {
+  if (!ctx || !info) return MLK_ERR_ARGUMENT;
+  info->backend = "cpu";
+  info->isa = mlki_isa_names[ctx->reference ? MLK_ISA_REFERENCE : ctx->row->isa];
+  info->threads = ctx->threads;
+  info->openmp = MLKI_OPENMP && !ctx->parallel.run;
+  info->workspace_bytes = ctx->workspace_bytes;
+  info->ceilings = ctx->ceilings;
+  return MLK_OK;
+}
 
-    MLK_API mlk_status mlk_reserve(mlk_context * ctx, uint64_t bytes, mlk_growth growth) {
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if ((int)growth < 0 || growth > MLK_FIXED)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "growth: is %d, but must be MLK_GROWS or MLK_FIXED", (int)growth);
-      ctx->growth = MLK_GROWS;
-      status = mlki_workspace(ctx, bytes);
-      ctx->growth = growth;
-      return status;
-    }
+MLK_API mlk_status mlk_reserve(mlk_context *ctx, uint64_t bytes, mlk_growth growth) {
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((int)growth < 0 || growth > MLK_FIXED)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "growth: is %d, but must be MLK_GROWS or MLK_FIXED", (int)growth);
+  ctx->growth = MLK_GROWS;
+  status = mlki_workspace(ctx, bytes);
+  ctx->growth = growth;
+  return status;
+}
 
-    MLK_API mlk_status mlk_measure(mlk_context * ctx, mlk_ceilings * ceilings) {
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      status = mlki_measure(ctx);
-      if (status == MLK_OK && ceilings) *ceilings = ctx->ceilings;
-      return status;
-    }
+MLK_API mlk_status mlk_measure(mlk_context *ctx, mlk_ceilings *ceilings) {
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  status = mlki_measure(ctx);
+  if (status == MLK_OK && ceilings) *ceilings = ctx->ceilings;
+  return status;
+}
 
-    MLK_API mlk_status mlk_matmul_plan(mlk_context * ctx, const mlk_matmul_desc *desc, mlk_plan *plan) {
-      mlki_matmul mm;
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
-      if ((status = mlki_matmul_prepare(ctx, desc, 0, &mm)) != MLK_OK) return status;
-      mlki_fill_plan(ctx, plan, mm.flops, mm.bytes, 4 * (uint64_t)(mm.floats * mm.tasks), mm.tasks,
-                     mlki_matmul_variant_names[mm.variant]);
-      return MLK_OK;
-    }
+MLK_API mlk_status mlk_matmul_plan(mlk_context *ctx, const mlk_matmul_desc *desc, mlk_plan *plan) {
+  mlki_matmul mm;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
+  if ((status = mlki_matmul_prepare(ctx, desc, 0, &mm)) != MLK_OK) return status;
+  mlki_fill_plan(ctx, plan, mm.flops, mm.bytes, 4 * (uint64_t)(mm.floats * mm.tasks), mm.tasks,
+                 mlki_matmul_variant_names[mm.variant]);
+  return MLK_OK;
+}
 
-    MLK_API mlk_status mlk_matmul(mlk_context * ctx, const mlk_matmul_desc *desc) {
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      return mlki_matmul_tiny(ctx, desc) ? MLK_OK : mlki_matmul_run(ctx, desc, 1);
-    }
+MLK_API mlk_status mlk_matmul(mlk_context *ctx, const mlk_matmul_desc *desc) {
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  return mlki_matmul_tiny(ctx, desc) ? MLK_OK : mlki_matmul_run(ctx, desc, 1);
+}
 
-    MLK_API mlk_status mlk_matmul_pack(mlk_context * ctx, mlk_tensor b, void *buffer, uint64_t buffer_bytes,
-                                       mlk_packed *packed) {
-      mlki_extent extent;
-      mlki_mat mat;
-      mlk_status status;
-      int64_t k, n, nr, bytes;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if (!packed) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed: is NULL");
-      if ((status = mlki_check_tensor(ctx, "b", &b, MLK_F32, 2, 2, &extent)) != MLK_OK) return status;
-      if ((status = mlki_broadcast(ctx, "b", &b, b.shape, 2, &mat)) != MLK_OK) return status;
-      k = b.shape[0], n = b.shape[1], nr = ctx->row->nr;
-      if (n > INT64_MAX - nr || mlki_mul_overflows(mlki_round_up(n, nr), k, &bytes) ||
-          mlki_mul_overflows(bytes, 4, &bytes))
-        return mlki_fail(ctx, MLK_ERR_SIZE, "b: %lld x %lld packed does not fit in 63 bits", (long long)k,
-                         (long long)n);
-      if (buffer && (uint64_t)bytes > buffer_bytes)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buffer_bytes: is %llu, but must be at least %lld",
-                         (unsigned long long)buffer_bytes, (long long)bytes);
-      if ((uintptr_t)buffer % MLKI_ALIGN)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buffer: must be aligned to %d bytes", MLKI_ALIGN);
-      if (buffer) mlki_matmul_pack_columns(ctx->row, (float *)buffer, &mat, 0, k, 0, n);
-      memset(packed, 0, sizeof *packed);
-      packed->data = buffer;
-      packed->bytes = (uint64_t)bytes;
-      packed->k = k, packed->n = n;
-      packed->dtype = MLK_F32;
-      packed->isa = (int32_t)ctx->row->isa;
-      packed->panel = (int32_t)nr;
-      return MLK_OK;
-    }
+MLK_API mlk_status mlk_matmul_pack(mlk_context *ctx, mlk_tensor b, void *buffer, uint64_t buffer_bytes,
+                                   mlk_packed *packed) {
+  mlki_extent extent;
+  mlki_mat mat;
+  mlk_status status;
+  int64_t k, n, nr, bytes;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!packed) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed: is NULL");
+  if ((status = mlki_check_tensor(ctx, "b", &b, MLK_F32, 2, 2, &extent)) != MLK_OK) return status;
+  if ((status = mlki_broadcast(ctx, "b", &b, b.shape, 2, &mat)) != MLK_OK) return status;
+  k = b.shape[0], n = b.shape[1], nr = ctx->row->nr;
+  if (n > INT64_MAX - nr || mlki_mul_overflows(mlki_round_up(n, nr), k, &bytes) || mlki_mul_overflows(bytes, 4, &bytes))
+    return mlki_fail(ctx, MLK_ERR_SIZE, "b: %lld x %lld packed does not fit in 63 bits", (long long)k, (long long)n);
+  if (buffer && (uint64_t)bytes > buffer_bytes)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buffer_bytes: is %llu, but must be at least %lld",
+                     (unsigned long long)buffer_bytes, (long long)bytes);
+  if ((uintptr_t)buffer % MLKI_ALIGN)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buffer: must be aligned to %d bytes", MLKI_ALIGN);
+  if (buffer) mlki_matmul_pack_columns(ctx->row, (float *)buffer, &mat, 0, k, 0, n);
+  memset(packed, 0, sizeof *packed);
+  packed->data = buffer;
+  packed->bytes = (uint64_t)bytes;
+  packed->k = k, packed->n = n;
+  packed->dtype = MLK_F32;
+  packed->isa = (int32_t)ctx->row->isa;
+  packed->panel = (int32_t)nr;
+  return MLK_OK;
+}
 
-    static void mlki_conv_args_of(const mlk_conv_desc *desc, mlki_conv_args *t) {
-      memset(t, 0, sizeof *t);
-      t->x_name = "x", t->y_name = "y", t->x = desc->x, t->w = desc->w, t->y = desc->y;
-      t->bias = desc->bias, t->residual = desc->residual, t->preact = desc->preact;
-      t->packed = desc->packed_w, t->alpha = desc->alpha, t->beta = desc->beta, t->activation = desc->activation;
-      t->geometry = &desc->geometry;
-    }
+static void mlki_conv_args_of(const mlk_conv_desc *desc, mlki_conv_args *t) {
+  memset(t, 0, sizeof *t);
+  t->x_name = "x", t->y_name = "y", t->x = desc->x, t->w = desc->w, t->y = desc->y;
+  t->bias = desc->bias, t->residual = desc->residual, t->preact = desc->preact;
+  t->packed = desc->packed_w, t->alpha = desc->alpha, t->beta = desc->beta, t->activation = desc->activation;
+  t->geometry = &desc->geometry;
+}
 
-    static void mlki_conv_grad_input_args_of(const mlk_conv_grad_input_desc *desc, mlki_conv_args *t) {
-      memset(t, 0, sizeof *t);
-      t->x_name = "dy", t->y_name = "dx", t->x = desc->dy, t->w = desc->w, t->y = desc->dx;
-      t->bias = desc->bias, t->residual = desc->residual, t->preact = desc->preact;
-      t->packed = desc->packed_w, t->alpha = desc->alpha, t->beta = desc->beta, t->activation = desc->activation;
-      t->geometry = &desc->geometry, t->transposed = 1;
-    }
+static void mlki_conv_grad_input_args_of(const mlk_conv_grad_input_desc *desc, mlki_conv_args *t) {
+  memset(t, 0, sizeof *t);
+  t->x_name = "dy", t->y_name = "dx", t->x = desc->dy, t->w = desc->w, t->y = desc->dx;
+  t->bias = desc->bias, t->residual = desc->residual, t->preact = desc->preact;
+  t->packed = desc->packed_w, t->alpha = desc->alpha, t->beta = desc->beta, t->activation = desc->activation;
+  t->geometry = &desc->geometry, t->transposed = 1;
+}
 
-    /* Bytes of workspace: the panels, unless they are given, then the tasks' parts. */
-    static uint64_t mlki_conv_workspace(const mlki_conv *cv) {
-      const int64_t panels = cv->pack ? mlki_round_up(cv->groups * cv->panel_floats, MLKI_LANES_MAX) : 0;
-      return 4 * (uint64_t)(panels + cv->floats * cv->tasks);
-    }
+/* Bytes of workspace: the panels, unless they are given, then the tasks' parts. */
+static uint64_t mlki_conv_workspace(const mlki_conv *cv) {
+  const int64_t panels = cv->pack ? mlki_round_up(cv->groups * cv->panel_floats, MLKI_LANES_MAX) : 0;
+  return 4 * (uint64_t)(panels + cv->floats * cv->tasks);
+}
 
-    static mlk_status mlki_conv_plan_of(mlk_context * ctx, mlki_conv_args * t, mlk_plan * plan) {
-      mlki_conv cv;
-      mlki_matmul mm;
-      mlk_matmul_desc product;
-      mlk_packed packed;
-      mlk_status status;
-      if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
-      if ((status = mlki_conv_prepare(ctx, t, 0, &cv)) != MLK_OK) return status;
-      if (mlki_conv_as_matmul(ctx, &cv, t, &packed, &product)) {
-        if ((status = mlki_matmul_prepare(ctx, &product, 0, &mm)) != MLK_OK) return status;
-        mlki_fill_plan(ctx, plan, cv.flops, cv.bytes, 4 * (uint64_t)(mm.floats * mm.tasks), mm.tasks, "matmul");
-        return MLK_OK;
-      }
-      mlki_fill_plan(ctx, plan, cv.flops, cv.bytes, mlki_conv_workspace(&cv), cv.tasks,
-                     mlki_conv_variant_names[cv.variant]);
-      return MLK_OK;
-    }
+static mlk_status mlki_conv_plan_of(mlk_context *ctx, mlki_conv_args *t, mlk_plan *plan) {
+  mlki_conv cv;
+  mlki_matmul mm;
+  mlk_matmul_desc product;
+  mlk_packed packed;
+  mlk_status status;
+  if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
+  if ((status = mlki_conv_prepare(ctx, t, 0, &cv)) != MLK_OK) return status;
+  if (mlki_conv_as_matmul(ctx, &cv, t, &packed, &product)) {
+    if ((status = mlki_matmul_prepare(ctx, &product, 0, &mm)) != MLK_OK) return status;
+    mlki_fill_plan(ctx, plan, cv.flops, cv.bytes, 4 * (uint64_t)(mm.floats * mm.tasks), mm.tasks, "matmul");
+    return MLK_OK;
+  }
+  mlki_fill_plan(ctx, plan, cv.flops, cv.bytes, mlki_conv_workspace(&cv), cv.tasks,
+                 mlki_conv_variant_names[cv.variant]);
+  return MLK_OK;
+}
 
-    static mlk_status mlki_conv_run_of(mlk_context * ctx, mlki_conv_args * t) {
-      mlki_conv cv;
-      mlk_matmul_desc product;
-      mlk_packed packed;
-      mlk_status status;
-      if ((status = mlki_conv_prepare(ctx, t, 1, &cv)) != MLK_OK) return status;
-      if (cv.variant == MLKI_CONV_EMPTY) return MLK_OK;
-      if (mlki_conv_as_matmul(ctx, &cv, t, &packed, &product)) return mlki_matmul_run(ctx, &product, 0);
-      if ((status = mlki_workspace(ctx, mlki_conv_workspace(&cv))) != MLK_OK) return status;
-      cv.workspace = (float *)mlki_workspace_base(ctx);
-      if (cv.variant == MLKI_CONV_REFERENCE) {
-        mlki_conv_reference(&cv);
-        return MLK_OK;
-      }
-      if (cv.pack) {
-        mlki_conv_packing packing;
-        packing.cv = &cv, packing.to = cv.workspace, packing.tasks = cv.tasks;
-        cv.panels = cv.workspace;
-        cv.workspace += mlki_round_up(cv.groups * cv.panel_floats, MLKI_LANES_MAX);
-        mlki_parallel_for(ctx, packing.tasks, mlki_conv_pack_task, &packing);
-      }
-      mlki_parallel_for(ctx, cv.tasks, mlki_conv_task, &cv);
-      return MLK_OK;
-    }
+static mlk_status mlki_conv_run_of(mlk_context *ctx, mlki_conv_args *t) {
+  mlki_conv cv;
+  mlk_matmul_desc product;
+  mlk_packed packed;
+  mlk_status status;
+  if ((status = mlki_conv_prepare(ctx, t, 1, &cv)) != MLK_OK) return status;
+  if (cv.variant == MLKI_CONV_EMPTY) return MLK_OK;
+  if (mlki_conv_as_matmul(ctx, &cv, t, &packed, &product)) return mlki_matmul_run(ctx, &product, 0);
+  if ((status = mlki_workspace(ctx, mlki_conv_workspace(&cv))) != MLK_OK) return status;
+  cv.workspace = (float *)mlki_workspace_base(ctx);
+  if (cv.variant == MLKI_CONV_REFERENCE) {
+    mlki_conv_reference(&cv);
+    return MLK_OK;
+  }
+  if (cv.pack) {
+    mlki_conv_packing packing;
+    packing.cv = &cv, packing.to = cv.workspace, packing.tasks = cv.tasks;
+    cv.panels = cv.workspace;
+    cv.workspace += mlki_round_up(cv.groups * cv.panel_floats, MLKI_LANES_MAX);
+    mlki_parallel_for(ctx, packing.tasks, mlki_conv_pack_task, &packing);
+  }
+  mlki_parallel_for(ctx, cv.tasks, mlki_conv_task, &cv);
+  return MLK_OK;
+}
 
-    static mlk_status mlki_conv_pack_of(mlk_context * ctx, mlki_conv_args * t, void *buffer, uint64_t buffer_bytes,
-                                        mlk_packed *packed) {
-      mlki_conv cv;
-      mlki_conv_packing packing;
-      mlk_status status;
-      uint64_t bytes;
-      int i;
-      if (!packed) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed: is NULL");
-      if (t->packed) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: given to a call that packs; give w");
-      if (ctx->reference) return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "isa: the reference does not read packed panels");
-      t->alpha = NULL;
-      if ((status = mlki_conv_prepare(ctx, t, 0, &cv)) != MLK_OK) return status;
-      if (cv.variant == MLKI_CONV_EMPTY)
-        return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: has no elements: nothing to pack for", t->y_name);
-      bytes = 4 * (uint64_t)(cv.groups * cv.panel_floats);
-      if (buffer && bytes > buffer_bytes)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buffer_bytes: is %llu, but must be at least %llu",
-                         (unsigned long long)buffer_bytes, (unsigned long long)bytes);
-      if ((uintptr_t)buffer % MLKI_ALIGN)
-        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buffer: must be aligned to %d bytes", MLKI_ALIGN);
-      packing.cv = &cv, packing.to = (float *)buffer, packing.tasks = cv.tasks;
-      if (buffer) mlki_parallel_for(ctx, packing.tasks, mlki_conv_pack_task, &packing);
-      memset(packed, 0, sizeof *packed);
-      packed->data = buffer;
-      packed->bytes = bytes;
-      packed->dtype = MLK_F32;
-      packed->isa = (int32_t)ctx->row->isa;
-      packed->panel = (int32_t)cv.width;
-      packed->form = t->transposed ? MLKI_FORM_CONV_TRANSPOSED : MLKI_FORM_CONV;
-      packed->rows = cv.variant == MLKI_CONV_ROWS;
-      packed->rank = t->w.rank;
-      for (i = 0; i < t->w.rank; i++) packed->shape[i] = t->w.shape[i];
-      packed->groups = cv.groups;
-      for (i = 0; i < 3 && t->transposed; i++)
-        packed->stride[i] = cv.stride[i], packed->dilation[i] = cv.dilation[i],
-        packed->pad[i] = cv.pad[i] % cv.stride[i];
-      return MLK_OK;
-    }
+static mlk_status mlki_conv_pack_of(mlk_context *ctx, mlki_conv_args *t, void *buffer, uint64_t buffer_bytes,
+                                    mlk_packed *packed) {
+  mlki_conv cv;
+  mlki_conv_packing packing;
+  mlk_status status;
+  uint64_t bytes;
+  int i;
+  if (!packed) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed: is NULL");
+  if (t->packed) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: given to a call that packs; give w");
+  if (ctx->reference) return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "isa: the reference does not read packed panels");
+  t->alpha = NULL;
+  if ((status = mlki_conv_prepare(ctx, t, 0, &cv)) != MLK_OK) return status;
+  if (cv.variant == MLKI_CONV_EMPTY)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: has no elements: nothing to pack for", t->y_name);
+  bytes = 4 * (uint64_t)(cv.groups * cv.panel_floats);
+  if (buffer && bytes > buffer_bytes)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buffer_bytes: is %llu, but must be at least %llu",
+                     (unsigned long long)buffer_bytes, (unsigned long long)bytes);
+  if ((uintptr_t)buffer % MLKI_ALIGN)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buffer: must be aligned to %d bytes", MLKI_ALIGN);
+  packing.cv = &cv, packing.to = (float *)buffer, packing.tasks = cv.tasks;
+  if (buffer) mlki_parallel_for(ctx, packing.tasks, mlki_conv_pack_task, &packing);
+  memset(packed, 0, sizeof *packed);
+  packed->data = buffer;
+  packed->bytes = bytes;
+  packed->dtype = MLK_F32;
+  packed->isa = (int32_t)ctx->row->isa;
+  packed->panel = (int32_t)cv.width;
+  packed->form = t->transposed ? MLKI_FORM_CONV_TRANSPOSED : MLKI_FORM_CONV;
+  packed->rows = cv.variant == MLKI_CONV_ROWS;
+  packed->rank = t->w.rank;
+  for (i = 0; i < t->w.rank; i++) packed->shape[i] = t->w.shape[i];
+  packed->groups = cv.groups;
+  for (i = 0; i < 3 && t->transposed; i++)
+    packed->stride[i] = cv.stride[i], packed->dilation[i] = cv.dilation[i], packed->pad[i] = cv.pad[i] % cv.stride[i];
+  return MLK_OK;
+}
 
-    MLK_API mlk_status mlk_conv_plan(mlk_context * ctx, const mlk_conv_desc *desc, mlk_plan *plan) {
-      mlki_conv_args t;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
-      mlki_conv_args_of(desc, &t);
-      return mlki_conv_plan_of(ctx, &t, plan);
-    }
+MLK_API mlk_status mlk_conv_plan(mlk_context *ctx, const mlk_conv_desc *desc, mlk_plan *plan) {
+  mlki_conv_args t;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  mlki_conv_args_of(desc, &t);
+  return mlki_conv_plan_of(ctx, &t, plan);
+}
 
-    MLK_API mlk_status mlk_conv(mlk_context * ctx, const mlk_conv_desc *desc) {
-      mlki_conv_args t;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
-      mlki_conv_args_of(desc, &t);
-      return mlki_conv_run_of(ctx, &t);
-    }
+MLK_API mlk_status mlk_conv(mlk_context *ctx, const mlk_conv_desc *desc) {
+  mlki_conv_args t;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  mlki_conv_args_of(desc, &t);
+  return mlki_conv_run_of(ctx, &t);
+}
 
-    MLK_API mlk_status mlk_conv_pack(mlk_context * ctx, const mlk_conv_desc *desc, void *buffer, uint64_t buffer_bytes,
-                                     mlk_packed *packed) {
-      mlki_conv_args t;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
-      mlki_conv_args_of(desc, &t);
-      return mlki_conv_pack_of(ctx, &t, buffer, buffer_bytes, packed);
-    }
+MLK_API mlk_status mlk_conv_pack(mlk_context *ctx, const mlk_conv_desc *desc, void *buffer, uint64_t buffer_bytes,
+                                 mlk_packed *packed) {
+  mlki_conv_args t;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  mlki_conv_args_of(desc, &t);
+  return mlki_conv_pack_of(ctx, &t, buffer, buffer_bytes, packed);
+}
 
-    MLK_API mlk_status mlk_conv_grad_input_plan(mlk_context * ctx, const mlk_conv_grad_input_desc *desc,
-                                                mlk_plan *plan) {
-      mlki_conv_args t;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
-      mlki_conv_grad_input_args_of(desc, &t);
-      return mlki_conv_plan_of(ctx, &t, plan);
-    }
+MLK_API mlk_status mlk_conv_grad_input_plan(mlk_context *ctx, const mlk_conv_grad_input_desc *desc, mlk_plan *plan) {
+  mlki_conv_args t;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  mlki_conv_grad_input_args_of(desc, &t);
+  return mlki_conv_plan_of(ctx, &t, plan);
+}
 
-    MLK_API mlk_status mlk_conv_grad_input(mlk_context * ctx, const mlk_conv_grad_input_desc *desc) {
-      mlki_conv_args t;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
-      mlki_conv_grad_input_args_of(desc, &t);
-      return mlki_conv_run_of(ctx, &t);
-    }
+MLK_API mlk_status mlk_conv_grad_input(mlk_context *ctx, const mlk_conv_grad_input_desc *desc) {
+  mlki_conv_args t;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  mlki_conv_grad_input_args_of(desc, &t);
+  return mlki_conv_run_of(ctx, &t);
+}
 
-    MLK_API mlk_status mlk_conv_grad_input_pack(mlk_context * ctx, const mlk_conv_grad_input_desc *desc, void *buffer,
-                                                uint64_t buffer_bytes, mlk_packed *packed) {
-      mlki_conv_args t;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
-      mlki_conv_grad_input_args_of(desc, &t);
-      return mlki_conv_pack_of(ctx, &t, buffer, buffer_bytes, packed);
-    }
+MLK_API mlk_status mlk_conv_grad_input_pack(mlk_context *ctx, const mlk_conv_grad_input_desc *desc, void *buffer,
+                                            uint64_t buffer_bytes, mlk_packed *packed) {
+  mlki_conv_args t;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  mlki_conv_grad_input_args_of(desc, &t);
+  return mlki_conv_pack_of(ctx, &t, buffer, buffer_bytes, packed);
+}
 
-    MLK_API mlk_status mlk_conv_grad_weights_plan(mlk_context * ctx, const mlk_conv_grad_weights_desc *desc,
-                                                  mlk_plan *plan) {
-      mlki_conv_weights gw;
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
-      if ((status = mlki_conv_weights_prepare(ctx, desc, 0, &gw)) != MLK_OK) return status;
-      mlki_fill_plan(ctx, plan, gw.cv.flops, gw.cv.bytes, 4 * (uint64_t)(gw.cv.floats * gw.cv.tasks), gw.cv.tasks,
-                     mlki_conv_variant_names[gw.cv.variant]);
-      return MLK_OK;
-    }
+MLK_API mlk_status mlk_conv_grad_weights_plan(mlk_context *ctx, const mlk_conv_grad_weights_desc *desc,
+                                              mlk_plan *plan) {
+  mlki_conv_weights gw;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
+  if ((status = mlki_conv_weights_prepare(ctx, desc, 0, &gw)) != MLK_OK) return status;
+  mlki_fill_plan(ctx, plan, gw.cv.flops, gw.cv.bytes, 4 * (uint64_t)(gw.cv.floats * gw.cv.tasks), gw.cv.tasks,
+                 mlki_conv_variant_names[gw.cv.variant]);
+  return MLK_OK;
+}
 
-    /* DBIAS in 16 lanes. */
-    static void mlki_conv_bias_gradient(const mlki_conv_weights *gw) {
-      int64_t k, p, n, o[3];
-      for (k = 0; k < gw->cv.groups * gw->cv.cout && gw->dbias; k++) {
-        float lane[16] = {0};
-        int l, half;
-        for (p = 0; p < gw->ph.pixels; p++) {
-          mlki_conv_pixel(&gw->ph, p, &n, o);
-          lane[p % 16] += *mlki_image_at(&gw->cv.y, &gw->ph, n, k, o);
-        }
-        for (half = 8; half >= 1; half /= 2)
-          for (l = 0; l < half; l++) lane[l] += lane[l + half];
-        gw->dbias[k * gw->dbias_c] = gw->beta != 0.0f ? mlki_fma1(gw->beta, gw->dbias[k * gw->dbias_c], lane[0])
-                                                      : lane[0];
-      }
+/* DBIAS in 16 lanes. */
+static void mlki_conv_bias_gradient(const mlki_conv_weights *gw) {
+  int64_t k, p, n, o[3];
+  for (k = 0; k < gw->cv.groups * gw->cv.cout && gw->dbias; k++) {
+    float lane[16] = {0};
+    int l, half;
+    for (p = 0; p < gw->ph.pixels; p++) {
+      mlki_conv_pixel(&gw->ph, p, &n, o);
+      lane[p % 16] += *mlki_image_at(&gw->cv.y, &gw->ph, n, k, o);
     }
+    for (half = 8; half >= 1; half /= 2)
+      for (l = 0; l < half; l++) lane[l] += lane[l + half];
+    gw->dbias[k * gw->dbias_c] = gw->beta != 0.0f ? mlki_fma1(gw->beta, gw->dbias[k * gw->dbias_c], lane[0]) : lane[0];
+  }
+}
 
-    MLK_API mlk_status mlk_conv_grad_weights(mlk_context * ctx, const mlk_conv_grad_weights_desc *desc) {
-      mlki_conv_weights gw;
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if ((status = mlki_conv_weights_prepare(ctx, desc, 1, &gw)) != MLK_OK) return status;
-      if ((status = mlki_workspace(ctx, 4 * (uint64_t)(gw.cv.floats * gw.cv.tasks))) != MLK_OK) return status;
-      gw.cv.workspace = (float *)mlki_workspace_base(ctx);
-      if (gw.cv.variant == MLKI_CONV_REFERENCE) mlki_conv_weights_reference(&gw);
-      if (gw.cv.variant > MLKI_CONV_REFERENCE) mlki_parallel_for(ctx, gw.cv.tasks, mlki_conv_weights_task, &gw);
-      mlki_conv_bias_gradient(&gw);
-      return MLK_OK;
-    }
+MLK_API mlk_status mlk_conv_grad_weights(mlk_context *ctx, const mlk_conv_grad_weights_desc *desc) {
+  mlki_conv_weights gw;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_conv_weights_prepare(ctx, desc, 1, &gw)) != MLK_OK) return status;
+  if ((status = mlki_workspace(ctx, 4 * (uint64_t)(gw.cv.floats * gw.cv.tasks))) != MLK_OK) return status;
+  gw.cv.workspace = (float *)mlki_workspace_base(ctx);
+  if (gw.cv.variant == MLKI_CONV_REFERENCE) mlki_conv_weights_reference(&gw);
+  if (gw.cv.variant > MLKI_CONV_REFERENCE) mlki_parallel_for(ctx, gw.cv.tasks, mlki_conv_weights_task, &gw);
+  mlki_conv_bias_gradient(&gw);
+  return MLK_OK;
+}
 
-    MLK_API mlk_status mlk_knn_plan(mlk_context * ctx, const mlk_knn_desc *desc, mlk_plan *plan) {
-      mlki_knn knn;
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
-      if ((status = mlki_knn_prepare(ctx, desc, 0, &knn)) != MLK_OK) return status;
-      mlki_fill_plan(ctx, plan, knn.flops, knn.bytes, knn.task_bytes * (uint64_t)knn.tasks, knn.tasks,
-                     mlki_knn_variant_names[knn.variant]);
-      return MLK_OK;
-    }
+MLK_API mlk_status mlk_knn_plan(mlk_context *ctx, const mlk_knn_desc *desc, mlk_plan *plan) {
+  mlki_knn knn;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
+  if ((status = mlki_knn_prepare(ctx, desc, 0, &knn)) != MLK_OK) return status;
+  mlki_fill_plan(ctx, plan, knn.flops, knn.bytes, knn.task_bytes * (uint64_t)knn.tasks, knn.tasks,
+                 mlki_knn_variant_names[knn.variant]);
+  return MLK_OK;
+}
 
-    MLK_API mlk_status mlk_knn(mlk_context * ctx, const mlk_knn_desc *desc) {
-      mlki_knn knn;
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if ((status = mlki_knn_prepare(ctx, desc, 1, &knn)) != MLK_OK) return status;
-      if (knn.variant == MLKI_KNN_EMPTY) return MLK_OK;
-      if ((status = mlki_workspace(ctx, knn.task_bytes * (uint64_t)knn.tasks)) != MLK_OK) return status;
-      knn.workspace = (char *)mlki_workspace_base(ctx);
-      mlki_parallel_for(ctx, knn.tasks, mlki_knn_task, &knn);
-      if (knn.split_base) mlki_knn_merge(&knn);
-      return MLK_OK;
-    }
+MLK_API mlk_status mlk_knn(mlk_context *ctx, const mlk_knn_desc *desc) {
+  mlki_knn knn;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_knn_prepare(ctx, desc, 1, &knn)) != MLK_OK) return status;
+  if (knn.variant == MLKI_KNN_EMPTY) return MLK_OK;
+  if ((status = mlki_workspace(ctx, knn.task_bytes * (uint64_t)knn.tasks)) != MLK_OK) return status;
+  knn.workspace = (char *)mlki_workspace_base(ctx);
+  mlki_parallel_for(ctx, knn.tasks, mlki_knn_task, &knn);
+  if (knn.split_base) mlki_knn_merge(&knn);
+  return MLK_OK;
+}
 
-    MLK_API mlk_status mlk_distances_plan(mlk_context * ctx, const mlk_distances_desc *desc, mlk_plan *plan) {
-      mlki_distances dist;
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
-      if ((status = mlki_distances_prepare(ctx, desc, 0, &dist)) != MLK_OK) return status;
-      mlki_fill_plan(ctx, plan, dist.flops, dist.bytes, dist.task_bytes * (uint64_t)dist.tasks, dist.tasks,
-                     dist.reference ? "reference" : "pairs");
-      return MLK_OK;
-    }
+MLK_API mlk_status mlk_distances_plan(mlk_context *ctx, const mlk_distances_desc *desc, mlk_plan *plan) {
+  mlki_distances dist;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
+  if ((status = mlki_distances_prepare(ctx, desc, 0, &dist)) != MLK_OK) return status;
+  mlki_fill_plan(ctx, plan, dist.flops, dist.bytes, dist.task_bytes * (uint64_t)dist.tasks, dist.tasks,
+                 dist.reference ? "reference" : "pairs");
+  return MLK_OK;
+}
 
-    MLK_API mlk_status mlk_distances(mlk_context * ctx, const mlk_distances_desc *desc) {
-      mlki_distances dist;
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if ((status = mlki_distances_prepare(ctx, desc, 1, &dist)) != MLK_OK) return status;
-      if ((status = mlki_workspace(ctx, dist.task_bytes * (uint64_t)dist.tasks)) != MLK_OK) return status;
-      dist.workspace = (char *)mlki_workspace_base(ctx);
-      mlki_parallel_for(ctx, dist.tasks, mlki_distances_task, &dist);
-      return MLK_OK;
-    }
+MLK_API mlk_status mlk_distances(mlk_context *ctx, const mlk_distances_desc *desc) {
+  mlki_distances dist;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_distances_prepare(ctx, desc, 1, &dist)) != MLK_OK) return status;
+  if ((status = mlki_workspace(ctx, dist.task_bytes * (uint64_t)dist.tasks)) != MLK_OK) return status;
+  dist.workspace = (char *)mlki_workspace_base(ctx);
+  mlki_parallel_for(ctx, dist.tasks, mlki_distances_task, &dist);
+  return MLK_OK;
+}
 
-    MLK_API mlk_status mlk_map_plan(mlk_context * ctx, const mlk_map_desc *desc, mlk_plan *plan) {
-      mlki_mapping m;
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
-      if ((status = mlki_map_prepare(ctx, desc, 0, &m)) != MLK_OK) return status;
-      mlki_fill_plan(ctx, plan, m.flops, m.bytes, 0, m.tasks,
-                     m.reference ? "reference"
-                     : m.convert ? "convert"
-                                 : "map");
-      return MLK_OK;
-    }
+MLK_API mlk_status mlk_map_plan(mlk_context *ctx, const mlk_map_desc *desc, mlk_plan *plan) {
+  mlki_mapping m;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
+  if ((status = mlki_map_prepare(ctx, desc, 0, &m)) != MLK_OK) return status;
+  mlki_fill_plan(ctx, plan, m.flops, m.bytes, 0, m.tasks, m.reference ? "reference" : m.convert ? "convert" : "map");
+  return MLK_OK;
+}
 
-    MLK_API mlk_status mlk_map(mlk_context * ctx, const mlk_map_desc *desc) {
-      mlki_mapping m;
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if ((status = mlki_map_prepare(ctx, desc, 1, &m)) != MLK_OK) return status;
-      mlki_map_execute(ctx, &m);
-      return MLK_OK;
-    }
+MLK_API mlk_status mlk_map(mlk_context *ctx, const mlk_map_desc *desc) {
+  mlki_mapping m;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_map_prepare(ctx, desc, 1, &m)) != MLK_OK) return status;
+  mlki_map_execute(ctx, &m);
+  return MLK_OK;
+}
 
-    MLK_API mlk_status mlk_reduce_plan(mlk_context * ctx, const mlk_reduce_desc *desc, mlk_plan *plan) {
-      mlki_reduction r;
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
-      if ((status = mlki_reduce_prepare(ctx, desc, 0, 1, &r)) != MLK_OK) return status;
-      mlki_fill_plan(ctx, plan, r.flops, r.bytes, r.workspace_bytes, r.tasks,
-                     mlki_reduce_variant_names[ctx->reference ? MLKI_REDUCE_REFERENCE : r.variant]);
-      return MLK_OK;
-    }
+MLK_API mlk_status mlk_reduce_plan(mlk_context *ctx, const mlk_reduce_desc *desc, mlk_plan *plan) {
+  mlki_reduction r;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
+  if ((status = mlki_reduce_prepare(ctx, desc, 0, 1, &r)) != MLK_OK) return status;
+  mlki_fill_plan(ctx, plan, r.flops, r.bytes, r.workspace_bytes, r.tasks,
+                 mlki_reduce_variant_names[ctx->reference ? MLKI_REDUCE_REFERENCE : r.variant]);
+  return MLK_OK;
+}
 
-    MLK_API mlk_status mlk_reduce(mlk_context * ctx, const mlk_reduce_desc *desc) {
-      mlki_reduction r;
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if ((status = mlki_reduce_prepare(ctx, desc, 1, 1, &r)) != MLK_OK) return status;
-      return mlki_reduce_execute(ctx, &r);
-    }
+MLK_API mlk_status mlk_reduce(mlk_context *ctx, const mlk_reduce_desc *desc) {
+  mlki_reduction r;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_reduce_prepare(ctx, desc, 1, 1, &r)) != MLK_OK) return status;
+  return mlki_reduce_execute(ctx, &r);
+}
 
-    MLK_API mlk_status mlk_clip_norm_plan(mlk_context * ctx, const mlk_clip_norm_desc *desc, mlk_plan *plan) {
-      mlki_clip_plan clip;
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
-      if ((status = mlki_clip_prepare(ctx, desc, 0, &clip)) != MLK_OK) return status;
-      mlki_fill_plan(ctx, plan, clip.flops, clip.bytes, clip.workspace_bytes, clip.tasks,
-                     ctx->reference ? "reference" : "clip");
-      return MLK_OK;
-    }
+MLK_API mlk_status mlk_clip_norm_plan(mlk_context *ctx, const mlk_clip_norm_desc *desc, mlk_plan *plan) {
+  mlki_clip_plan clip;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
+  if ((status = mlki_clip_prepare(ctx, desc, 0, &clip)) != MLK_OK) return status;
+  mlki_fill_plan(ctx, plan, clip.flops, clip.bytes, clip.workspace_bytes, clip.tasks,
+                 ctx->reference ? "reference" : "clip");
+  return MLK_OK;
+}
 
-    MLK_API mlk_status mlk_clip_norm(mlk_context * ctx, const mlk_clip_norm_desc *desc) {
-      mlki_clip_plan clip;
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if ((status = mlki_clip_prepare(ctx, desc, 1, &clip)) != MLK_OK) return status;
-      if ((status = mlki_workspace(ctx, clip.workspace_bytes)) != MLK_OK) return status;
-      return mlki_clip_run(ctx, desc);
-    }
+MLK_API mlk_status mlk_clip_norm(mlk_context *ctx, const mlk_clip_norm_desc *desc) {
+  mlki_clip_plan clip;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_clip_prepare(ctx, desc, 1, &clip)) != MLK_OK) return status;
+  if ((status = mlki_workspace(ctx, clip.workspace_bytes)) != MLK_OK) return status;
+  return mlki_clip_run(ctx, desc);
+}
 
-    MLK_API mlk_status mlk_sgd_plan(mlk_context * ctx, const mlk_sgd_desc *desc, mlk_plan *plan) {
-      mlki_step s;
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
-      if ((status = mlki_sgd_prepare(ctx, desc, 0, &s)) != MLK_OK) return status;
-      mlki_fill_plan(ctx, plan, s.flops, s.bytes, 0, s.tasks, ctx->reference ? "reference" : "sgd");
-      return MLK_OK;
-    }
+MLK_API mlk_status mlk_sgd_plan(mlk_context *ctx, const mlk_sgd_desc *desc, mlk_plan *plan) {
+  mlki_step s;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
+  if ((status = mlki_sgd_prepare(ctx, desc, 0, &s)) != MLK_OK) return status;
+  mlki_fill_plan(ctx, plan, s.flops, s.bytes, 0, s.tasks, ctx->reference ? "reference" : "sgd");
+  return MLK_OK;
+}
 
-    MLK_API mlk_status mlk_sgd(mlk_context * ctx, const mlk_sgd_desc *desc) {
-      mlki_step s;
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if ((status = mlki_sgd_prepare(ctx, desc, 1, &s)) != MLK_OK) return status;
-      mlki_step_execute(ctx, &s);
-      return MLK_OK;
-    }
+MLK_API mlk_status mlk_sgd(mlk_context *ctx, const mlk_sgd_desc *desc) {
+  mlki_step s;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_sgd_prepare(ctx, desc, 1, &s)) != MLK_OK) return status;
+  mlki_step_execute(ctx, &s);
+  return MLK_OK;
+}
 
-    MLK_API mlk_status mlk_adamw_plan(mlk_context * ctx, const mlk_adamw_desc *desc, mlk_plan *plan) {
-      mlki_step s;
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
-      if ((status = mlki_adamw_prepare(ctx, desc, 0, &s)) != MLK_OK) return status;
-      mlki_fill_plan(ctx, plan, s.flops, s.bytes, 0, s.tasks, ctx->reference ? "reference" : "adamw");
-      return MLK_OK;
-    }
+MLK_API mlk_status mlk_adamw_plan(mlk_context *ctx, const mlk_adamw_desc *desc, mlk_plan *plan) {
+  mlki_step s;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
+  if ((status = mlki_adamw_prepare(ctx, desc, 0, &s)) != MLK_OK) return status;
+  mlki_fill_plan(ctx, plan, s.flops, s.bytes, 0, s.tasks, ctx->reference ? "reference" : "adamw");
+  return MLK_OK;
+}
 
-    MLK_API mlk_status mlk_adamw(mlk_context * ctx, const mlk_adamw_desc *desc) {
-      mlki_step s;
-      mlk_status status;
-      if (!ctx) return MLK_ERR_ARGUMENT;
-      if ((status = mlki_adamw_prepare(ctx, desc, 1, &s)) != MLK_OK) return status;
-      mlki_step_execute(ctx, &s);
-      return MLK_OK;
-    }
+MLK_API mlk_status mlk_adamw(mlk_context *ctx, const mlk_adamw_desc *desc) {
+  mlki_step s;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_adamw_prepare(ctx, desc, 1, &s)) != MLK_OK) return status;
+  mlki_step_execute(ctx, &s);
+  return MLK_OK;
+}
 
 #endif /* !MLKI_PASS */
 #endif /* MLK_IMPLEMENTATION */
 
-  /* >>licence --------------------------------------------------------------------------------------------------------
+/* >>licence --------------------------------------------------------------------------------------------------------
 
    MLK is available under two licences; choose the one you prefer.
 
