@@ -39,8 +39,9 @@
      >>isa             how one kernel source becomes one row of functions per instruction set
      >>math            exp, tanh, erf and the activations, in the vocabulary
      >>kernels         packing, matmul strip, epilogue, distances: compiled once per instruction set
-     >>map_kernels     dense rows of maps, conversions, reductions, optimiser steps: the same
      >>conv_kernels    packing of images
+     >>map_kernels     dense rows of maps, conversions, reductions, optimiser steps: the same
+     >>layer_kernels   pooling windows, rows of softmax and normalisation, rotary pairs; then the row
      >>dispatch        the rows, and which one a context uses
      >>ref             naive form of every operator: its definition, and the oracle of the tests
      >>plan            ceilings and predicted times
@@ -49,6 +50,7 @@
      >>knn             the filter, its error bound, the exact re-rank
      >>distances       all pairs; the smallest complete operator, a model for new ones
      >>map             the walk over several views, maps, conversions, reductions, optimiser steps
+     >>layer           pooling, softmax, cross-entropy, normalisation, embedding, rotary positions
      >>public          the public functions
      >>licence         MIT No Attribution, or public domain
 
@@ -458,8 +460,8 @@ typedef struct mlk_reduce_desc {
   const float *beta; /* of SUM, MEAN and SUM_SQUARES; NULL: 0, else out = fma(beta, out, result) */
 } mlk_reduce_desc;
 
-/* Pooling over windows of the spatial axes; geometry as for mlk_conv, groups 0 or 1. A window must not lie in the padding
-   altogether: pad_before and pad_after are below dilation (window - 1) + 1. */
+/* Pooling over windows of the spatial axes; geometry and sizes as for mlk_conv, groups 0 or 1. A window that lies in the
+   padding altogether gives -infinity and index -1, or 0 for an average. */
 typedef enum mlk_pool_kind {
   MLK_POOL_MAX = 0,        /* padding never wins; NaN wins; the first largest in row-major order */
   MLK_POOL_AVERAGE,        /* sum in row-major order from +0, divided by the number of elements inside x */
@@ -469,26 +471,29 @@ typedef enum mlk_pool_kind {
 
 typedef struct mlk_pool_desc {
   mlk_pool_kind kind;
-  mlk_tensor x; /* [N, C, in...] f32, rank 3 to 5, any strides */
-  mlk_tensor y; /* [N, C, out...] f32, output, required */
-  mlk_tensor
-      indices; /* [N, C, out...] i64, output of MLK_POOL_MAX, optional: row-major place of the largest in [in...] */
-  int64_t window[3]; /* size per spatial axis; 0 for axes that are not there */
+  mlk_tensor x;       /* [N, C, in...] f32, rank 3 to 5, any strides */
+  mlk_tensor y;       /* [N, C, out...] f32, output, required */
+  mlk_tensor indices; /* [N, C, out...] i64, output, optional, only of MLK_POOL_MAX: place of the largest in [in...],
+                         row-major */
+  int64_t window[3];  /* size per spatial axis; 0 for axes that are not there */
   mlk_conv_geometry geometry;
 } mlk_pool_desc;
 
-/* DX = gradient of mlk_pool; each element of DX is a sum over the windows that reach it, in ascending order. */
+/* DX = gradient of mlk_pool: each element is a sum from +0, over the windows that reach it (MLK_POOL_MAX: those whose
+   index names it) in ascending order, of DY or, for an average, of DY divided as the average was. */
 typedef struct mlk_pool_grad_desc {
   mlk_pool_kind kind;
   mlk_tensor dy;      /* [N, C, out...] f32 */
-  mlk_tensor indices; /* [N, C, out...] i64, required for MLK_POOL_MAX: what mlk_pool wrote; out of range: an error */
+  mlk_tensor indices; /* [N, C, out...] i64, required for MLK_POOL_MAX: what mlk_pool wrote. Negative: no gradient;
+                         beyond [in...]: an error */
   mlk_tensor dx;      /* [N, C, in...] f32, output, required */
   int64_t window[3];
   mlk_conv_geometry geometry;
 } mlk_pool_grad_desc;
 
-/* Softmax along the last axis: y = exp(x - max) / sum; with log set, y = (x - max) - log(sum). A row whose largest is
-   -infinity gives zeros (log: -infinity). The gradient: dx = y (dy - sum y dy); with log, dx = dy - exp(y) sum dy. */
+/* Softmax along the last axis: y = exp(x - max) / sum, the sum in 16 lanes; with log set, y = (x - max) - log(sum). A row
+   whose largest is -infinity gives zeros (log: -infinity); a NaN or +infinity anywhere makes a row NaN.
+   The gradient: dx = y (dy - sum), sum = 16 lanes of fma(y, dy, .); with log, dx = fma(-exp(y), sum, dy), sum that of dy. */
 typedef struct mlk_softmax_desc {
   mlk_tensor x; /* [..., D] f32 */
   mlk_tensor y; /* x's shape, output, required; may be x itself */
@@ -501,20 +506,23 @@ typedef struct mlk_softmax_grad_desc {
   int log;
 } mlk_softmax_grad_desc;
 
-/* loss[r] = log(sum_j exp(x[r][j])) - x[r][label[r]], and its gradient dx[r][j] = scale (softmax(x[r])[j] - (j ==
-   label[r])). A negative label: the row does not count, loss and gradient are 0. A label >= D is an error. */
+/* Cross-entropy of logits with one label a row, and its gradient, in one pass: with p the softmax of a row as above,
+     loss = log(sum) - (x[label] - max)      dx[j] = scale p[j], for the label scale (p[j] - 1)
+   A negative label: the row does not count, loss and gradient are 0. A label >= D is an error. A row of nothing but
+   -infinity has p = 0 and loss +infinity. At least one of loss and dx is required. */
 typedef struct mlk_cross_entropy_desc {
-  mlk_tensor x;       /* [R, D] f32 logits */
-  mlk_tensor labels;  /* [R] i64 */
-  mlk_tensor loss;    /* [R] f32, output, optional */
-  mlk_tensor dx;      /* [R, D] f32, output, optional; may be x itself */
+  mlk_tensor x;       /* [..., D] f32 logits, rank 2 to 6 */
+  mlk_tensor labels;  /* [...] i64 */
+  mlk_tensor loss;    /* [...] f32, output, optional */
+  mlk_tensor dx;      /* x's shape, output, optional; may be x itself */
   const float *scale; /* NULL: 1. For the mean over R rows: 1 / R */
 } mlk_cross_entropy_desc;
 
 /* Normalisation along the last axis, of length D.
      MLK_NORM_LAYER  mean = sum x / D; v = sum (x - mean)^2 / D; y = (x - mean) rstd gamma + beta
      MLK_NORM_RMS    mean = 0;         v = sum x^2 / D;          y = x rstd gamma + beta
-   with rstd = 1 / sqrt(v + epsilon), each operation rounded, sums in 16 lanes, the last product and sum fused. */
+   with rstd = 1 / sqrt(v + epsilon), each operation rounded; sums in 16 lanes, that of squares by fma;
+   y = fma((x - mean) rstd, gamma, beta). */
 typedef enum mlk_norm_kind { MLK_NORM_LAYER = 0, MLK_NORM_RMS, MLK_NORM_KIND_COUNT } mlk_norm_kind;
 typedef struct mlk_norm_desc {
   mlk_norm_kind kind;
@@ -525,8 +533,10 @@ typedef struct mlk_norm_desc {
   float epsilon;          /* 0: 1e-5; must be positive */
 } mlk_norm_desc;
 
-/* The gradients of mlk_norm. dgamma and dbeta are sums over rows in ascending order, cut into segments of MLK_SEGMENT
-   rows as the terms of a matrix product. */
+/* The gradients of mlk_norm, with h = (x - mean) rstd, g = dy gamma:
+     dx = rstd fma(-h, b, g - a)      a = sum g / D (MLK_NORM_RMS: 0), b = sum of fma(g, h, .) / D, in 16 lanes
+     dgamma = sum of fma(dy, h, .)    dbeta = sum of dy
+   The latter two run over rows in ascending order, in segments of MLK_SEGMENT rows as the terms of a matrix product. */
 typedef struct mlk_norm_grad_desc {
   mlk_norm_kind kind;
   mlk_tensor x;             /* [..., D] f32: what went in */
@@ -535,7 +545,7 @@ typedef struct mlk_norm_grad_desc {
   mlk_tensor dy;            /* x's shape */
   mlk_tensor dx;            /* x's shape, output; may be dy itself; absent: not wanted */
   mlk_tensor dgamma, dbeta; /* [D] f32, outputs; absent: not wanted */
-  const float *accumulate;  /* NULL: 0; dgamma and dbeta = accumulate old + new */
+  const float *accumulate;  /* NULL: 0, then they are not read; dgamma, dbeta = fma(accumulate, old, new) */
 } mlk_norm_grad_desc;
 
 /* out[i] = table[ids[i]]; the gradient adds: dtable[ids[i]] += dout[i] in ascending i (zero it first, or accumulate).
@@ -552,9 +562,10 @@ typedef struct mlk_embedding_grad_desc {
 } mlk_embedding_grad_desc;
 
 /* Rotary positions (Su et al., "RoFormer", 2021): each pair of elements of a head is turned by position * frequency.
-   Pairs: (j, j + R/2), or with interleaved (2j, 2j + 1), of the first R elements; the others are copied. The angle is exact,
-   its cosine and sine correctly rounded but for rare cases, y0 = fma(-x1, sin, x0 cos), y1 = fma(x1, cos, x0 sin).
-   The gradient is the same call on DY with inverse set. */
+   Pairs: (j, j + R/2), or with interleaved (2j, 2j + 1), of the first R elements; the others are copied. The angle is
+   reduced exactly, whatever the position; c and s, its cosine and sine, are correctly rounded but for rare cases.
+     y0 = fma(-x1, s, x0 c)      y1 = fma(x0, s, x1 c)
+   inverse turns back: the gradient is the same call on DY with inverse set. */
 typedef struct mlk_rotary_desc {
   mlk_tensor x;           /* [..., S, H, D] f32, rank 3 to 6 */
   mlk_tensor y;           /* x's shape, output, required; may be x itself */
@@ -1377,6 +1388,8 @@ static mlk_status mlki_broadcast(mlk_context *ctx, const char *name, const mlk_t
      abs copysign(m, s)     bit operations
      lt(a, b) gt(a, b)      false where unordered          eq(a, b)       the same
      select(m, a, b)        m ? a : b                      bits(m)         bit l = lane l
+     skip(a, b)             even lanes of a, then odd lanes of b
+     swap(a)                lanes 2i and 2i + 1 change places
      round(a)               nearest even integer, |a| < 2^22
      scale2(a, n)           a * 2^floor(n/2) * 2^(n - floor(n/2)), n integral, -252 <= n <= 252: only the last
                             product rounds; NaN for NaN
@@ -1637,6 +1650,14 @@ MLKI_INLINE void mlki_v_transpose_scalar(mlki_vec_scalar *r) {
     r[j].f[i] = t;
   }
 }
+MLKI_INLINE mlki_vec_scalar mlki_v_skip_scalar(mlki_vec_scalar a, mlki_vec_scalar b) {
+  mlki_vec_scalar r = {{a.f[0], a.f[2], b.f[1], b.f[3]}};
+  return r;
+}
+MLKI_INLINE mlki_vec_scalar mlki_v_swap_scalar(mlki_vec_scalar a) {
+  mlki_vec_scalar r = {{a.f[1], a.f[0], a.f[3], a.f[2]}};
+  return r;
+}
 MLKI_INLINE float mlki_v_sum16_scalar(const mlki_vec_scalar *r) {
   const mlki_vec_scalar s = mlki_v_add_scalar(mlki_v_add_scalar(r[0], r[2]), mlki_v_add_scalar(r[1], r[3]));
   const float s0 = s.f[0] + s.f[2], s1 = s.f[1] + s.f[3];
@@ -1750,6 +1771,11 @@ MLKI_V_avx2 void mlki_v_transpose_avx2(__m256 *r) {
     r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
   }
 }
+MLKI_V_avx2 __m256 mlki_v_skip_avx2(__m256 a, __m256 b) { /* halves first, then the middle quarters change places */
+  const __m256d r = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xd8));
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(r, 0xd8));
+}
+MLKI_V_avx2 __m256 mlki_v_swap_avx2(__m256 a) { return _mm256_permute_ps(a, 0xb1); }
 MLKI_V_avx2 float mlki_v_sum4_avx2(__m128 s) { /* lanes l and l + 2, then the two left */
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
@@ -1876,6 +1902,11 @@ MLKI_V_avx512 void mlki_v_transpose_avx512(__m512 *r) {
           r[i + 12] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd);
   }
 }
+MLKI_V_avx512 __m512 mlki_v_skip_avx512(__m512 a, __m512 b) {
+  const __m512i at = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29, 31);
+  return _mm512_permutex2var_ps(a, at, b);
+}
+MLKI_V_avx512 __m512 mlki_v_swap_avx512(__m512 a) { return _mm512_permute_ps(a, 0xb1); }
 MLKI_V_avx512 float mlki_v_sum16_avx512(const __m512 *r) {
   const __m256 s8 = _mm256_add_ps(_mm512_castps512_ps256(r[0]), _mm512_extractf32x8_ps(r[0], 1));
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
@@ -1988,6 +2019,10 @@ MLKI_V_neon void mlki_v_transpose_neon(float32x4_t *r) {
   r[2] = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
   r[3] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
 }
+MLKI_V_neon float32x4_t mlki_v_skip_neon(float32x4_t a, float32x4_t b) {
+  return vcombine_f32(vget_low_f32(vuzp1q_f32(a, a)), vget_low_f32(vuzp2q_f32(b, b)));
+}
+MLKI_V_neon float32x4_t mlki_v_swap_neon(float32x4_t a) { return vrev64q_f32(a); }
 MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
   const float32x4_t s = vaddq_f32(vaddq_f32(r[0], r[2]), vaddq_f32(r[1], r[3]));
   const float32x2_t t = vadd_f32(vget_low_f32(s), vget_high_f32(s));
@@ -2101,6 +2136,8 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
 #define mlki_v_store_u8   MLKI_FN(mlki_v_store_u8)
 #define mlki_v_transpose  MLKI_FN(mlki_v_transpose)
 #define mlki_v_sum16      MLKI_FN(mlki_v_sum16)
+#define mlki_v_skip       MLKI_FN(mlki_v_skip)
+#define mlki_v_swap       MLKI_FN(mlki_v_swap)
 
 #define MLKI_SWEEP      8 /* rows of B that a sweep reads side by side */
 #define MLKI_SWEEP_ROWS 8 /* rows of C it has in registers at most */
@@ -2160,6 +2197,19 @@ typedef struct mlki_optimizer {
 /* The 16 lanes of a sum between two rows: see mlki_reduce_row and mlki_reduce_columns in >>map_kernels. */
 #define MLKI_REDUCE_ROWS 4 /* sums that run side by side */
 
+/* Outputs 0 .. n of pooling along a vector axis; all windows have the same taps inside x. Output i is at y + i y_step;
+   its tap (a, b, c) at x + i x_step + a tap_step[0] + b tap_step[1] + c tap_step[2], whose place in [in...] is place +
+   i place_step + a tap_place[0] + ..., less than 2^24 beyond that of tap 0. indices: NULL, or where places go. */
+typedef struct mlki_pool_run {
+  int largest; /* else the sum, divided by divisor */
+  float divisor;
+  const float *x;
+  float *y;
+  int64_t *indices;
+  int64_t n, x_step, y_step, index_step, place, place_step;
+  int64_t taps[3], tap_step[3], tap_place[3];
+} mlki_pool_run;
+
 struct mlki_kernels {
   mlk_isa isa;
   int lanes, mr, nr;
@@ -2199,6 +2249,14 @@ struct mlki_kernels {
                          int64_t phase);
   void (*sgd)(const mlki_optimizer *o, float *p, const float *g, float *v, int64_t n); /* v NULL: no velocity */
   void (*adamw)(const mlki_optimizer *o, float *p, const float *g, float *m, float *v, int64_t n);
+  /* see >>layer_kernels */
+  void (*pool)(const mlki_pool_run *r);
+  float (*row_max)(const float *x, int64_t n);
+  float (*row_exp)(float *e, const float *x, int64_t n, float max);
+  void (*row_quotient)(float *y, const float *e, int64_t n, float divisor, float scale);
+  void (*row_log_softmax)(float *y, const float *x, int64_t n, float max, float log_sum);
+  float (*row_sum)(const float *x, int64_t n);
+  void (*row_softmax_grad)(float *dx, const float *y, const float *dy, int64_t n, float sum, int log);
 };
 
 #if MLKI_AVX512
@@ -3409,6 +3467,205 @@ MLKI_KERNEL void MLKI_FN(mlki_adamw)(const mlki_optimizer *o, float *p, const fl
   }
 }
 
+/* >>layer_kernels ------------------------------------------------------------------------------------------------
+   Windows of pooling, rows of softmax: compiled once per instruction set. A row is n dense floats. */
+
+/* n of LANES elements, step apart; others are anything. A step of 2 reads dense vectors, up to the last element wanted
+   and not beyond it. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_load_step)(const float *p, int64_t step, int64_t n) {
+  const int64_t reach = 2 * n - 1; /* elements from the first to the last wanted */
+  if (step != 2) return MLKI_FN(mlki_load_any)(p, step, n);
+  if (n == MLKI_LANES) return mlki_v_skip(mlki_v_load(p), mlki_v_load(p + MLKI_LANES - 1));
+  return mlki_v_skip(mlki_v_load_n(p, mlki_min(reach, MLKI_LANES)),
+                     reach < MLKI_LANES ? mlki_v_zero() : mlki_v_load_n(p + MLKI_LANES - 1, reach - MLKI_LANES + 1));
+}
+
+/* Outputs [i, i + (vecs - 1) LANES + last) of a run. Comparisons are strict and taps come in row-major order, so the
+   first largest stays; a NaN is taken, and stays because nothing is larger. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_pool_vectors)(const mlki_pool_run *r, const int vecs, const int largest,
+                                                const int places, int64_t step, int64_t i, int64_t last) {
+  mlki_vec acc[4], place[4];
+  int64_t a, b, c, j;
+  int v;
+  MLKI_UNROLL for (v = 0; v < vecs; v++) {
+    acc[v] = largest ? mlki_v_set1(-INFINITY) : mlki_v_zero();
+    place[v] = mlki_v_zero();
+  }
+  for (a = 0; a < r->taps[0]; a++)
+    for (b = 0; b < r->taps[1]; b++)
+      for (c = 0; c < r->taps[2]; c++) {
+        const float *x = r->x + a * r->tap_step[0] + b * r->tap_step[1] + c * r->tap_step[2] + i * step;
+        const mlki_vec at = mlki_v_set1(
+            places ? (float)(a * r->tap_place[0] + b * r->tap_place[1] + c * r->tap_place[2]) : 0.0f);
+        MLKI_UNROLL for (v = 0; v < vecs; v++) {
+          const mlki_vec e = MLKI_FN(mlki_load_step)(x + v * MLKI_LANES * step, step, v + 1 < vecs ? MLKI_LANES : last);
+          if (largest) {
+            const mlki_mask number = mlki_v_eq(e, e);
+            if (places) {
+              const mlki_vec first_nan = mlki_v_select(mlki_v_eq(acc[v], acc[v]), at, place[v]);
+              place[v] = mlki_v_select(mlki_v_gt(e, acc[v]), at, place[v]);
+              place[v] = mlki_v_select(number, place[v], first_nan);
+            }
+            acc[v] = mlki_v_select(number, mlki_v_max(e, acc[v]), e);
+          } else {
+            acc[v] = mlki_v_add(acc[v], e);
+          }
+        }
+      }
+  MLKI_UNROLL for (v = 0; v < vecs; v++) {
+    const int64_t at = i + v * MLKI_LANES, n = v + 1 < vecs ? MLKI_LANES : last;
+    float lane[MLKI_LANES_MAX];
+    if (!largest) acc[v] = mlki_v_div(acc[v], mlki_v_set1(r->divisor));
+    MLKI_FN(mlki_store_any)(r->y + at * r->y_step, r->y_step, n, acc[v]);
+    if (places) {
+      mlki_v_store(lane, place[v]);
+      for (j = 0; j < n; j++)
+        r->indices[(at + j) * r->index_step] = r->place + (at + j) * r->place_step + (int64_t)lane[j];
+    }
+  }
+}
+
+/* largest, places and a step of 1 or 2 are constants where this is inlined. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_pool_any)(const mlki_pool_run *r, const int largest, const int places, int64_t step) {
+  int64_t i = 0;
+  for (; i + 4 * MLKI_LANES <= r->n; i += 4 * MLKI_LANES)
+    MLKI_FN(mlki_pool_vectors)(r, 4, largest, places, step, i, MLKI_LANES);
+  for (; i < r->n; i += MLKI_LANES)
+    MLKI_FN(mlki_pool_vectors)(r, 1, largest, places, step, i, mlki_min(r->n - i, MLKI_LANES));
+}
+
+MLKI_KERNEL void MLKI_FN(mlki_pool_dense)(const mlki_pool_run *r) {
+  if (!r->largest)
+    MLKI_FN(mlki_pool_any)(r, 0, 0, 1);
+  else if (!r->indices)
+    MLKI_FN(mlki_pool_any)(r, 1, 0, 1);
+  else
+    MLKI_FN(mlki_pool_any)(r, 1, 1, 1);
+}
+
+MLKI_KERNEL void MLKI_FN(mlki_pool_second)(const mlki_pool_run *r) {
+  if (!r->largest)
+    MLKI_FN(mlki_pool_any)(r, 0, 0, 2);
+  else if (!r->indices)
+    MLKI_FN(mlki_pool_any)(r, 1, 0, 2);
+  else
+    MLKI_FN(mlki_pool_any)(r, 1, 1, 2);
+}
+
+MLKI_KERNEL void MLKI_FN(mlki_pool_strided)(const mlki_pool_run *r) {
+  if (!r->largest)
+    MLKI_FN(mlki_pool_any)(r, 0, 0, r->x_step);
+  else if (!r->indices)
+    MLKI_FN(mlki_pool_any)(r, 1, 0, r->x_step);
+  else
+    MLKI_FN(mlki_pool_any)(r, 1, 1, r->x_step);
+}
+
+MLKI_KERNEL void MLKI_FN(mlki_pool)(const mlki_pool_run *r) {
+  if (r->x_step == 1)
+    MLKI_FN(mlki_pool_dense)(r);
+  else if (r->x_step == 2)
+    MLKI_FN(mlki_pool_second)(r);
+  else
+    MLKI_FN(mlki_pool_strided)(r);
+}
+
+/* Elements [i, i + LANES) of a row of n, zeros behind its end. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_row_load)(const float *x, int64_t i, int64_t n) {
+  if (MLKI_LIKELY(i + MLKI_LANES <= n)) return mlki_v_load(x + i);
+  return i < n ? mlki_v_load_n(x + i, n - i) : mlki_v_zero();
+}
+
+MLKI_INLINE_ISA void MLKI_FN(mlki_row_store)(float *y, int64_t i, int64_t n, mlki_vec v) {
+  if (MLKI_LIKELY(i + MLKI_LANES <= n))
+    mlki_v_store(y + i, v);
+  else if (i < n)
+    mlki_v_store_n(y + i, v, n - i);
+}
+
+/* v with zeros in the lanes of elements behind the end of a row of n; lane 0 is element i. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_row_keep)(mlki_vec v, int64_t i, int64_t n) {
+  float lane[MLKI_LANES_MAX];
+  if (MLKI_LIKELY(i + MLKI_LANES <= n)) return v;
+  mlki_v_store(lane, v);
+  return mlki_v_load_n(lane, mlki_max(n - i, 0));
+}
+
+/* The largest element that is no NaN, -infinity where there is none; a zero is +0, so that the order of elements does
+   not show. */
+MLKI_KERNEL float MLKI_FN(mlki_row_max)(const float *x, int64_t n) {
+  mlki_vec acc[4];
+  float lane[MLKI_LANES_MAX], largest = -INFINITY;
+  int64_t i = 0;
+  int v;
+  MLKI_UNROLL for (v = 0; v < 4; v++) acc[v] = mlki_v_set1(-INFINITY);
+  for (; i + 4 * MLKI_LANES <= n; i += 4 * MLKI_LANES)
+    MLKI_UNROLL for (v = 0; v < 4; v++) acc[v] = mlki_v_max(mlki_v_load(x + i + v * MLKI_LANES), acc[v]);
+  for (; i + MLKI_LANES <= n; i += MLKI_LANES) acc[0] = mlki_v_max(mlki_v_load(x + i), acc[0]);
+  acc[0] = mlki_v_max(mlki_v_max(acc[0], acc[1]), mlki_v_max(acc[2], acc[3]));
+  mlki_v_store(lane, acc[0]);
+  for (v = 0; v < MLKI_LANES; v++) largest = lane[v] > largest ? lane[v] : largest;
+  for (; i < n; i++) largest = x[i] > largest ? x[i] : largest;
+  return largest + 0.0f;
+}
+
+/* e = exp(x - max) where e is not NULL, which may be x. Returns the 16-lane sum. */
+MLKI_KERNEL float MLKI_FN(mlki_row_exp)(float *e, const float *x, int64_t n, float max) {
+  const mlki_vec lowest = mlki_v_set1(-104.0f), top = mlki_v_set1(max);
+  mlki_vec sum[MLKI_V16];
+  int64_t i;
+  int v;
+  MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) sum[v] = mlki_v_zero();
+  for (i = 0; i < n; i += 16) MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) {
+      const int64_t at = i + v * MLKI_LANES;
+      const mlki_vec t = mlki_v_sub(MLKI_FN(mlki_row_load)(x, at, n), top);
+      const mlki_vec y = MLKI_FN(mlki_exp_bounded)(mlki_v_max(lowest, t)); /* a NaN passes */
+      if (e) MLKI_FN(mlki_row_store)(e, at, n, y);
+      sum[v] = mlki_v_add(sum[v], MLKI_FN(mlki_row_keep)(y, at, n));
+    }
+  return mlki_v_sum16(sum);
+}
+
+/* y = scale (e / divisor); y may be e. */
+MLKI_KERNEL void MLKI_FN(mlki_row_quotient)(float *y, const float *e, int64_t n, float divisor, float scale) {
+  const mlki_vec d = mlki_v_set1(divisor), s = mlki_v_set1(scale);
+  int64_t i;
+  for (i = 0; i < n; i += MLKI_LANES)
+    MLKI_FN(mlki_row_store)(y, i, n, mlki_v_mul(s, mlki_v_div(MLKI_FN(mlki_row_load)(e, i, n), d)));
+}
+
+/* y = (x - max) - log_sum; y may be x. */
+MLKI_KERNEL void MLKI_FN(mlki_row_log_softmax)(float *y, const float *x, int64_t n, float max, float log_sum) {
+  const mlki_vec m = mlki_v_set1(max), l = mlki_v_set1(log_sum);
+  int64_t i;
+  for (i = 0; i < n; i += MLKI_LANES)
+    MLKI_FN(mlki_row_store)(y, i, n, mlki_v_sub(mlki_v_sub(MLKI_FN(mlki_row_load)(x, i, n), m), l));
+}
+
+/* The 16-lane sum. */
+MLKI_KERNEL float MLKI_FN(mlki_row_sum)(const float *x, int64_t n) {
+  mlki_vec sum[MLKI_V16];
+  int64_t i;
+  int v;
+  MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) sum[v] = mlki_v_zero();
+  for (i = 0; i < n; i += 16)
+    MLKI_UNROLL for (v = 0; v < MLKI_V16; v++)
+        sum[v] = mlki_v_add(sum[v], MLKI_FN(mlki_row_load)(x, i + v * MLKI_LANES, n));
+  return mlki_v_sum16(sum);
+}
+
+/* dx = y (dy - sum), or with log dx = dy - exp(y) sum in one rounding; dx may be dy. */
+MLKI_KERNEL void MLKI_FN(mlki_row_softmax_grad)(float *dx, const float *y, const float *dy, int64_t n, float sum,
+                                                int log) {
+  const mlki_vec s = mlki_v_set1(sum);
+  int64_t i;
+  for (i = 0; i < n; i += MLKI_LANES) {
+    const mlki_vec yv = MLKI_FN(mlki_row_load)(y, i, n), g = MLKI_FN(mlki_row_load)(dy, i, n);
+    const mlki_vec d = log ? mlki_v_fnma(MLKI_FN(mlki_exp)(yv), s, g) : mlki_v_mul(yv, mlki_v_sub(g, s));
+    MLKI_FN(mlki_row_store)(dx, i, n, d);
+  }
+}
+
 static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(MLKI_ISA),
     MLKI_LANES,
@@ -3434,6 +3691,13 @@ static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(mlki_reduce_columns),
     MLKI_FN(mlki_sgd),
     MLKI_FN(mlki_adamw),
+    MLKI_FN(mlki_pool),
+    MLKI_FN(mlki_row_max),
+    MLKI_FN(mlki_row_exp),
+    MLKI_FN(mlki_row_quotient),
+    MLKI_FN(mlki_row_log_softmax),
+    MLKI_FN(mlki_row_sum),
+    MLKI_FN(mlki_row_softmax_grad),
 };
 
 #if !defined(MLKI_PASS) /* the rest once, after the scalar pass */
@@ -7082,6 +7346,932 @@ static mlk_status mlki_adamw_prepare(mlk_context *ctx, const mlk_adamw_desc *des
   return status;
 }
 
+/* >>layer --------------------------------------------------------------------------------------------------------
+   Pooling, softmax, cross-entropy, normalisation, embedding, rotary positions: each operator is a struct that begins
+   with a mlki_job, a function that prepares it (all checks; nothing is touched), bodies for the tasks, and the naive
+   definition that MLK_ISA_REFERENCE runs. */
+
+#define MLKI_JOB_PHASES 3
+
+/* What prepared calls have in common. Tasks take units in bundles until none is left; with a second phase, all start
+   again when the first is done. The workspace is shared_bytes for all tasks and task_bytes for each. */
+typedef struct mlki_job {
+  void (*phase[MLKI_JOB_PHASES])(void *op, int index); /* NULL: no more */
+  int64_t units[MLKI_JOB_PHASES], bundle[MLKI_JOB_PHASES];
+  int tasks;
+  int64_t next;
+  const mlki_kernels *row;
+  uint64_t flops, bytes, shared_bytes, task_bytes;
+  const char *variant;
+  char *workspace;
+} mlki_job;
+
+/* work: of one unit, in multiply-adds. The reference is one task. */
+static void mlki_job_phase(const mlk_context *ctx, mlki_job *job, int phase, void (*body)(void *op, int index),
+                           int64_t units, double work) {
+  const double worth = (double)units * work / MLKI_TASK_WORK;
+  int64_t tasks = mlki_min(mlki_task_limit(ctx), units);
+  if (worth < (double)tasks) tasks = (int64_t)worth;
+  if (ctx->reference || tasks < 1) tasks = 1;
+  job->phase[phase] = body;
+  job->units[phase] = units;
+  job->bundle[phase] = tasks == 1 ? mlki_max(units, 1) : mlki_max(units / (8 * tasks), 1);
+  job->tasks = (int)mlki_max(job->tasks, tasks);
+}
+
+/* The next units [*first, *end) of a phase; 0: none is left. */
+static int mlki_job_take(mlki_job *job, int phase, int64_t *first, int64_t *end) {
+  const int64_t bundles = mlki_ceil_div(job->units[phase], job->bundle[phase]), turn = mlki_take(&job->next);
+  if (turn >= bundles) return 0;
+  *first = turn * job->bundle[phase];
+  *end = mlki_min(*first + job->bundle[phase], job->units[phase]);
+  return 1;
+}
+
+static mlk_status mlki_job_run(mlk_context *ctx, mlki_job *job, void *op) {
+  int phase;
+  const mlk_status status = mlki_workspace(ctx, job->shared_bytes + job->task_bytes * (uint64_t)job->tasks);
+  if (status) return status;
+  job->workspace = (char *)mlki_workspace_base(ctx);
+  for (phase = 0; phase < MLKI_JOB_PHASES && job->phase[phase]; phase++) {
+    job->next = 0;
+    if (job->units[phase] > 0) mlki_parallel_for(ctx, job->tasks, job->phase[phase], op);
+  }
+  return MLK_OK;
+}
+
+/* status: what preparing the call gave. */
+static mlk_status mlki_job_plan(mlk_context *ctx, const mlki_job *job, mlk_status status, mlk_plan *plan) {
+  if (status) return status;
+  if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
+  mlki_fill_plan(ctx, plan, job->flops, job->bytes, job->shared_bytes + job->task_bytes * (uint64_t)job->tasks,
+                 job->tasks, ctx->reference ? "reference" : job->variant);
+  return MLK_OK;
+}
+
+/* t must have the first rank sizes of shape, which is that of like. */
+static mlk_status mlki_check_sizes(mlk_context *ctx, const char *name, const mlk_tensor *t, const char *like,
+                                   const int64_t *shape, int rank) {
+  int i;
+  if (t->rank != rank)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: rank is %d, but must be %d to go with %s", name, (int)t->rank, rank,
+                     like);
+  for (i = 0; i < rank; i++)
+    if (t->shape[i] != shape[i])
+      return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: size of axis %d is %lld, but must be %lld to go with %s", name, i,
+                       (long long)t->shape[i], (long long)shape[i], like);
+  return MLK_OK;
+}
+
+/* A tensor argument of known shape; with output set also its strides. An optional one that is absent is left as it
+   is, with an extent of nothing. */
+static mlk_status mlki_check_shaped(mlk_context *ctx, const char *name, mlk_tensor *t, mlk_dtype dtype, int optional,
+                                    int output, const char *like, const int64_t *shape, int rank, mlki_extent *extent) {
+  mlk_status status;
+  memset(extent, 0, sizeof *extent);
+  if (optional && !t->data) return MLK_OK;
+  if ((status = mlki_check_tensor(ctx, name, t, dtype, 0, MLK_MAX_RANK, extent)) != MLK_OK) return status;
+  if ((status = mlki_check_sizes(ctx, name, t, like, shape, rank)) != MLK_OK) return status;
+  return output ? mlki_check_output(ctx, name, t, extent) : MLK_OK;
+}
+
+/* Bytes of count floats in the workspace. */
+static uint64_t mlki_bytes(int64_t count) { return ((uint64_t)count * 4 + MLKI_ALIGN - 1) / MLKI_ALIGN * MLKI_ALIGN; }
+
+/* --- rows: a view as a list of vectors along its last axis --- */
+
+#define MLKI_ROW_BLOCK  16        /* rows that are made dense together */
+#define MLKI_ROW_FLOATS (1 << 14) /* but no more floats than this, unless one row has */
+
+/* Rows of a view [..., D]: axes before the last, merged where their strides allow it. */
+typedef struct mlki_lines {
+  char *p;
+  int64_t bytes; /* of an element */
+  int64_t step;  /* elements apart along the last axis */
+  int axes;
+  int64_t size[MLK_MAX_RANK], stride[MLK_MAX_RANK];
+} mlki_lines;
+
+/* t with explicit strides; its first axes axes count rows. */
+static mlki_lines mlki_lines_of(const mlk_tensor *t, int axes) {
+  mlki_lines v;
+  int i;
+  memset(&v, 0, sizeof v);
+  if (!t->data) return v;
+  v.p = (char *)t->data;
+  v.bytes = t->dtype == MLK_I64 ? 8 : 4;
+  v.step = axes < t->rank && t->shape[axes] > 1 ? t->stride[axes] : 1;
+  for (i = 0; i < axes; i++) {
+    if (t->shape[i] == 1) continue;
+    if (v.axes && v.stride[v.axes - 1] == t->shape[i] * t->stride[i]) {
+      v.size[v.axes - 1] *= t->shape[i];
+      v.stride[v.axes - 1] = t->stride[i];
+    } else {
+      v.size[v.axes] = t->shape[i], v.stride[v.axes] = t->stride[i];
+      v.axes++;
+    }
+  }
+  return v;
+}
+
+static char *mlki_line_at(const mlki_lines *v, int64_t row) {
+  int64_t offset = 0;
+  int i;
+  for (i = v->axes - 1; i > 0; i--) {
+    offset += row % v->size[i] * v->stride[i];
+    row /= v->size[i];
+  }
+  if (v->axes) offset += row * v->stride[0];
+  return v->p + offset * v->bytes;
+}
+
+static float *mlki_line_f32(const mlki_lines *v, int64_t row) { return (float *)(void *)mlki_line_at(v, row); }
+static int64_t *mlki_line_i64(const mlki_lines *v, int64_t row) { return (int64_t *)(void *)mlki_line_at(v, row); }
+
+/* Rows made dense at once where the last axis is not. */
+static int64_t mlki_line_block(int64_t d) {
+  return mlki_max(mlki_min(MLKI_ROW_FLOATS / mlki_max(d, 1), MLKI_ROW_BLOCK), 1);
+}
+
+/* Bytes of space that rows of d elements need to be dense; none if they are. */
+static uint64_t mlki_line_space(const mlki_lines *v, int64_t d) {
+  return v->p && v->step != 1 ? mlki_bytes(mlki_line_block(d) * d) : 0;
+}
+
+/* at[i]: dense row first + i, in place or, where the last axis is strided, in space. read: with what v holds. All rows
+   of a block go together, so that neighbours in memory are met together. */
+static void mlki_lines_in(const mlki_lines *v, int64_t first, int64_t rows, int64_t d, int read, float *space,
+                          float **at) {
+  const float *from[MLKI_ROW_BLOCK];
+  int64_t i, j;
+  for (i = 0; i < rows; i++) {
+    from[i] = mlki_line_f32(v, first + i);
+    at[i] = v->step == 1 ? mlki_line_f32(v, first + i) : space + i * d;
+  }
+  if (v->step == 1 || !read) return;
+  for (j = 0; j < d; j++)
+    for (i = 0; i < rows; i++) space[i * d + j] = from[i][j * v->step];
+}
+
+/* And back from space. */
+static void mlki_lines_out(const mlki_lines *v, int64_t first, int64_t rows, int64_t d, const float *space) {
+  float *to[MLKI_ROW_BLOCK];
+  int64_t i, j;
+  if (v->step == 1) return;
+  for (i = 0; i < rows; i++) to[i] = mlki_line_f32(v, first + i);
+  for (j = 0; j < d; j++)
+    for (i = 0; i < rows; i++) to[i][j * v->step] = space[i * d + j];
+}
+
+/* --- ids, labels and places must be below a limit; negative ones have a meaning of their own --- */
+
+#define MLKI_IDS_UNIT 4096
+
+typedef struct mlki_ids {
+  mlki_job job;
+  mlki_lines v; /* one element a row */
+  int64_t count, limit, wrong;
+} mlki_ids;
+
+/* Whether an element in [first, end) is not below the limit; *at: which is the first. */
+static int mlki_ids_wrong(const mlki_ids *ids, int64_t first, int64_t end, int64_t *at) {
+  const int64_t last = ids->v.axes - 1;
+  const int64_t size = last < 0 ? 1 : ids->v.size[last], step = last < 0 ? 0 : ids->v.stride[last];
+  while (first < end) {
+    const int64_t run = mlki_min(end - first, size - first % size);
+    const int64_t *id = mlki_line_i64(&ids->v, first);
+    int64_t j;
+    for (j = 0; j < run; j++)
+      if (id[j * step] >= ids->limit) {
+        *at = first + j;
+        return 1;
+      }
+    first += run;
+  }
+  return 0;
+}
+
+static void mlki_ids_task(void *op, int index) {
+  mlki_ids *ids = (mlki_ids *)op;
+  int64_t unit, end, at;
+  (void)index;
+  while (mlki_job_take(&ids->job, 0, &unit, &end))
+    if (mlki_ids_wrong(ids, unit * MLKI_IDS_UNIT, mlki_min(end * MLKI_IDS_UNIT, ids->count), &at))
+      mlki_take(&ids->wrong);
+}
+
+static mlk_status mlki_check_ids(mlk_context *ctx, const char *name, const mlk_tensor *t, int64_t count,
+                                 int64_t limit) {
+  mlki_ids ids;
+  int64_t at = 0;
+  memset(&ids, 0, sizeof ids);
+  ids.v = mlki_lines_of(t, t->rank);
+  ids.count = count, ids.limit = limit;
+  mlki_job_phase(ctx, &ids.job, 0, mlki_ids_task, mlki_ceil_div(count, MLKI_IDS_UNIT), MLKI_IDS_UNIT);
+  if (count) mlki_parallel_for(ctx, ids.job.tasks, mlki_ids_task, &ids);
+  if (!ids.wrong) return MLK_OK;
+  mlki_ids_wrong(&ids, 0, count, &at);
+  return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: element %lld is %lld, but must be below %lld", name, (long long)at,
+                   (long long)*mlki_line_i64(&ids.v, at), (long long)limit);
+}
+
+/* --- double precision ---
+   For what is too delicate for f32 and not worth vectors. Products are hidden from the compiler, which would contract
+   them into sums on some machines. */
+
+static double mlki_mul64(double a, double b) {
+  double p = a * b;
+  MLKI_OPAQUE(p);
+  return p;
+}
+
+/* log x for normal x > 0, within 2 units of the 52nd place: x = 2^k m with m in [sqrt(1/2), sqrt(2)], and
+   log m = 2 artanh(s), s = (m - 1) / (m + 1), s^2 < 0.0295, by its series up to s^23. */
+static double mlki_log64(double x) {
+  uint64_t bits;
+  int k, i;
+  double m, s, q, p;
+  memcpy(&bits, &x, 8);
+  k = (int)(bits >> 52) - 1023;
+  bits = (bits & 0xfffffffffffffull) | 0x3ff0000000000000ull;
+  memcpy(&m, &bits, 8);
+  if (m > 1.4142135623730951) m *= 0.5, k++;
+  s = (m - 1.0) / (m + 1.0);
+  q = mlki_mul64(s, s);
+  p = 1.0 / 23.0;
+  for (i = 21; i >= 3; i -= 2) p = mlki_mul64(p, q) + 1.0 / (double)i;
+  p = mlki_mul64(mlki_mul64(2.0 * s, q), p) + 2.0 * s;
+  p += mlki_mul64(k, 1.9082149292705877e-10); /* ln 2 in two parts; the product with the first, of 33 bits, is exact */
+  return mlki_mul64(k, 0.693147180369123816490) + p;
+}
+
+/* log of a sum of exponentials: 1 or more, infinite or NaN. */
+static float mlki_log_sum(float sum) {
+  return sum >= 1.0f && sum <= FLT_MAX ? (float)mlki_log64(sum) : sum; /* sum + 0 of a row of -infinity is 1 by then */
+}
+
+/* --- pooling --- */
+
+/* One spatial axis. */
+typedef struct mlki_window {
+  int64_t in, out, size, stride, dilation, pad;
+} mlki_window;
+
+typedef struct mlki_pool {
+  mlki_job job;
+  mlk_pool_kind kind;
+  int channels; /* vectors run along channels; else along the last axis */
+  int naive;    /* the definition, one output at a time */
+  int64_t n, c, area, parts;
+  mlki_window axis[3]; /* missing ones, of size 1, come first */
+  float *x, *y;        /* or the gradients of them */
+  int64_t *indices;
+  int64_t xs[5], ys[5], is[5]; /* strides of n, c and the three axes */
+} mlki_pool;
+
+#define MLKI_POOL_PART  16          /* outputs of a row that are one unit, where vectors run along channels */
+#define MLKI_POOL_BLOCK 64          /* channels that are one unit of the gradient */
+#define MLKI_POOL_PLACE (1ll << 24) /* places are counted in floats below this */
+
+/* How many taps of the window of output o lie inside, and which is the first. */
+static int64_t mlki_window_taps(const mlki_window *w, int64_t o, int64_t *first) {
+  const int64_t base = o * w->stride - w->pad;
+  const int64_t low = base < 0 ? mlki_ceil_div(-base, w->dilation) : 0;
+  const int64_t high = base < w->in ? mlki_min((w->in - 1 - base) / w->dilation + 1, w->size) : 0;
+  *first = low;
+  return mlki_max(high - low, 0);
+}
+
+/* The window of one output: taps and first tap of each axis, place of that tap in [in...], how many taps. */
+static int64_t mlki_pool_window(const mlki_pool *p, const int64_t o[3], int64_t taps[3], int64_t first[3],
+                                int64_t *place) {
+  int64_t count = 1;
+  int a;
+  *place = 0;
+  for (a = 0; a < 3; a++) {
+    const mlki_window *w = &p->axis[a];
+    taps[a] = mlki_window_taps(w, o[a], &first[a]);
+    first[a] = o[a] * w->stride - w->pad + first[a] * w->dilation; /* from tap to element */
+    *place = *place * w->in + first[a];
+    count *= taps[a];
+  }
+  return count;
+}
+
+static float mlki_pool_divisor(const mlki_pool *p, int64_t count) {
+  return p->kind == MLK_POOL_AVERAGE_PADDED ? (float)p->area : (float)count;
+}
+
+/* One output by the definition. */
+static void mlki_ref_pool(const mlki_pool *p, int64_t n, int64_t c, const int64_t o[3]) {
+  int64_t taps[3], first[3], place, best = -1, i[3];
+  const int64_t count = mlki_pool_window(p, o, taps, first, &place);
+  const int64_t at = n * p->ys[0] + c * p->ys[1] + o[0] * p->ys[2] + o[1] * p->ys[3] + o[2] * p->ys[4];
+  float value = p->kind == MLK_POOL_MAX ? -INFINITY : 0.0f;
+  for (i[0] = 0; i[0] < taps[0]; i[0]++)
+    for (i[1] = 0; i[1] < taps[1]; i[1]++)
+      for (i[2] = 0; i[2] < taps[2]; i[2]++) {
+        int64_t offset = n * p->xs[0] + c * p->xs[1], here = 0;
+        float e;
+        int a;
+        for (a = 0; a < 3; a++) {
+          const int64_t element = first[a] + i[a] * p->axis[a].dilation;
+          offset += element * p->xs[2 + a];
+          here = here * p->axis[a].in + element;
+        }
+        e = p->x[offset];
+        if (p->kind != MLK_POOL_MAX)
+          value += e;
+        else if (best < 0 || e > value || (e != e && value == value))
+          value = e, best = here;
+      }
+  if (p->kind != MLK_POOL_MAX) value = count ? value / mlki_pool_divisor(p, count) : 0.0f;
+  p->y[at] = value;
+  if (p->indices) p->indices[n * p->is[0] + c * p->is[1] + o[0] * p->is[2] + o[1] * p->is[3] + o[2] * p->is[4]] = best;
+}
+
+/* count outputs from (n, c, o) on: channels where vectors run along them, else places along the last axis, whose
+   windows are all inside there or which is one. */
+static void mlki_pool_outputs(const mlki_pool *p, int64_t n, int64_t c, const int64_t o[3], int64_t count) {
+  int64_t first[3], i;
+  mlki_pool_run r;
+  int a;
+  const int64_t window = mlki_pool_window(p, o, r.taps, first, &r.place);
+  r.n = count;
+  r.largest = p->kind == MLK_POOL_MAX;
+  r.x = p->x + n * p->xs[0] + c * p->xs[1];
+  r.y = p->y + n * p->ys[0] + c * p->ys[1] + o[0] * p->ys[2] + o[1] * p->ys[3] + o[2] * p->ys[4];
+  r.x_step = p->channels ? p->xs[1] : p->axis[2].stride * p->xs[4];
+  r.y_step = p->channels ? p->ys[1] : p->ys[4];
+  r.index_step = p->channels ? p->is[1] : p->is[4];
+  r.place_step = p->channels ? 0 : p->axis[2].stride;
+  r.divisor = mlki_pool_divisor(p, window);
+  r.indices = NULL;
+  if (p->indices)
+    r.indices = p->indices + n * p->is[0] + c * p->is[1] + o[0] * p->is[2] + o[1] * p->is[3] + o[2] * p->is[4];
+  if (window) {
+    for (a = 0; a < 3; a++) {
+      r.x += first[a] * p->xs[2 + a];
+      r.tap_step[a] = p->axis[a].dilation * p->xs[2 + a];
+      r.tap_place[a] = p->axis[a].dilation * (a < 2 ? p->axis[2].in : 1) * (a < 1 ? p->axis[1].in : 1);
+    }
+    p->job.row->pool(&r);
+    return;
+  }
+  for (i = 0; i < count; i++) {
+    r.y[i * r.y_step] = r.largest ? -INFINITY : 0.0f;
+    if (r.indices) r.indices[i * r.index_step] = -1;
+  }
+}
+
+/* Outputs [from, to) of the row (n, c, o[0], o[1]). Where vectors run along the row, those whose windows the padding
+   cuts are made one by one. */
+static void mlki_pool_row(const mlki_pool *p, int64_t n, int64_t c, int64_t o[3], int64_t from, int64_t to) {
+  const mlki_window *w = &p->axis[2];
+  const int64_t reach = (w->size - 1) * w->dilation;
+  int64_t inside = mlki_min(mlki_ceil_div(w->pad, w->stride), to), end = inside, i;
+  if (p->channels || p->naive) inside = end = to;
+  if (inside < to && w->in - 1 - reach + w->pad >= 0)
+    end = mlki_min(mlki_max((w->in - 1 - reach + w->pad) / w->stride + 1, inside), to);
+  for (o[2] = from; o[2] < to; o[2]++) {
+    if (o[2] == inside && inside < end) {
+      mlki_pool_outputs(p, n, c, o, end - inside);
+      o[2] = end - 1;
+    } else if (p->naive) {
+      for (i = 0; i < (p->channels ? p->c : 1); i++) mlki_ref_pool(p, n, c + i, o);
+    } else {
+      mlki_pool_outputs(p, n, c, o, p->channels ? p->c : 1);
+    }
+  }
+}
+
+/* A unit is a row of outputs of one channel, or a part of one of all channels. */
+static void mlki_pool_task(void *op, int index) {
+  mlki_pool *p = (mlki_pool *)op;
+  int64_t unit, end;
+  (void)index;
+  while (mlki_job_take(&p->job, 0, &unit, &end))
+    for (; unit < end; unit++) {
+      const int64_t part = unit % p->parts, row = unit / p->parts;
+      const int64_t planes = p->channels ? 1 : p->c, plane = row / p->axis[1].out / p->axis[0].out;
+      int64_t o[3], from = 0, to = p->axis[2].out;
+      o[0] = row / p->axis[1].out % p->axis[0].out, o[1] = row % p->axis[1].out, o[2] = 0;
+      if (p->parts > 1) from = part * MLKI_POOL_PART, to = mlki_min(from + MLKI_POOL_PART, to);
+      mlki_pool_row(p, plane / planes, plane % planes, o, from, to);
+    }
+}
+
+static mlk_status mlki_pool_axis(mlk_context *ctx, int i, int present, int64_t window, const mlk_conv_geometry *g,
+                                 mlki_window *w) {
+  int64_t span, room;
+  if (!present) {
+    if (window || g->stride[i] || g->dilation[i] || g->pad_before[i] || g->pad_after[i])
+      return mlki_fail(ctx, MLK_ERR_ARGUMENT, "window, geometry: entry %d is set, but x has only %d spatial axes", i,
+                       i);
+    return MLK_OK;
+  }
+  if (window < 1)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "window[%d]: is %lld, but must be at least 1", i, (long long)window);
+  if (g->stride[i] < 0 || g->dilation[i] < 0 || g->pad_before[i] < 0 || g->pad_after[i] < 0)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT,
+                     "geometry: axis %d has stride %lld, dilation %lld, pad %lld and %lld, but none may be negative", i,
+                     (long long)g->stride[i], (long long)g->dilation[i], (long long)g->pad_before[i],
+                     (long long)g->pad_after[i]);
+  w->size = window, w->pad = g->pad_before[i];
+  w->stride = g->stride[i] ? g->stride[i] : 1, w->dilation = g->dilation[i] ? g->dilation[i] : 1;
+  if (mlki_mul_overflows(window - 1, w->dilation, &span) || mlki_add_overflows(w->in, g->pad_before[i], &room) ||
+      mlki_add_overflows(room, g->pad_after[i], &room) || mlki_add_overflows(room, w->stride, &span))
+    return mlki_fail(ctx, MLK_ERR_SIZE, "geometry: the sizes of axis %d do not fit in 63 bits", i);
+  span = (window - 1) * w->dilation + 1;
+  w->out = room < span ? 0 : (room - span) / w->stride + 1;
+  return MLK_OK;
+}
+
+/* What pooling and its gradient share: small, [N, C, out...], is the result of pooling big, [N, C, in...]. */
+static mlk_status mlki_pool_shape(mlk_context *ctx, mlki_pool *p, mlk_pool_kind kind, const int64_t *window,
+                                  const mlk_conv_geometry *g, const mlk_tensor *big, const char *small_name,
+                                  const mlk_tensor *small) {
+  const int spatial = big->rank - 2;
+  int64_t shape[MLK_MAX_RANK];
+  mlk_status status;
+  int i;
+  p->kind = kind;
+  if ((int)kind < 0 || kind >= MLK_POOL_KIND_COUNT)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "kind: is %d, but must be 0 to %d", (int)kind, MLK_POOL_KIND_COUNT - 1);
+  if (g->groups != 0 && g->groups != 1)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "geometry.groups: is %lld, but must be 0 or 1", (long long)g->groups);
+  p->n = shape[0] = big->shape[0], p->c = shape[1] = big->shape[1], p->area = 1;
+  for (i = 0; i < 3; i++) {
+    mlki_window *w = &p->axis[i < spatial ? 3 - spatial + i : 2 - i];
+    w->in = i < spatial ? big->shape[2 + i] : 1;
+    w->out = w->size = w->stride = w->dilation = 1;
+    if ((status = mlki_pool_axis(ctx, i, i < spatial, window[i], g, w)) != MLK_OK) return status;
+    if (mlki_mul_overflows(p->area, w->size, &p->area))
+      return mlki_fail(ctx, MLK_ERR_SIZE, "window: its elements do not fit in 63 bits");
+    if (i < spatial) shape[2 + i] = w->out;
+  }
+  return mlki_check_sizes(ctx, small_name, small, "x, window and geometry", shape, big->rank);
+}
+
+/* Strides of n, c and three axes. */
+static void mlki_pool_strides(const mlk_tensor *t, int64_t stride[5]) {
+  const int missing = 5 - t->rank;
+  int i;
+  for (i = 0; i < 5; i++) stride[i] = i < 2 ? t->stride[i] : i < 2 + missing ? 0 : t->stride[i - missing];
+}
+
+/* Elements between the places of a window's first and last tap, at most. */
+static double mlki_pool_span(const mlki_pool *p) {
+  double span = 0.0;
+  int a;
+  for (a = 0; a < 3; a++)
+    span = span * (double)p->axis[a].in + (double)(p->axis[a].size - 1) * (double)p->axis[a].dilation;
+  return span;
+}
+
+/* Do vectors run along channels? Where those are dense, and where rows of outputs are short; else along rows. */
+static int mlki_pool_along_channels(const mlki_pool *p) {
+  if (p->c > 1 && p->xs[1] == 1) return 1;
+  return p->xs[4] == 1 ? p->axis[2].out < 4 && p->c > 4 : p->c > p->axis[2].out;
+}
+
+static mlk_status mlki_pool_prepare(mlk_context *ctx, const mlk_pool_desc *desc, int run, mlki_pool *p) {
+  mlk_tensor x, y, indices;
+  mlki_extent ex, ey, ei;
+  mlk_status status;
+  int64_t rows, flops;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  memset(p, 0, sizeof *p);
+  x = desc->x, y = desc->y, indices = desc->indices;
+  if ((status = mlki_check_tensor(ctx, "x", &x, MLK_F32, 3, 5, &ex)) != MLK_OK) return status;
+  if ((status = mlki_check_tensor(ctx, "y", &y, MLK_F32, 3, 5, &ey)) != MLK_OK) return status;
+  if ((status = mlki_pool_shape(ctx, p, desc->kind, desc->window, &desc->geometry, &x, "y", &y)) != MLK_OK)
+    return status;
+  if (indices.data && desc->kind != MLK_POOL_MAX)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "indices: only MLK_POOL_MAX has them, but kind is %d", (int)desc->kind);
+  if ((status = mlki_check_shaped(ctx, "indices", &indices, MLK_I64, 1, 1, "y", y.shape, y.rank, &ei)) != MLK_OK)
+    return status;
+  if ((status = mlki_check_output(ctx, "y", &y, &ey)) != MLK_OK) return status;
+  if (mlki_mul_overflows(ey.count, p->area, &flops))
+    return mlki_fail(ctx, MLK_ERR_SIZE, "window: the number of operations does not fit in 63 bits");
+  if ((status = mlki_check_apart(ctx, run, "y", &y, &ey, "x", &x, &ex)) != MLK_OK) return status;
+  if ((status = mlki_check_apart(ctx, run, "indices", &indices, &ei, "x", &x, &ex)) != MLK_OK) return status;
+  if ((status = mlki_check_apart(ctx, run, "indices", &indices, &ei, "y", &y, &ey)) != MLK_OK) return status;
+  p->x = (float *)x.data, p->y = (float *)y.data, p->indices = (int64_t *)indices.data;
+  mlki_pool_strides(&x, p->xs);
+  mlki_pool_strides(&y, p->ys);
+  if (p->indices) mlki_pool_strides(&indices, p->is);
+  p->channels = mlki_pool_along_channels(p);
+  p->naive = ctx->reference || (p->indices && mlki_pool_span(p) >= (double)MLKI_POOL_PLACE);
+  p->parts = p->channels ? mlki_max(mlki_ceil_div(p->axis[2].out, MLKI_POOL_PART), 1) : 1;
+  rows = ey.count ? p->n * (p->channels ? 1 : p->c) * p->axis[0].out * p->axis[1].out * p->parts : 0;
+  p->job.row = ctx->row;
+  p->job.variant = p->channels ? "channels" : "rows";
+  p->job.flops = (uint64_t)flops;
+  p->job.bytes = 4 * (uint64_t)(ex.stored + ey.count) + 8 * (uint64_t)ei.count;
+  mlki_job_phase(ctx, &p->job, 0, mlki_pool_task, rows, rows ? (double)flops / (double)rows : 0.0);
+  return MLK_OK;
+}
+
+/* --- gradient of pooling: windows in ascending order add to the elements they cover --- */
+
+/* Where the element of a place lies in the plane of x. */
+static int64_t mlki_pool_offset(const mlki_pool *p, int64_t place) {
+  const mlki_window *w = p->axis;
+  if (p->xs[3] == w[2].in * p->xs[4] && p->xs[2] == w[1].in * p->xs[3]) return place * p->xs[4];
+  return place / (w[1].in * w[2].in) * p->xs[2] + place / w[2].in % w[1].in * p->xs[3] + place % w[2].in * p->xs[4];
+}
+
+/* Channels [c, c + count) of the gradient of x start from zero. */
+static void mlki_pool_clear(const mlki_pool *p, int64_t n, int64_t c, int64_t count) {
+  float *x = p->x + n * p->xs[0] + c * p->xs[1];
+  int64_t i0, i1, i2, j;
+  for (i0 = 0; i0 < p->axis[0].in; i0++)
+    for (i1 = 0; i1 < p->axis[1].in; i1++) {
+      float *row = x + i0 * p->xs[2] + i1 * p->xs[3];
+      if (count == 1 && p->xs[4] == 1) {
+        memset(row, 0, (size_t)p->axis[2].in * sizeof *row);
+        continue;
+      }
+      for (i2 = 0; i2 < p->axis[2].in; i2++)
+        for (j = 0; j < count; j++) row[i2 * p->xs[4] + j * p->xs[1]] = 0.0f;
+    }
+}
+
+/* The row (n, c .. c + count, o[0], o[1]) of outputs: each adds to the element that was its largest. */
+static void mlki_pool_grad_max(const mlki_pool *p, int64_t n, int64_t c, int64_t count, const int64_t o[3]) {
+  const float *dy = p->y + n * p->ys[0] + c * p->ys[1] + o[0] * p->ys[2] + o[1] * p->ys[3];
+  const int64_t *indices = p->indices + n * p->is[0] + c * p->is[1] + o[0] * p->is[2] + o[1] * p->is[3];
+  float *x = p->x + n * p->xs[0] + c * p->xs[1];
+  int64_t i, j;
+  for (i = 0; i < p->axis[2].out; i++)
+    for (j = 0; j < count; j++) {
+      const int64_t place = indices[i * p->is[4] + j * p->is[1]];
+      if (place >= 0) x[mlki_pool_offset(p, place) + j * p->xs[1]] += dy[i * p->ys[4] + j * p->ys[1]];
+    }
+}
+
+/* The same for averages where channels are dense: each output's share goes to all its window. */
+static void mlki_pool_grad_channels(const mlki_pool *p, int64_t n, int64_t c, int64_t count, int64_t o[3]) {
+  float share[MLKI_POOL_BLOCK];
+  int64_t taps[3], first[3], place, t[3], j;
+  for (o[2] = 0; o[2] < p->axis[2].out; o[2]++) {
+    const float *dy = p->y + n * p->ys[0] + c * p->ys[1] + o[0] * p->ys[2] + o[1] * p->ys[3] + o[2] * p->ys[4];
+    const int64_t window = mlki_pool_window(p, o, taps, first, &place);
+    const float divisor = mlki_pool_divisor(p, window);
+    float *x = p->x + n * p->xs[0] + c * p->xs[1];
+    if (!window) continue;
+    for (j = 0; j < count; j++) share[j] = dy[j] / divisor;
+    for (t[0] = 0; t[0] < taps[0]; t[0]++)
+      for (t[1] = 0; t[1] < taps[1]; t[1]++)
+        for (t[2] = 0; t[2] < taps[2]; t[2]++)
+          p->job.row->add(x + (first[0] + t[0] * p->axis[0].dilation) * p->xs[2] +
+                              (first[1] + t[1] * p->axis[1].dilation) * p->xs[3] +
+                              (first[2] + t[2] * p->axis[2].dilation) * p->xs[4],
+                          share, count);
+  }
+}
+
+/* Adds share, one for each output of a row, to the elements that tap t of their windows meets. */
+static void mlki_pool_grad_tap(const mlki_pool *p, float *x, const float *share, int64_t t) {
+  const mlki_window *w = &p->axis[2];
+  const int64_t shift = t * w->dilation - w->pad, step = w->stride * p->xs[4];
+  const int64_t from = shift < 0 ? mlki_ceil_div(-shift, w->stride) : 0;
+  const int64_t to = shift < w->in ? mlki_min((w->in - 1 - shift) / w->stride + 1, w->out) : 0;
+  int64_t o;
+  if (from >= to) return;
+  x += shift * p->xs[4];
+  if (step == 1)
+    p->job.row->add(x + from, share + from, to - from);
+  else
+    for (o = from; o < to; o++) x[o * step] += share[o];
+}
+
+/* And where they are not: taps of the last axis run backward, so that each element meets windows in ascending order. */
+static void mlki_pool_grad_row(const mlki_pool *p, int64_t n, int64_t c, int64_t o[3], float *share) {
+  const float *dy = p->y + n * p->ys[0] + c * p->ys[1] + o[0] * p->ys[2] + o[1] * p->ys[3];
+  float *x = p->x + n * p->xs[0] + c * p->xs[1];
+  int64_t taps[3], first[3], place, t[3];
+  for (o[2] = 0; o[2] < p->axis[2].out; o[2]++) {
+    const int64_t window = mlki_pool_window(p, o, taps, first, &place);
+    share[o[2]] = dy[o[2] * p->ys[4]] / mlki_pool_divisor(p, mlki_max(window, 1));
+  }
+  for (t[0] = 0; t[0] < taps[0]; t[0]++)
+    for (t[1] = 0; t[1] < taps[1]; t[1]++)
+      for (t[2] = p->axis[2].size - 1; t[2] >= 0; t[2]--)
+        mlki_pool_grad_tap(p,
+                           x + (first[0] + t[0] * p->axis[0].dilation) * p->xs[2] +
+                               (first[1] + t[1] * p->axis[1].dilation) * p->xs[3],
+                           share, t[2]);
+}
+
+/* Whether the window of output o reaches element i, and how many taps it has inside. */
+static int mlki_ref_reaches(const mlki_window *w, int64_t o, int64_t i, int64_t *taps) {
+  const int64_t from_first = i + w->pad - o * w->stride;
+  int64_t first;
+  *taps = mlki_window_taps(w, o, &first);
+  return from_first >= 0 && from_first % w->dilation == 0 && from_first / w->dilation < w->size;
+}
+
+/* One element of the gradient of an average by the definition. */
+static float mlki_ref_pool_grad(const mlki_pool *p, int64_t n, int64_t c, const int64_t i[3]) {
+  int64_t o[3], taps[3];
+  float sum = 0.0f;
+  for (o[0] = 0; o[0] < p->axis[0].out; o[0]++) {
+    if (!mlki_ref_reaches(&p->axis[0], o[0], i[0], &taps[0])) continue;
+    for (o[1] = 0; o[1] < p->axis[1].out; o[1]++) {
+      if (!mlki_ref_reaches(&p->axis[1], o[1], i[1], &taps[1])) continue;
+      for (o[2] = 0; o[2] < p->axis[2].out; o[2]++)
+        if (mlki_ref_reaches(&p->axis[2], o[2], i[2], &taps[2]))
+          sum += p->y[n * p->ys[0] + c * p->ys[1] + o[0] * p->ys[2] + o[1] * p->ys[3] + o[2] * p->ys[4]] /
+                 mlki_pool_divisor(p, taps[0] * taps[1] * taps[2]);
+    }
+  }
+  return sum;
+}
+
+/* A unit is a plane, or a block of channels of one image where they are dense. */
+static void mlki_pool_grad_task(void *op, int index) {
+  mlki_pool *p = (mlki_pool *)op;
+  float *share = (float *)(void *)(p->job.workspace + (uint64_t)index * p->job.task_bytes);
+  int64_t unit, end, i[3];
+  while (mlki_job_take(&p->job, 0, &unit, &end))
+    for (; unit < end; unit++) {
+      const int64_t n = unit / p->parts, c = unit % p->parts * (p->channels ? MLKI_POOL_BLOCK : 1);
+      const int64_t count = p->channels ? mlki_min(p->c - c, MLKI_POOL_BLOCK) : 1;
+      if (p->naive && p->kind != MLK_POOL_MAX) {
+        for (i[0] = 0; i[0] < p->axis[0].in; i[0]++)
+          for (i[1] = 0; i[1] < p->axis[1].in; i[1]++)
+            for (i[2] = 0; i[2] < p->axis[2].in; i[2]++)
+              p->x[n * p->xs[0] + c * p->xs[1] + i[0] * p->xs[2] + i[1] * p->xs[3] + i[2] * p->xs[4]] =
+                  mlki_ref_pool_grad(p, n, c, i);
+        continue;
+      }
+      mlki_pool_clear(p, n, c, count);
+      for (i[0] = 0; i[0] < p->axis[0].out; i[0]++)
+        for (i[1] = 0; i[1] < p->axis[1].out; i[1]++) {
+          if (p->kind == MLK_POOL_MAX)
+            mlki_pool_grad_max(p, n, c, count, i);
+          else if (p->channels)
+            mlki_pool_grad_channels(p, n, c, count, i);
+          else if (p->axis[2].out)
+            mlki_pool_grad_row(p, n, c, i, share);
+        }
+    }
+}
+
+static mlk_status mlki_pool_grad_prepare(mlk_context *ctx, const mlk_pool_grad_desc *desc, int run, mlki_pool *p) {
+  mlk_tensor dx, dy, indices;
+  mlki_extent ex, ey, ei;
+  mlk_status status;
+  int64_t units, flops, places = 1;
+  int i;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  memset(p, 0, sizeof *p);
+  dx = desc->dx, dy = desc->dy, indices = desc->indices;
+  if ((status = mlki_check_tensor(ctx, "dx", &dx, MLK_F32, 3, 5, &ex)) != MLK_OK) return status;
+  if ((status = mlki_check_tensor(ctx, "dy", &dy, MLK_F32, 3, 5, &ey)) != MLK_OK) return status;
+  if ((status = mlki_pool_shape(ctx, p, desc->kind, desc->window, &desc->geometry, &dx, "dy", &dy)) != MLK_OK)
+    return status;
+  if (indices.data && desc->kind != MLK_POOL_MAX)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "indices: only MLK_POOL_MAX has them, but kind is %d", (int)desc->kind);
+  if ((status = mlki_check_shaped(ctx, "indices", &indices, MLK_I64, desc->kind != MLK_POOL_MAX, 0, "dy", dy.shape,
+                                  dy.rank, &ei)) != MLK_OK)
+    return status;
+  if ((status = mlki_check_output(ctx, "dx", &dx, &ex)) != MLK_OK) return status;
+  if (mlki_mul_overflows(ey.count, p->area, &flops))
+    return mlki_fail(ctx, MLK_ERR_SIZE, "window: the number of operations does not fit in 63 bits");
+  if ((status = mlki_check_apart(ctx, run, "dx", &dx, &ex, "dy", &dy, &ey)) != MLK_OK) return status;
+  if ((status = mlki_check_apart(ctx, run, "dx", &dx, &ex, "indices", &indices, &ei)) != MLK_OK) return status;
+  p->x = (float *)dx.data, p->y = (float *)dy.data, p->indices = (int64_t *)indices.data;
+  mlki_pool_strides(&dx, p->xs);
+  mlki_pool_strides(&dy, p->ys);
+  if (p->kind == MLK_POOL_MAX) {
+    mlki_pool_strides(&indices, p->is);
+    for (i = 0; i < 3; i++) places *= p->axis[i].in;
+    status = run ? mlki_check_ids(ctx, "indices", &indices, ei.count, places) : MLK_OK;
+    if (status) return status;
+    flops = ey.count;
+  }
+  p->naive = ctx->reference;
+  p->channels = !p->naive && p->c > 1 && p->xs[1] == 1 && p->ys[1] == 1;
+  p->parts = p->channels ? mlki_ceil_div(p->c, MLKI_POOL_BLOCK) : p->c;
+  units = ex.count ? p->n * p->parts : 0;
+  p->job.row = ctx->row;
+  p->job.variant = p->channels ? "channels" : "rows";
+  p->job.flops = (uint64_t)flops;
+  p->job.bytes = 4 * (uint64_t)(ex.count + ey.stored) + 8 * (uint64_t)ei.stored;
+  if (p->kind != MLK_POOL_MAX && !p->channels && !p->naive) p->job.task_bytes = mlki_bytes(p->axis[2].out);
+  mlki_job_phase(ctx, &p->job, 0, mlki_pool_grad_task, units,
+                 units ? (double)(4 * flops + ex.count) / (double)units : 0.0);
+  return MLK_OK;
+}
+
+/* --- softmax and cross-entropy --- */
+
+typedef struct mlki_softmax {
+  mlki_job job;
+  int log, reference, entropy; /* entropy: cross-entropy; x: logits or, for the gradient, y */
+  int64_t rows, d;
+  mlki_lines x, dy, out, labels, loss;
+  float scale;
+} mlki_softmax;
+
+/* The definition: x - max, its exponentials' sum in 16 lanes, 1 for a row of nothing but -infinity. */
+static float mlki_ref_exp(float x) {
+  float lane[MLKI_LANES_scalar];
+  mlki_v_store_scalar(lane, mlki_exp_scalar(mlki_v_set1_scalar(x)));
+  return lane[0];
+}
+
+static float mlki_ref_tree(float *lane) {
+  int l, half;
+  for (half = 8; half >= 1; half /= 2)
+    for (l = 0; l < half; l++) lane[l] += lane[l + half];
+  return lane[0];
+}
+
+static float mlki_ref_softmax_sum(const float *x, int64_t step, int64_t d, float *max) {
+  float lane[16] = {0}, largest = -INFINITY, sum;
+  int64_t j;
+  for (j = 0; j < d; j++)
+    if (x[j * step] > largest) largest = x[j * step];
+  *max = largest == -INFINITY ? 0.0f : largest + 0.0f;
+  for (j = 0; j < d; j++) lane[j % 16] += mlki_ref_exp(x[j * step] - *max);
+  sum = mlki_ref_tree(lane);
+  return sum == 0.0f ? 1.0f : sum;
+}
+
+/* Row r of softmax or log-softmax. */
+static void mlki_ref_softmax(const mlki_softmax *s, int64_t r) {
+  const float *x = mlki_line_f32(&s->x, r);
+  float *y = mlki_line_f32(&s->out, r), max;
+  const float sum = mlki_ref_softmax_sum(x, s->x.step, s->d, &max), log_sum = mlki_log_sum(sum);
+  int64_t j;
+  for (j = 0; j < s->d; j++) {
+    const float t = x[j * s->x.step] - max;
+    y[j * s->out.step] = s->log ? t - log_sum : mlki_ref_exp(t) / sum;
+  }
+}
+
+/* Row r of cross-entropy. */
+static void mlki_ref_cross_entropy(const mlki_softmax *s, int64_t r) {
+  const int64_t label = *mlki_line_i64(&s->labels, r);
+  const float *x = mlki_line_f32(&s->x, r);
+  float *dx = s->out.p ? mlki_line_f32(&s->out, r) : NULL;
+  float max, sum = 1.0f, loss = 0.0f;
+  int64_t j;
+  if (label >= 0) {
+    sum = mlki_ref_softmax_sum(x, s->x.step, s->d, &max);
+    loss = mlki_log_sum(sum) - (x[label * s->x.step] - max);
+  }
+  for (j = 0; dx && j < s->d; j++) {
+    const float p = label < 0 ? 0.0f : mlki_ref_exp(x[j * s->x.step] - max) / sum;
+    dx[j * s->out.step] = label < 0 ? 0.0f : s->scale * (j == label ? p - 1.0f : p);
+  }
+  if (s->loss.p) *mlki_line_f32(&s->loss, r) = loss;
+}
+
+/* The sum of exp(x - max), as above; e as row_exp. */
+static float mlki_softmax_sum(const mlki_kernels *row, float *e, const float *x, int64_t d, float *max) {
+  float sum;
+  *max = row->row_max(x, d);
+  if (*max == -INFINITY) *max = 0.0f;
+  sum = row->row_exp(e, x, d, *max);
+  return sum == 0.0f ? 1.0f : sum;
+}
+
+static void mlki_softmax_row(const mlki_softmax *s, float *y, const float *x) {
+  const mlki_kernels *row = s->job.row;
+  float max;
+  const float sum = mlki_softmax_sum(row, s->log ? NULL : y, x, s->d, &max);
+  if (s->log)
+    row->row_log_softmax(y, x, s->d, max, mlki_log_sum(sum));
+  else
+    row->row_quotient(y, y, s->d, sum, 1.0f);
+}
+
+/* The loss of a row; its gradient to dx, unless that is NULL. */
+static float mlki_cross_entropy_row(const mlki_softmax *s, float *dx, const float *x, int64_t label) {
+  float max, sum, at;
+  if (label < 0) {
+    if (dx) memset(dx, 0, (size_t)s->d * sizeof *dx);
+    return 0.0f;
+  }
+  at = x[label]; /* before dx, which may be x, is written */
+  sum = mlki_softmax_sum(s->job.row, dx, x, s->d, &max);
+  if (dx) {
+    const float e = dx[label];
+    s->job.row->row_quotient(dx, dx, s->d, sum, s->scale);
+    dx[label] = s->scale * (e / sum - 1.0f);
+  }
+  return mlki_log_sum(sum) - (at - max);
+}
+
+/* Rows [first, first + rows) of softmax or cross-entropy. */
+static void mlki_softmax_block(const mlki_softmax *s, int64_t first, int64_t rows, float *space_x, float *space_out) {
+  float *x[MLKI_ROW_BLOCK], *out[MLKI_ROW_BLOCK];
+  int64_t i;
+  mlki_lines_in(&s->x, first, rows, s->d, 1, space_x, x);
+  if (s->out.p) mlki_lines_in(&s->out, first, rows, s->d, 0, space_out, out);
+  for (i = 0; i < rows; i++) {
+    float *y = s->out.p ? out[i] : NULL;
+    if (s->entropy) {
+      const float loss = mlki_cross_entropy_row(s, y, x[i], *mlki_line_i64(&s->labels, first + i));
+      if (s->loss.p) *mlki_line_f32(&s->loss, first + i) = loss;
+    } else {
+      mlki_softmax_row(s, y, x[i]);
+    }
+  }
+  if (s->out.p) mlki_lines_out(&s->out, first, rows, s->d, space_out);
+}
+
+static void mlki_softmax_task(void *op, int index) {
+  mlki_softmax *s = (mlki_softmax *)op;
+  char *space_x = s->job.workspace + (uint64_t)index * s->job.task_bytes;
+  char *space_out = space_x + mlki_line_space(&s->x, s->d);
+  const int64_t block = mlki_line_block(s->d);
+  int64_t unit, end;
+  while (mlki_job_take(&s->job, 0, &unit, &end))
+    for (; unit < end; unit += block) {
+      const int64_t rows = mlki_min(end - unit, block);
+      int64_t i;
+      if (!s->reference)
+        mlki_softmax_block(s, unit, rows, (float *)(void *)space_x, (float *)(void *)space_out);
+      else
+        for (i = unit; i < unit + rows; i++)
+          if (s->entropy)
+            mlki_ref_cross_entropy(s, i);
+          else
+            mlki_ref_softmax(s, i);
+    }
+}
+
+/* The rest of preparing softmax and cross-entropy: rows of d elements. */
+static mlk_status mlki_softmax_job(mlk_context *ctx, mlki_softmax *s, int64_t rows, int64_t d, uint64_t bytes) {
+  s->rows = rows, s->d = d, s->reference = ctx->reference;
+  s->job.row = ctx->row;
+  s->job.variant = "rows";
+  s->job.flops = 4 * (uint64_t)(rows * d);
+  s->job.bytes = bytes;
+  if (!ctx->reference) s->job.task_bytes = mlki_line_space(&s->x, d) + mlki_line_space(&s->out, d);
+  mlki_job_phase(ctx, &s->job, 0, mlki_softmax_task, rows, 8.0 * (double)d + 32.0);
+  return MLK_OK;
+}
+
+/* Checks of softmax: x and y of one shape, y may be x. */
+static mlk_status mlki_softmax_prepare(mlk_context *ctx, const mlk_softmax_desc *desc, int run, mlki_softmax *s) {
+  mlk_tensor x, y;
+  mlki_extent ex, ey;
+  mlk_status status;
+  int64_t d;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  memset(s, 0, sizeof *s);
+  x = desc->x, y = desc->y;
+  if ((status = mlki_check_tensor(ctx, "x", &x, MLK_F32, 1, MLK_MAX_RANK, &ex)) != MLK_OK) return status;
+  if ((status = mlki_check_shaped(ctx, "y", &y, MLK_F32, 0, 1, "x", x.shape, x.rank, &ey)) != MLK_OK) return status;
+  if (!mlki_same_view(&y, &x) && (status = mlki_check_apart(ctx, run, "y", &y, &ey, "x", &x, &ex)) != MLK_OK)
+    return status;
+  s->log = desc->log != 0;
+  s->x = mlki_lines_of(&x, x.rank - 1), s->out = mlki_lines_of(&y, y.rank - 1);
+  d = x.shape[x.rank - 1];
+  return mlki_softmax_job(ctx, s, d ? ex.count / d : 0, d, 4 * (uint64_t)(ex.stored + ey.count));
+}
+
+static mlk_status mlki_cross_entropy_prepare(mlk_context *ctx, const mlk_cross_entropy_desc *desc, int run,
+                                             mlki_softmax *s) {
+  mlk_tensor x, labels, loss, dx;
+  mlki_extent ex, elabels, eloss, edx;
+  mlk_status status;
+  int axes;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  memset(s, 0, sizeof *s);
+  x = desc->x, labels = desc->labels, loss = desc->loss, dx = desc->dx;
+  if ((status = mlki_check_tensor(ctx, "x", &x, MLK_F32, 2, MLK_MAX_RANK, &ex)) != MLK_OK) return status;
+  axes = x.rank - 1;
+  if ((status = mlki_check_shaped(ctx, "labels", &labels, MLK_I64, 0, 0, "x", x.shape, axes, &elabels)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "loss", &loss, MLK_F32, 1, 1, "x", x.shape, axes, &eloss)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "dx", &dx, MLK_F32, 1, 1, "x", x.shape, x.rank, &edx)) != MLK_OK)
+    return status;
+  if (!loss.data && !dx.data)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "loss, dx: data is NULL, but at least one of them is required");
+  if ((status = mlki_check_apart(ctx, run, "loss", &loss, &eloss, "x", &x, &ex)) != MLK_OK ||
+      (status = mlki_check_apart(ctx, run, "loss", &loss, &eloss, "labels", &labels, &elabels)) != MLK_OK ||
+      (status = mlki_check_apart(ctx, run, "loss", &loss, &eloss, "dx", &dx, &edx)) != MLK_OK ||
+      (status = mlki_check_apart(ctx, run, "dx", &dx, &edx, "labels", &labels, &elabels)) != MLK_OK)
+    return status;
+  if (!mlki_same_view(&dx, &x) && (status = mlki_check_apart(ctx, run, "dx", &dx, &edx, "x", &x, &ex)) != MLK_OK)
+    return status;
+  status = run ? mlki_check_ids(ctx, "labels", &labels, elabels.count, x.shape[axes]) : MLK_OK;
+  if (status) return status;
+  s->entropy = 1;
+  s->scale = desc->scale ? *desc->scale : 1.0f;
+  s->x = mlki_lines_of(&x, axes), s->out = mlki_lines_of(&dx, axes);
+  s->labels = mlki_lines_of(&labels, axes), s->loss = mlki_lines_of(&loss, axes);
+  return mlki_softmax_job(ctx, s, elabels.count, x.shape[axes],
+                          4 * (uint64_t)(ex.stored + eloss.count + edx.count) + 8 * (uint64_t)elabels.stored);
+}
+
 /* >>public ------------------------------------------------------------------------------------------------------- */
 
 MLK_API int mlk_version(void) { return MLK_VERSION; }
@@ -7576,6 +8766,62 @@ MLK_API mlk_status mlk_adamw(mlk_context *ctx, const mlk_adamw_desc *desc) {
   if ((status = mlki_adamw_prepare(ctx, desc, 1, &s)) != MLK_OK) return status;
   mlki_step_execute(ctx, &s);
   return MLK_OK;
+}
+
+MLK_API mlk_status mlk_pool_plan(mlk_context *ctx, const mlk_pool_desc *desc, mlk_plan *plan) {
+  mlki_pool op;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  return mlki_job_plan(ctx, &op.job, mlki_pool_prepare(ctx, desc, 0, &op), plan);
+}
+
+MLK_API mlk_status mlk_pool(mlk_context *ctx, const mlk_pool_desc *desc) {
+  mlki_pool op;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_pool_prepare(ctx, desc, 1, &op)) != MLK_OK) return status;
+  return mlki_job_run(ctx, &op.job, &op);
+}
+
+MLK_API mlk_status mlk_pool_grad_plan(mlk_context *ctx, const mlk_pool_grad_desc *desc, mlk_plan *plan) {
+  mlki_pool op;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  return mlki_job_plan(ctx, &op.job, mlki_pool_grad_prepare(ctx, desc, 0, &op), plan);
+}
+
+MLK_API mlk_status mlk_pool_grad(mlk_context *ctx, const mlk_pool_grad_desc *desc) {
+  mlki_pool op;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_pool_grad_prepare(ctx, desc, 1, &op)) != MLK_OK) return status;
+  return mlki_job_run(ctx, &op.job, &op);
+}
+
+MLK_API mlk_status mlk_softmax_plan(mlk_context *ctx, const mlk_softmax_desc *desc, mlk_plan *plan) {
+  mlki_softmax op;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  return mlki_job_plan(ctx, &op.job, mlki_softmax_prepare(ctx, desc, 0, &op), plan);
+}
+
+MLK_API mlk_status mlk_softmax(mlk_context *ctx, const mlk_softmax_desc *desc) {
+  mlki_softmax op;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_softmax_prepare(ctx, desc, 1, &op)) != MLK_OK) return status;
+  return mlki_job_run(ctx, &op.job, &op);
+}
+
+MLK_API mlk_status mlk_cross_entropy_plan(mlk_context *ctx, const mlk_cross_entropy_desc *desc, mlk_plan *plan) {
+  mlki_softmax op;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  return mlki_job_plan(ctx, &op.job, mlki_cross_entropy_prepare(ctx, desc, 0, &op), plan);
+}
+
+MLK_API mlk_status mlk_cross_entropy(mlk_context *ctx, const mlk_cross_entropy_desc *desc) {
+  mlki_softmax op;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_cross_entropy_prepare(ctx, desc, 1, &op)) != MLK_OK) return status;
+  return mlki_job_run(ctx, &op.job, &op);
 }
 
 #endif /* !MLKI_PASS */
