@@ -22,15 +22,26 @@
 #include <omp.h>
 #endif
 
-/* ---- a little of everything: one matmul, one k-NN, one distances, with outputs to compare ------------------------- */
+/* ---- a little of everything: one of each large operator, with outputs to compare ----------------------------------- */
 
 enum { MM = 150, MN = 170, MK = 530, KQ = 21, KN = 311, KD = 43, KK = 7 };
+enum {
+  CN = 2,
+  CC = 13,
+  CK = 21,
+  CH = 23,
+  CW = 19,
+  CX = CN * CC * CH * CW,
+  CY = CN * CK * CH * CW
+}; /* 3x3, padding 1 */
 
 typedef struct work {
   float a[MM * MK], b[MK * MN], bias[MN];
   float queries[KQ * KD], base[KN * KD];
   float d[MM * MN], distances[KQ * KK], out[KQ * KN];
   int64_t ids[KQ * KK];
+  float x[CX], w[CK * CC * 9], dy[CY];
+  float y[CY], dx[CX], dw[CK * CC * 9], dbias[CK];
 } work;
 
 static mlk_matmul_desc work_matmul(work *w) {
@@ -64,11 +75,53 @@ static mlk_distances_desc work_distances(work *w) {
   return desc;
 }
 
+static mlk_conv_geometry work_geometry(void) {
+  mlk_conv_geometry g;
+  memset(&g, 0, sizeof g);
+  g.pad_before[0] = g.pad_before[1] = g.pad_after[0] = g.pad_after[1] = 1;
+  return g;
+}
+
+static mlk_conv_desc work_conv(work *w) {
+  mlk_conv_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.x = mlk_f32(w->x, CN, CC, CH, CW);
+  desc.w = mlk_f32(w->w, CK, CC, 3, 3);
+  desc.y = mlk_f32(w->y, CN, CK, CH, CW);
+  desc.geometry = work_geometry();
+  return desc;
+}
+
+static mlk_conv_grad_input_desc work_grad_input(work *w) {
+  mlk_conv_grad_input_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.dy = mlk_f32(w->dy, CN, CK, CH, CW);
+  desc.w = mlk_f32(w->w, CK, CC, 3, 3);
+  desc.dx = mlk_f32(w->dx, CN, CC, CH, CW);
+  desc.geometry = work_geometry();
+  return desc;
+}
+
+static mlk_conv_grad_weights_desc work_grad_weights(work *w) {
+  mlk_conv_grad_weights_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.x = mlk_f32(w->x, CN, CC, CH, CW);
+  desc.dy = mlk_f32(w->dy, CN, CK, CH, CW);
+  desc.dw = mlk_f32(w->dw, CK, CC, 3, 3);
+  desc.dbias = mlk_f32(w->dbias, CK);
+  desc.geometry = work_geometry();
+  return desc;
+}
+
 static void work_rogue(work *w) {
   mlkt_rogue_f32(w->d, MM * MN);
   mlkt_rogue_f32(w->distances, KQ * KK);
   mlkt_rogue_f32(w->out, KQ * KN);
   mlkt_rogue_i64(w->ids, KQ * KK);
+  mlkt_rogue_f32(w->y, CY);
+  mlkt_rogue_f32(w->dx, CX);
+  mlkt_rogue_f32(w->dw, CK * CC * 9);
+  mlkt_rogue_f32(w->dbias, CK);
 }
 
 static work *work_new(mlkt_rng rng) {
@@ -80,36 +133,55 @@ static work *work_new(mlkt_rng rng) {
   for (i = 0; i < MN; i++) w->bias[i] = mlkt_signed(&rng);
   for (i = 0; i < KQ * KD; i++) w->queries[i] = mlkt_signed(&rng);
   for (i = 0; i < KN * KD; i++) w->base[i] = mlkt_signed(&rng);
+  for (i = 0; i < CX; i++) w->x[i] = mlkt_signed(&rng);
+  for (i = 0; i < CK * CC * 9; i++) w->w[i] = mlkt_signed(&rng);
+  for (i = 0; i < CY; i++) w->dy[i] = mlkt_signed(&rng);
   work_rogue(w);
   return w;
 }
 
 /* The operators one by one, so that a test can walk over them. */
-enum { OP_MATMUL, OP_KNN, OP_DISTANCES, OP_COUNT };
-static const char *const op_names[OP_COUNT] = {"mlk_matmul", "mlk_knn", "mlk_distances"};
+enum { OP_MATMUL, OP_KNN, OP_DISTANCES, OP_CONV, OP_CONV_GRAD_INPUT, OP_CONV_GRAD_WEIGHTS, OP_COUNT };
+static const char *const op_names[OP_COUNT] = {
+    "mlk_matmul", "mlk_knn", "mlk_distances", "mlk_conv", "mlk_conv_grad_input", "mlk_conv_grad_weights"};
 
 static mlk_status op_run(int op, mlk_context *ctx, work *w) {
   const mlk_matmul_desc matmul = work_matmul(w);
   const mlk_knn_desc knn = work_knn(w);
   const mlk_distances_desc distances = work_distances(w);
-  return op == OP_MATMUL ? mlk_matmul(ctx, &matmul)
-         : op == OP_KNN  ? mlk_knn(ctx, &knn)
-                         : mlk_distances(ctx, &distances);
+  const mlk_conv_desc conv = work_conv(w);
+  const mlk_conv_grad_input_desc grad_input = work_grad_input(w);
+  const mlk_conv_grad_weights_desc grad_weights = work_grad_weights(w);
+  return op == OP_MATMUL            ? mlk_matmul(ctx, &matmul)
+         : op == OP_KNN             ? mlk_knn(ctx, &knn)
+         : op == OP_DISTANCES       ? mlk_distances(ctx, &distances)
+         : op == OP_CONV            ? mlk_conv(ctx, &conv)
+         : op == OP_CONV_GRAD_INPUT ? mlk_conv_grad_input(ctx, &grad_input)
+                                    : mlk_conv_grad_weights(ctx, &grad_weights);
 }
 
 static mlk_status op_plan(int op, mlk_context *ctx, work *w, mlk_plan *plan) {
   const mlk_matmul_desc matmul = work_matmul(w);
   const mlk_knn_desc knn = work_knn(w);
   const mlk_distances_desc distances = work_distances(w);
-  return op == OP_MATMUL ? mlk_matmul_plan(ctx, &matmul, plan)
-         : op == OP_KNN  ? mlk_knn_plan(ctx, &knn, plan)
-                         : mlk_distances_plan(ctx, &distances, plan);
+  const mlk_conv_desc conv = work_conv(w);
+  const mlk_conv_grad_input_desc grad_input = work_grad_input(w);
+  const mlk_conv_grad_weights_desc grad_weights = work_grad_weights(w);
+  return op == OP_MATMUL            ? mlk_matmul_plan(ctx, &matmul, plan)
+         : op == OP_KNN             ? mlk_knn_plan(ctx, &knn, plan)
+         : op == OP_DISTANCES       ? mlk_distances_plan(ctx, &distances, plan)
+         : op == OP_CONV            ? mlk_conv_plan(ctx, &conv, plan)
+         : op == OP_CONV_GRAD_INPUT ? mlk_conv_grad_input_plan(ctx, &grad_input, plan)
+                                    : mlk_conv_grad_weights_plan(ctx, &grad_weights, plan);
 }
 
 static int op_untouched(int op, const work *w) {
-  return op == OP_MATMUL ? mlkt_is_rogue_f32(w->d, MM * MN)
-         : op == OP_KNN  ? mlkt_is_rogue_f32(w->distances, KQ * KK) && mlkt_is_rogue_i64(w->ids, KQ * KK)
-                         : mlkt_is_rogue_f32(w->out, KQ * KN);
+  return op == OP_MATMUL            ? mlkt_is_rogue_f32(w->d, MM * MN)
+         : op == OP_KNN             ? mlkt_is_rogue_f32(w->distances, KQ * KK) && mlkt_is_rogue_i64(w->ids, KQ * KK)
+         : op == OP_DISTANCES       ? mlkt_is_rogue_f32(w->out, KQ * KN)
+         : op == OP_CONV            ? mlkt_is_rogue_f32(w->y, CY)
+         : op == OP_CONV_GRAD_INPUT ? mlkt_is_rogue_f32(w->dx, CX)
+                                    : mlkt_is_rogue_f32(w->dw, CK * CC * 9) && mlkt_is_rogue_f32(w->dbias, CK);
 }
 
 /* 1 when the outputs of op are the same bits (NaN-free data: memcmp is enough). */
@@ -117,7 +189,11 @@ static int op_same(int op, const work *x, const work *y) {
   return op == OP_MATMUL ? memcmp(x->d, y->d, sizeof x->d) == 0
          : op == OP_KNN  ? memcmp(x->distances, y->distances, sizeof x->distances) == 0 &&
                               memcmp(x->ids, y->ids, sizeof x->ids) == 0
-                        : memcmp(x->out, y->out, sizeof x->out) == 0;
+         : op == OP_DISTANCES ? memcmp(x->out, y->out, sizeof x->out) == 0
+         : op == OP_CONV      ? memcmp(x->y, y->y, sizeof x->y) == 0
+         : op == OP_CONV_GRAD_INPUT
+             ? memcmp(x->dx, y->dx, sizeof x->dx) == 0
+             : memcmp(x->dw, y->dw, sizeof x->dw) == 0 && memcmp(x->dbias, y->dbias, sizeof x->dbias) == 0;
 }
 
 /* A work whose outputs come from one thread of the scalar row with nothing special. */
@@ -242,9 +318,13 @@ static void null_arguments(void) {
   const mlk_matmul_desc matmul = work_matmul(w);
   const mlk_knn_desc knn = work_knn(w);
   const mlk_distances_desc distances = work_distances(w);
+  const mlk_conv_desc conv = work_conv(w);
+  const mlk_conv_grad_input_desc grad_input = work_grad_input(w);
+  const mlk_conv_grad_weights_desc grad_weights = work_grad_weights(w);
   mlk_plan plan;
   mlk_packed packed;
   mlk_ceilings ceilings;
+  int op;
   if (ctx) {
     CHECK_STATUS(NULL, mlk_matmul(NULL, &matmul), MLK_ERR_ARGUMENT);
     CHECK_STATUS(ctx, mlk_matmul(ctx, NULL), MLK_ERR_ARGUMENT);
@@ -263,11 +343,32 @@ static void null_arguments(void) {
     CHECK_STATUS(NULL, mlk_distances_plan(NULL, &distances, &plan), MLK_ERR_ARGUMENT);
     CHECK_STATUS(ctx, mlk_distances_plan(ctx, NULL, &plan), MLK_ERR_ARGUMENT);
     CHECK_STATUS(ctx, mlk_distances_plan(ctx, &distances, NULL), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(NULL, mlk_conv(NULL, &conv), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(ctx, mlk_conv(ctx, NULL), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(NULL, mlk_conv_plan(NULL, &conv, &plan), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(ctx, mlk_conv_plan(ctx, NULL, &plan), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(ctx, mlk_conv_plan(ctx, &conv, NULL), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(NULL, mlk_conv_pack(NULL, &conv, NULL, 0, &packed), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(ctx, mlk_conv_pack(ctx, NULL, NULL, 0, &packed), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(ctx, mlk_conv_pack(ctx, &conv, NULL, 0, NULL), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(NULL, mlk_conv_grad_input(NULL, &grad_input), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(ctx, mlk_conv_grad_input(ctx, NULL), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(NULL, mlk_conv_grad_input_plan(NULL, &grad_input, &plan), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(ctx, mlk_conv_grad_input_plan(ctx, NULL, &plan), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(ctx, mlk_conv_grad_input_plan(ctx, &grad_input, NULL), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(NULL, mlk_conv_grad_input_pack(NULL, &grad_input, NULL, 0, &packed), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(ctx, mlk_conv_grad_input_pack(ctx, NULL, NULL, 0, &packed), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(ctx, mlk_conv_grad_input_pack(ctx, &grad_input, NULL, 0, NULL), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(NULL, mlk_conv_grad_weights(NULL, &grad_weights), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(ctx, mlk_conv_grad_weights(ctx, NULL), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(NULL, mlk_conv_grad_weights_plan(NULL, &grad_weights, &plan), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(ctx, mlk_conv_grad_weights_plan(ctx, NULL, &plan), MLK_ERR_ARGUMENT);
+    CHECK_STATUS(ctx, mlk_conv_grad_weights_plan(ctx, &grad_weights, NULL), MLK_ERR_ARGUMENT);
     CHECK_STATUS(NULL, mlk_matmul_pack(NULL, matmul.b, NULL, 0, &packed), MLK_ERR_ARGUMENT);
     CHECK_STATUS(ctx, mlk_matmul_pack(ctx, matmul.b, NULL, 0, NULL), MLK_ERR_ARGUMENT);
     CHECK_STATUS(NULL, mlk_reserve(NULL, 0, MLK_GROWS), MLK_ERR_ARGUMENT);
     CHECK_STATUS(NULL, mlk_measure(NULL, &ceilings), MLK_ERR_ARGUMENT);
-    CHECK(op_untouched(OP_MATMUL, w) && op_untouched(OP_KNN, w) && op_untouched(OP_DISTANCES, w));
+    for (op = 0; op < OP_COUNT; op++) CHECK_MSG(op_untouched(op, w), "%s wrote an output", op_names[op]);
   }
   mlk_close(ctx);
   free(w);
