@@ -44,7 +44,8 @@ extern const mlkt_case mlkt_math_cases[];
 
 typedef struct mlkt_options {
   uint64_t seed;
-  int quick;       /* --quick: about one sweep point in 20, see mlkt_keep */
+  int quick;       /* --quick: smaller cases, and about one sweep point in 20, see mlkt_keep */
+  int one_in;      /* --one-in N: one sweep point in N (default 1, with --quick 20) */
   int long_run;    /* --long: also what takes minutes or gigabytes */
   int threads_max; /* --threads-max N: most threads a test asks a context for (default 7) */
   mlk_isa isa;     /* --isa NAME: the only row tested; MLK_ISA_BEST: every row that is available */
@@ -53,7 +54,7 @@ typedef struct mlkt_options {
 
 extern mlkt_options mlkt_opt; /* read only for tests */
 
-/* 1 when a sweep should run its point number index. Always, but under --quick about one in 20, chosen by the seed. */
+/* 1 when a sweep should run its point number index: about one in mlkt_opt.one_in, chosen by the seed. */
 int mlkt_keep(uint64_t index);
 
 /* ---- checks: main thread only. Each gives 1 when it holds; else prints a sentence, counts the failure, gives 0 -------- */
@@ -166,6 +167,8 @@ int mlkt_check_memory_empty(const mlkt_memory *memory, const char *file, int lin
 
 /* The instruction sets to test: those available (MLK_ISA_REFERENCE is none), or the one of --isa. Gives how many. */
 int mlkt_isas(mlk_isa isas[MLK_ISA_COUNT]);
+/* The same and, unless --isa names one, MLK_ISA_REFERENCE behind them. */
+int mlkt_isas_and_reference(mlk_isa isas[MLK_ISA_COUNT]);
 
 /* A context for tests: isa and threads as given, parallel hook as --pool says. NULL after a failed check. */
 mlk_context *mlkt_open(mlk_isa isa, int threads);

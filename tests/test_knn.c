@@ -532,16 +532,11 @@ static int64_t point_work(const point *p) {
   return q * n * (dims[p->level[AXIS_DIM]] + 32) + q * point_k(p) * 8;
 }
 
-/* The rows to test and, unless --isa names one, MLK_ISA_REFERENCE behind them. */
-static int isas_and_reference(mlk_isa isas[MLK_ISA_COUNT]) {
-  int count = mlkt_isas(isas);
-  if (mlkt_opt.isa == MLK_ISA_BEST) isas[count++] = MLK_ISA_REFERENCE;
-  return count;
-}
-
-/* The reference computes one element after the other: large problems are left to the rows with kernels. */
+/* The reference computes one element after the other, and C's fmaf may be a function: large problems are left to the rows
+   with vectors. The scalar row has the smallest tiles, so it needs the largest problems least. */
 static int worth_running(mlk_isa isa, int64_t work) {
-  return isa != MLK_ISA_REFERENCE || work <= 1000000 || mlkt_opt.long_run;
+  const int64_t limit = isa == MLK_ISA_REFERENCE ? 1000000 : isa == MLK_ISA_SCALAR ? 6000000 : INT64_MAX;
+  return work <= limit || mlkt_opt.long_run || isa == mlkt_opt.isa;
 }
 
 /* Every pair of levels of every two axes comes up; the other axes are drawn, again until the work is bearable. */
@@ -627,7 +622,7 @@ static void run_knn(mlk_context *ctx, const problem *p, mlk_tensor queries, mlk_
 
 static void knn_point(crew *c, mlkt_rng *rng, const point *at_point) {
   mlk_isa isas[MLK_ISA_COUNT];
-  const int rows_of_kernels = isas_and_reference(isas);
+  const int rows_of_kernels = mlkt_isas_and_reference(isas);
   const mlkt_flush flush = mlkt_int(rng, 0, 1) ? MLKT_TAIL : MLKT_HEAD;
   problem p = problem_random(rng, (kind)at_point->level[AXIS_KIND], (mlk_metric)at_point->level[AXIS_METRIC],
                              query_counts[at_point->level[AXIS_QUERIES]], row_counts[at_point->level[AXIS_ROWS]],
@@ -671,7 +666,7 @@ static void test_knn_large(void) {
   crew c;
   mlkt_rng rng = mlkt_rng_case();
   mlk_isa isas[MLK_ISA_COUNT];
-  const int rows_of_kernels = isas_and_reference(isas);
+  const int rows_of_kernels = mlkt_isas_and_reference(isas);
   int i, r;
   memset(&c, 0, sizeof c);
   for (i = 0; i < COUNT_OF(cases) && !mlkt_hopeless(); i++) {
@@ -681,7 +676,7 @@ static void test_knn_large(void) {
     for (r = 0; r < rows_of_kernels; r++) {
       const int threads = 1 + (i + 3 * r) % THREADS;
       mlk_context *ctx;
-      if (!worth_running(isas[r], p.queries * p.rows * p.dim)) continue;
+      if (!worth_running(isas[r], p.queries * p.rows * p.dim) && !(isas[r] == MLK_ISA_SCALAR && i % 7 == 2)) continue;
       ctx = crew_get(&c, isas[r], threads, r % MANNERS);
       mlkt_note("case %d: Q %ld, N %ld, D %ld, k %ld, %s, %s, isa %s, threads %d", i, (long)p.queries, (long)p.rows,
                 (long)p.dim, (long)cases[i].k, metric_name(p.metric), kind_name(cases[i].data), mlk_isa_name(isas[r]),
@@ -723,7 +718,7 @@ static void test_knn_filter(void) {
 
 static void distances_point(crew *c, mlkt_rng *rng, const point *at_point) {
   mlk_isa isas[MLK_ISA_COUNT];
-  const int rows_of_kernels = isas_and_reference(isas);
+  const int rows_of_kernels = mlkt_isas_and_reference(isas);
   const mlkt_flush flush = mlkt_int(rng, 0, 1) ? MLKT_TAIL : MLKT_HEAD;
   const layout out_layout = (layout)mlkt_int(rng, 0, OUTPUT_LAYOUTS - 1);
   problem p = problem_new((mlk_metric)at_point->level[AXIS_METRIC], query_counts[at_point->level[AXIS_QUERIES]],
@@ -1568,7 +1563,7 @@ static void check_workspace(small_call *c, int is_knn, mlk_isa isa, int threads)
 
 static void test_workspace_exact(void) {
   mlk_isa isas[MLK_ISA_COUNT];
-  const int count = isas_and_reference(isas);
+  const int count = mlkt_isas_and_reference(isas);
   mlkt_rng rng = mlkt_rng_case();
   int i, s, m, threads, is_knn;
   for (s = 0; s < COUNT_OF(workspace_shapes); s++)
@@ -1628,7 +1623,7 @@ static int check_failing_memory(small_call *c, mlk_isa isa, uint64_t fail_at, in
 
 static void test_failing_memory(void) {
   mlk_isa isas[MLK_ISA_COUNT];
-  const int count = isas_and_reference(isas);
+  const int count = mlkt_isas_and_reference(isas);
   mlkt_rng rng = mlkt_rng_case();
   int i, s, for_ever;
   for (s = 0; s < COUNT_OF(workspace_shapes); s++) {

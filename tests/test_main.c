@@ -24,7 +24,7 @@
 
 enum { FAILURES_PRINTED = 8, FAILURES_HOPELESS = 20, FILTERS_MAX = 64 };
 
-mlkt_options mlkt_opt = {1, 0, 0, 7, MLK_ISA_BEST, 0};
+mlkt_options mlkt_opt = {1, 0, 0, 0, 7, MLK_ISA_BEST, 0};
 
 static struct {
   const char *program;
@@ -55,7 +55,9 @@ static uint64_t mix(uint64_t x) { /* the finaliser of splitmix64 */
   return x ^ (x >> 31);
 }
 
-int mlkt_keep(uint64_t index) { return !mlkt_opt.quick || mix(mix(index + 1) + mlkt_opt.seed) % 20 == 0; }
+int mlkt_keep(uint64_t index) {
+  return mlkt_opt.one_in <= 1 || mix(mix(index + 1) + mlkt_opt.seed) % (uint64_t)mlkt_opt.one_in == 0;
+}
 
 /* ---- checks ----------------------------------------------------------------------------------------------------- */
 
@@ -600,6 +602,12 @@ int mlkt_isas(mlk_isa isas[MLK_ISA_COUNT]) {
   return count;
 }
 
+int mlkt_isas_and_reference(mlk_isa isas[MLK_ISA_COUNT]) {
+  int count = mlkt_isas(isas);
+  if (mlkt_opt.isa == MLK_ISA_BEST) isas[count++] = MLK_ISA_REFERENCE;
+  return count;
+}
+
 mlk_context_desc mlkt_context_desc(mlk_isa isa, int threads) {
   mlk_context_desc desc;
   memset(&desc, 0, sizeof desc);
@@ -625,7 +633,8 @@ static void print_help(void) {
          "  --list             print the names of the cases and stop\n"
          "  --filter TEXT      run the cases whose name contains TEXT; may be given several times\n"
          "  --seed N           of all random numbers (default 1)\n"
-         "  --quick            about one sweep point in 20\n"
+         "  --quick            smaller cases, and about one sweep point in 20\n"
+         "  --one-in N         about one sweep point in N\n"
          "  --long             also what takes minutes or gigabytes\n"
          "  --threads-max N    most threads a context is asked for, 1..64 (default 7)\n"
          "  --isa NAME         test this instruction set only: scalar, neon, avx2, avx512, reference\n"
@@ -650,6 +659,7 @@ static int parse_u64(const char *text, uint64_t *value) {
 static void print_repro(const char *name) {
   printf("  repro: %s --filter %s --seed %" PRIu64 "%s%s%s", run.program, name, mlkt_opt.seed,
          mlkt_opt.quick ? " --quick" : "", mlkt_opt.long_run ? " --long" : "", mlkt_opt.pool ? " --pool" : "");
+  if (mlkt_opt.one_in != (mlkt_opt.quick ? 20 : 1)) printf(" --one-in %d", mlkt_opt.one_in);
   if (mlkt_opt.isa != MLK_ISA_BEST) printf(" --isa %s", mlk_isa_name(mlkt_opt.isa));
   if (mlkt_opt.threads_max != 7) printf(" --threads-max %d", mlkt_opt.threads_max);
   printf("\n");
@@ -689,6 +699,11 @@ int main(int argc, char **argv) {
         return usage_error("--threads-max needs a number from 1 to 64, not", next ? next : "nothing");
       mlkt_opt.threads_max = (int)value;
       i++;
+    } else if (strcmp(option, "--one-in") == 0) {
+      if (!parse_u64(next, &value) || value < 1 || value > 1000000)
+        return usage_error("--one-in needs a number from 1 to 1000000, not", next ? next : "nothing");
+      mlkt_opt.one_in = (int)value;
+      i++;
     } else if (strcmp(option, "--isa") == 0) {
       int isa = MLK_ISA_SCALAR;
       while (isa < MLK_ISA_COUNT && (!next || strcmp(next, mlk_isa_name((mlk_isa)isa)) != 0)) isa++;
@@ -700,6 +715,7 @@ int main(int argc, char **argv) {
     } else
       return usage_error("unknown option", option);
   }
+  if (mlkt_opt.one_in == 0) mlkt_opt.one_in = mlkt_opt.quick ? 20 : 1;
   if (!list) {
     const int rows = mlkt_isas(isas);
     printf("mlk_test: seed %" PRIu64 "%s, instruction sets", mlkt_opt.seed, mlkt_opt.quick ? ", quick" : "");
