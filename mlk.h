@@ -2257,6 +2257,16 @@ struct mlki_kernels {
   void (*row_log_softmax)(float *y, const float *x, int64_t n, float max, float log_sum);
   float (*row_sum)(const float *x, int64_t n);
   void (*row_softmax_grad)(float *dx, const float *y, const float *dy, int64_t n, float sum, int log);
+  float (*row_moment)(const float *x, int64_t n, float mean);
+  void (*row_normal)(float *y, const float *x, const float *gamma, const float *beta, int64_t n, float mean,
+                     float rstd);
+  void (*row_normal_sums)(const float *x, const float *dy, const float *gamma, int64_t n, float mean, float rstd,
+                          float sums[2]);
+  void (*row_normal_grad)(float *dx, const float *x, const float *dy, const float *gamma, int64_t n, float mean,
+                          float rstd, float a, float b);
+  void (*normal_columns)(float *dgamma, float *dbeta, const float **x, const float **dy, const float *mean,
+                         const float *rstd, int64_t rows, int64_t n);
+  void (*rotate)(float *y, const float *x, const float *c, const float *s, int64_t pairs, int interleaved);
 };
 
 #if MLKI_AVX512
@@ -3666,6 +3676,103 @@ MLKI_KERNEL void MLKI_FN(mlki_row_softmax_grad)(float *dx, const float *y, const
   }
 }
 
+/* The 16-lane sum of (x - mean)^2. */
+MLKI_KERNEL float MLKI_FN(mlki_row_moment)(const float *x, int64_t n, float mean) {
+  const mlki_vec m = mlki_v_set1(mean);
+  mlki_vec sum[MLKI_V16];
+  int64_t i;
+  int v;
+  MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) sum[v] = mlki_v_zero();
+  for (i = 0; i < n; i += 16) MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) {
+      const int64_t at = i + v * MLKI_LANES;
+      const mlki_vec t = MLKI_FN(mlki_row_keep)(mlki_v_sub(MLKI_FN(mlki_row_load)(x, at, n), m), at, n);
+      sum[v] = mlki_v_fma(t, t, sum[v]);
+    }
+  return mlki_v_sum16(sum);
+}
+
+/* y = fma((x - mean) rstd, gamma, beta); y may be x. */
+MLKI_KERNEL void MLKI_FN(mlki_row_normal)(float *y, const float *x, const float *gamma, const float *beta, int64_t n,
+                                          float mean, float rstd) {
+  const mlki_vec m = mlki_v_set1(mean), r = mlki_v_set1(rstd);
+  int64_t i;
+  for (i = 0; i < n; i += MLKI_LANES) {
+    const mlki_vec h = mlki_v_mul(mlki_v_sub(MLKI_FN(mlki_row_load)(x, i, n), m), r);
+    MLKI_FN(mlki_row_store)
+    (y, i, n, mlki_v_fma(h, MLKI_FN(mlki_row_load)(gamma, i, n), MLKI_FN(mlki_row_load)(beta, i, n)));
+  }
+}
+
+/* With h = (x - mean) rstd and g = dy gamma: sums[0] = sum of g, sums[1] = sum of fma(g, h, .), in 16 lanes. */
+MLKI_KERNEL void MLKI_FN(mlki_row_normal_sums)(const float *x, const float *dy, const float *gamma, int64_t n,
+                                               float mean, float rstd, float sums[2]) {
+  const mlki_vec m = mlki_v_set1(mean), r = mlki_v_set1(rstd);
+  mlki_vec a[MLKI_V16], b[MLKI_V16];
+  int64_t i;
+  int v;
+  MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) a[v] = b[v] = mlki_v_zero();
+  for (i = 0; i < n; i += 16) MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) {
+      const int64_t at = i + v * MLKI_LANES;
+      const mlki_vec t = mlki_v_mul(mlki_v_sub(MLKI_FN(mlki_row_load)(x, at, n), m), r);
+      const mlki_vec h = MLKI_FN(mlki_row_keep)(t, at, n); /* where mean is infinite, t is a NaN behind the end */
+      const mlki_vec g = mlki_v_mul(MLKI_FN(mlki_row_load)(dy, at, n), MLKI_FN(mlki_row_load)(gamma, at, n));
+      a[v] = mlki_v_add(a[v], g);
+      b[v] = mlki_v_fma(g, h, b[v]);
+    }
+  sums[0] = mlki_v_sum16(a), sums[1] = mlki_v_sum16(b);
+}
+
+/* dx = rstd fma(-h, b, g - a); dx may be dy. */
+MLKI_KERNEL void MLKI_FN(mlki_row_normal_grad)(float *dx, const float *x, const float *dy, const float *gamma,
+                                               int64_t n, float mean, float rstd, float a, float b) {
+  const mlki_vec m = mlki_v_set1(mean), r = mlki_v_set1(rstd), av = mlki_v_set1(a), bv = mlki_v_set1(b);
+  int64_t i;
+  for (i = 0; i < n; i += MLKI_LANES) {
+    const mlki_vec h = mlki_v_mul(mlki_v_sub(MLKI_FN(mlki_row_load)(x, i, n), m), r);
+    const mlki_vec g = mlki_v_mul(MLKI_FN(mlki_row_load)(dy, i, n), MLKI_FN(mlki_row_load)(gamma, i, n));
+    MLKI_FN(mlki_row_store)(dx, i, n, mlki_v_mul(r, mlki_v_fnma(h, bv, mlki_v_sub(g, av))));
+  }
+}
+
+/* Chains over rows, one for each of n columns: dgamma = fma(dy, h, dgamma), dbeta += dy. */
+MLKI_KERNEL void MLKI_FN(mlki_normal_columns)(float *dgamma, float *dbeta, const float **x, const float **dy,
+                                              const float *mean, const float *rstd, int64_t rows, int64_t n) {
+  int64_t i, r;
+  for (i = 0; i < n; i += MLKI_LANES) {
+    mlki_vec g = MLKI_FN(mlki_row_load)(dgamma, i, n), b = MLKI_FN(mlki_row_load)(dbeta, i, n);
+    for (r = 0; r < rows; r++) {
+      const mlki_vec d = MLKI_FN(mlki_row_load)(dy[r], i, n);
+      const mlki_vec t = mlki_v_sub(MLKI_FN(mlki_row_load)(x[r], i, n), mlki_v_set1(mean[r]));
+      g = mlki_v_fma(d, mlki_v_mul(t, mlki_v_set1(rstd[r])), g);
+      b = mlki_v_add(b, d);
+    }
+    MLKI_FN(mlki_row_store)(dgamma, i, n, g);
+    MLKI_FN(mlki_row_store)(dbeta, i, n, b);
+  }
+}
+
+/* Turns pairs. Halves: (x[j], x[j + pairs]) by c[j], s[j]. Interleaved: (x[2j], x[2j + 1]), where c and s have an entry
+   for each element, c twice, -s and s. y may be x. */
+MLKI_KERNEL void MLKI_FN(mlki_rotate)(float *y, const float *x, const float *c, const float *s, int64_t pairs,
+                                      int interleaved) {
+  int64_t i;
+  if (interleaved) {
+    for (i = 0; i < 2 * pairs; i += MLKI_LANES) {
+      const mlki_vec v = MLKI_FN(mlki_row_load)(x, i, 2 * pairs);
+      const mlki_vec t = mlki_v_mul(v, MLKI_FN(mlki_row_load)(c, i, 2 * pairs));
+      MLKI_FN(mlki_row_store)
+      (y, i, 2 * pairs, mlki_v_fma(mlki_v_swap(v), MLKI_FN(mlki_row_load)(s, i, 2 * pairs), t));
+    }
+    return;
+  }
+  for (i = 0; i < pairs; i += MLKI_LANES) {
+    const mlki_vec x0 = MLKI_FN(mlki_row_load)(x, i, pairs), x1 = MLKI_FN(mlki_row_load)(x + pairs, i, pairs);
+    const mlki_vec cv = MLKI_FN(mlki_row_load)(c, i, pairs), sv = MLKI_FN(mlki_row_load)(s, i, pairs);
+    MLKI_FN(mlki_row_store)(y, i, pairs, mlki_v_fnma(x1, sv, mlki_v_mul(x0, cv)));
+    MLKI_FN(mlki_row_store)(y + pairs, i, pairs, mlki_v_fma(x0, sv, mlki_v_mul(x1, cv)));
+  }
+}
+
 static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(MLKI_ISA),
     MLKI_LANES,
@@ -3698,6 +3805,12 @@ static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(mlki_row_log_softmax),
     MLKI_FN(mlki_row_sum),
     MLKI_FN(mlki_row_softmax_grad),
+    MLKI_FN(mlki_row_moment),
+    MLKI_FN(mlki_row_normal),
+    MLKI_FN(mlki_row_normal_sums),
+    MLKI_FN(mlki_row_normal_grad),
+    MLKI_FN(mlki_normal_columns),
+    MLKI_FN(mlki_rotate),
 };
 
 #if !defined(MLKI_PASS) /* the rest once, after the scalar pass */
@@ -7351,12 +7464,15 @@ static mlk_status mlki_adamw_prepare(mlk_context *ctx, const mlk_adamw_desc *des
    with a mlki_job, a function that prepares it (all checks; nothing is touched), bodies for the tasks, and the naive
    definition that MLK_ISA_REFERENCE runs. */
 
-#define MLKI_JOB_PHASES 3
+#define MLKI_JOB_PHASES 2
 
 /* What prepared calls have in common. Tasks take units in bundles until none is left; with a second phase, all start
-   again when the first is done. The workspace is shared_bytes for all tasks and task_bytes for each. */
+   again when the first is done. start and finish, if not NULL, run before and after, on the calling thread. The
+   workspace is shared_bytes for all tasks, then task_bytes for each. */
 typedef struct mlki_job {
+  void (*start)(void *op);
   void (*phase[MLKI_JOB_PHASES])(void *op, int index); /* NULL: no more */
+  void (*finish)(void *op);
   int64_t units[MLKI_JOB_PHASES], bundle[MLKI_JOB_PHASES];
   int tasks;
   int64_t next;
@@ -7393,10 +7509,12 @@ static mlk_status mlki_job_run(mlk_context *ctx, mlki_job *job, void *op) {
   const mlk_status status = mlki_workspace(ctx, job->shared_bytes + job->task_bytes * (uint64_t)job->tasks);
   if (status) return status;
   job->workspace = (char *)mlki_workspace_base(ctx);
+  if (job->start) job->start(op);
   for (phase = 0; phase < MLKI_JOB_PHASES && job->phase[phase]; phase++) {
     job->next = 0;
     if (job->units[phase] > 0) mlki_parallel_for(ctx, job->tasks, job->phase[phase], op);
   }
+  if (job->finish) job->finish(op);
   return MLK_OK;
 }
 
@@ -7430,7 +7548,8 @@ static mlk_status mlki_check_shaped(mlk_context *ctx, const char *name, mlk_tens
   mlk_status status;
   memset(extent, 0, sizeof *extent);
   if (optional && !t->data) return MLK_OK;
-  if ((status = mlki_check_tensor(ctx, name, t, dtype, 0, MLK_MAX_RANK, extent)) != MLK_OK) return status;
+  if ((status = mlki_check_tensor(ctx, name, t, dtype, t->data ? 0 : rank, MLK_MAX_RANK, extent)) != MLK_OK)
+    return status;
   if ((status = mlki_check_sizes(ctx, name, t, like, shape, rank)) != MLK_OK) return status;
   return output ? mlki_check_output(ctx, name, t, extent) : MLK_OK;
 }
@@ -7523,17 +7642,17 @@ static void mlki_lines_out(const mlki_lines *v, int64_t first, int64_t rows, int
     for (i = 0; i < rows; i++) to[i][j * v->step] = space[i * d + j];
 }
 
-/* --- ids, labels and places must be below a limit; negative ones have a meaning of their own --- */
+/* --- ids, labels, places and positions must lie in a range --- */
 
 #define MLKI_IDS_UNIT 4096
 
 typedef struct mlki_ids {
   mlki_job job;
   mlki_lines v; /* one element a row */
-  int64_t count, limit, wrong;
+  int64_t count, low, last, wrong;
 } mlki_ids;
 
-/* Whether an element in [first, end) is not below the limit; *at: which is the first. */
+/* Whether an element in [first, end) is outside; *at: which is the first. */
 static int mlki_ids_wrong(const mlki_ids *ids, int64_t first, int64_t end, int64_t *at) {
   const int64_t last = ids->v.axes - 1;
   const int64_t size = last < 0 ? 1 : ids->v.size[last], step = last < 0 ? 0 : ids->v.stride[last];
@@ -7542,7 +7661,7 @@ static int mlki_ids_wrong(const mlki_ids *ids, int64_t first, int64_t end, int64
     const int64_t *id = mlki_line_i64(&ids->v, first);
     int64_t j;
     for (j = 0; j < run; j++)
-      if (id[j * step] >= ids->limit) {
+      if (id[j * step] < ids->low || id[j * step] > ids->last) {
         *at = first + j;
         return 1;
       }
@@ -7560,19 +7679,23 @@ static void mlki_ids_task(void *op, int index) {
       mlki_take(&ids->wrong);
 }
 
-static mlk_status mlki_check_ids(mlk_context *ctx, const char *name, const mlk_tensor *t, int64_t count,
-                                 int64_t limit) {
+/* Every element of t must be in [low, last]. */
+static mlk_status mlki_check_ids(mlk_context *ctx, const char *name, const mlk_tensor *t, int64_t count, int64_t low,
+                                 int64_t last) {
   mlki_ids ids;
   int64_t at = 0;
   memset(&ids, 0, sizeof ids);
   ids.v = mlki_lines_of(t, t->rank);
-  ids.count = count, ids.limit = limit;
+  ids.count = count, ids.low = low, ids.last = last;
   mlki_job_phase(ctx, &ids.job, 0, mlki_ids_task, mlki_ceil_div(count, MLKI_IDS_UNIT), MLKI_IDS_UNIT);
   if (count) mlki_parallel_for(ctx, ids.job.tasks, mlki_ids_task, &ids);
   if (!ids.wrong) return MLK_OK;
   mlki_ids_wrong(&ids, 0, count, &at);
+  if (*mlki_line_i64(&ids.v, at) < low)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: element %lld is %lld, but must be at least %lld", name, (long long)at,
+                     (long long)*mlki_line_i64(&ids.v, at), (long long)low);
   return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: element %lld is %lld, but must be below %lld", name, (long long)at,
-                   (long long)*mlki_line_i64(&ids.v, at), (long long)limit);
+                   (long long)*mlki_line_i64(&ids.v, at), (long long)last + 1);
 }
 
 /* --- double precision ---
@@ -8049,7 +8172,7 @@ static mlk_status mlki_pool_grad_prepare(mlk_context *ctx, const mlk_pool_grad_d
   if (p->kind == MLK_POOL_MAX) {
     mlki_pool_strides(&indices, p->is);
     for (i = 0; i < 3; i++) places *= p->axis[i].in;
-    status = run ? mlki_check_ids(ctx, "indices", &indices, ei.count, places) : MLK_OK;
+    status = run ? mlki_check_ids(ctx, "indices", &indices, ei.count, INT64_MIN, places - 1) : MLK_OK;
     if (status) return status;
     flops = ey.count;
   }
@@ -8262,7 +8385,7 @@ static mlk_status mlki_cross_entropy_prepare(mlk_context *ctx, const mlk_cross_e
     return status;
   if (!mlki_same_view(&dx, &x) && (status = mlki_check_apart(ctx, run, "dx", &dx, &edx, "x", &x, &ex)) != MLK_OK)
     return status;
-  status = run ? mlki_check_ids(ctx, "labels", &labels, elabels.count, x.shape[axes]) : MLK_OK;
+  status = run ? mlki_check_ids(ctx, "labels", &labels, elabels.count, INT64_MIN, x.shape[axes] - 1) : MLK_OK;
   if (status) return status;
   s->entropy = 1;
   s->scale = desc->scale ? *desc->scale : 1.0f;
@@ -8270,6 +8393,894 @@ static mlk_status mlki_cross_entropy_prepare(mlk_context *ctx, const mlk_cross_e
   s->labels = mlki_lines_of(&labels, axes), s->loss = mlki_lines_of(&loss, axes);
   return mlki_softmax_job(ctx, s, elabels.count, x.shape[axes],
                           4 * (uint64_t)(ex.stored + eloss.count + edx.count) + 8 * (uint64_t)elabels.stored);
+}
+
+/* --- gradient of softmax --- */
+
+typedef struct mlki_softmax_grad {
+  mlki_job job;
+  int log, reference;
+  int64_t d;
+  mlki_lines y, dy, dx;
+} mlki_softmax_grad;
+
+/* Row r by the definition. */
+static void mlki_ref_softmax_grad(const mlki_softmax_grad *s, int64_t r) {
+  const float *y = mlki_line_f32(&s->y, r), *dy = mlki_line_f32(&s->dy, r);
+  float *dx = mlki_line_f32(&s->dx, r), lane[16] = {0}, sum;
+  int64_t j;
+  for (j = 0; j < mlki_round_up(s->d, 16); j++) {
+    const float a = j < s->d ? y[j * s->y.step] : 0.0f, b = j < s->d ? dy[j * s->dy.step] : 0.0f;
+    lane[j % 16] = s->log ? lane[j % 16] + b : mlki_fma1(a, b, lane[j % 16]);
+  }
+  sum = mlki_ref_tree(lane);
+  for (j = 0; j < s->d; j++) {
+    const float a = y[j * s->y.step], b = dy[j * s->dy.step];
+    dx[j * s->dx.step] = s->log ? mlki_fma1(-mlki_ref_exp(a), sum, b) : a * (b - sum);
+  }
+}
+
+static void mlki_softmax_grad_block(const mlki_softmax_grad *s, int64_t first, int64_t rows, char *space) {
+  const mlki_kernels *row = s->job.row;
+  const uint64_t after_y = mlki_line_space(&s->y, s->d), after_dy = after_y + mlki_line_space(&s->dy, s->d);
+  float *y[MLKI_ROW_BLOCK], *dy[MLKI_ROW_BLOCK], *dx[MLKI_ROW_BLOCK], sum;
+  int64_t i;
+  mlki_lines_in(&s->y, first, rows, s->d, 1, (float *)(void *)space, y);
+  mlki_lines_in(&s->dy, first, rows, s->d, 1, (float *)(void *)(space + after_y), dy);
+  mlki_lines_in(&s->dx, first, rows, s->d, 0, (float *)(void *)(space + after_dy), dx);
+  for (i = 0; i < rows; i++) {
+    if (s->log)
+      sum = row->row_sum(dy[i], s->d);
+    else
+      row->pairs(MLKI_PAIR_IP, 1, 1, s->d, y[i], 0, dy[i], 0, &sum, 0);
+    row->row_softmax_grad(dx[i], y[i], dy[i], s->d, sum, s->log);
+  }
+  mlki_lines_out(&s->dx, first, rows, s->d, (float *)(void *)(space + after_dy));
+}
+
+static void mlki_softmax_grad_task(void *op, int index) {
+  mlki_softmax_grad *s = (mlki_softmax_grad *)op;
+  char *space = s->job.workspace + (uint64_t)index * s->job.task_bytes;
+  const int64_t block = mlki_line_block(s->d);
+  int64_t unit, end;
+  while (mlki_job_take(&s->job, 0, &unit, &end))
+    for (; unit < end; unit += s->reference ? 1 : block) {
+      if (s->reference)
+        mlki_ref_softmax_grad(s, unit);
+      else
+        mlki_softmax_grad_block(s, unit, mlki_min(end - unit, block), space);
+    }
+}
+
+static mlk_status mlki_softmax_grad_prepare(mlk_context *ctx, const mlk_softmax_grad_desc *desc, int run,
+                                            mlki_softmax_grad *s) {
+  mlk_tensor y, dy, dx;
+  mlki_extent ey, edy, edx;
+  mlk_status status;
+  int axes;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  memset(s, 0, sizeof *s);
+  y = desc->y, dy = desc->dy, dx = desc->dx;
+  if ((status = mlki_check_tensor(ctx, "y", &y, MLK_F32, 1, MLK_MAX_RANK, &ey)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "dy", &dy, MLK_F32, 0, 0, "y", y.shape, y.rank, &edy)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "dx", &dx, MLK_F32, 0, 1, "y", y.shape, y.rank, &edx)) != MLK_OK ||
+      (status = mlki_check_apart(ctx, run, "dx", &dx, &edx, "y", &y, &ey)) != MLK_OK)
+    return status;
+  if (!mlki_same_view(&dx, &dy) && (status = mlki_check_apart(ctx, run, "dx", &dx, &edx, "dy", &dy, &edy)) != MLK_OK)
+    return status;
+  axes = y.rank - 1;
+  s->log = desc->log != 0, s->reference = ctx->reference, s->d = y.shape[axes];
+  s->y = mlki_lines_of(&y, axes), s->dy = mlki_lines_of(&dy, axes), s->dx = mlki_lines_of(&dx, axes);
+  s->job.row = ctx->row;
+  s->job.variant = "rows";
+  s->job.flops = 4 * (uint64_t)ey.count;
+  s->job.bytes = 4 * (uint64_t)(ey.stored + edy.stored + edx.count);
+  if (!ctx->reference)
+    s->job.task_bytes = mlki_line_space(&s->y, s->d) + mlki_line_space(&s->dy, s->d) + mlki_line_space(&s->dx, s->d);
+  mlki_job_phase(ctx, &s->job, 0, mlki_softmax_grad_task, s->d ? ey.count / s->d : 0,
+                 (s->log ? 16.0 : 8.0) * (double)s->d + 32.0);
+  return MLK_OK;
+}
+
+/* --- normalisation --- */
+
+typedef struct mlki_normal {
+  mlki_job job;
+  mlk_norm_kind kind;
+  int reference;
+  int64_t rows, d;
+  mlki_lines x, y, dy, dx, mean, rstd;
+  mlk_tensor gamma, beta, dgamma, dbeta; /* [D]; data NULL: absent */
+  float epsilon, accumulate;
+  int64_t segments, part, parts; /* of the sums over rows: a unit is a segment x part columns */
+  int fused;                     /* dx and the sums in one pass, segment by segment */
+} mlki_normal;
+
+/* Element j of a [D] tensor that may be absent. */
+static float mlki_or(const mlk_tensor *t, int64_t j, float absent) {
+  return t->data ? ((const float *)t->data)[j * t->stride[0]] : absent;
+}
+
+static int64_t mlki_padded(int64_t d) { return mlki_round_up(d, MLKI_ALIGN / 4); }
+
+/* gamma and beta dense at the head of the workspace. Where they are absent, 1 and -0, which change nothing. */
+static void mlki_normal_start(void *op) {
+  mlki_normal *nm = (mlki_normal *)op;
+  float *gamma = (float *)(void *)nm->job.workspace, *beta = gamma + mlki_padded(nm->d);
+  int64_t j;
+  if (nm->reference || !nm->job.shared_bytes) return;
+  for (j = 0; j < nm->d; j++) gamma[j] = mlki_or(&nm->gamma, j, 1.0f), beta[j] = mlki_or(&nm->beta, j, -0.0f);
+}
+
+/* Row r of mlk_norm by the definition. */
+static void mlki_ref_norm(const mlki_normal *nm, int64_t r) {
+  const float *x = mlki_line_f32(&nm->x, r);
+  float *y = mlki_line_f32(&nm->y, r), lane[16] = {0}, square[16] = {0}, mean = 0.0f, rstd;
+  int64_t j;
+  if (nm->kind == MLK_NORM_LAYER) {
+    for (j = 0; j < nm->d; j++) lane[j % 16] += x[j * nm->x.step];
+    mean = mlki_ref_tree(lane) / (float)nm->d;
+  }
+  for (j = 0; j < nm->d; j++) {
+    const float t = x[j * nm->x.step] - mean;
+    square[j % 16] = mlki_fma1(t, t, square[j % 16]);
+  }
+  rstd = 1.0f / sqrtf(mlki_ref_tree(square) / (float)nm->d + nm->epsilon);
+  for (j = 0; j < nm->d; j++)
+    y[j * nm->y.step] = mlki_fma1((x[j * nm->x.step] - mean) * rstd, mlki_or(&nm->gamma, j, 1.0f),
+                                  mlki_or(&nm->beta, j, -0.0f));
+  if (nm->mean.p) *mlki_line_f32(&nm->mean, r) = mean;
+  if (nm->rstd.p) *mlki_line_f32(&nm->rstd, r) = rstd;
+}
+
+static void mlki_norm_block(const mlki_normal *nm, int64_t first, int64_t rows, char *space) {
+  const mlki_kernels *row = nm->job.row;
+  const float *gamma = (const float *)(const void *)nm->job.workspace, *beta = gamma + mlki_padded(nm->d);
+  const uint64_t after_x = mlki_line_space(&nm->x, nm->d);
+  float *x[MLKI_ROW_BLOCK], *y[MLKI_ROW_BLOCK];
+  int64_t i;
+  mlki_lines_in(&nm->x, first, rows, nm->d, 1, (float *)(void *)space, x);
+  mlki_lines_in(&nm->y, first, rows, nm->d, 0, (float *)(void *)(space + after_x), y);
+  for (i = 0; i < rows; i++) {
+    const float mean = nm->kind == MLK_NORM_LAYER ? row->row_sum(x[i], nm->d) / (float)nm->d : 0.0f;
+    const float rstd = 1.0f / sqrtf(row->row_moment(x[i], nm->d, mean) / (float)nm->d + nm->epsilon);
+    row->row_normal(y[i], x[i], gamma, beta, nm->d, mean, rstd);
+    if (nm->mean.p) *mlki_line_f32(&nm->mean, first + i) = mean;
+    if (nm->rstd.p) *mlki_line_f32(&nm->rstd, first + i) = rstd;
+  }
+  mlki_lines_out(&nm->y, first, rows, nm->d, (float *)(void *)(space + after_x));
+}
+
+static void mlki_norm_task(void *op, int index) {
+  mlki_normal *nm = (mlki_normal *)op;
+  char *space = nm->job.workspace + nm->job.shared_bytes + (uint64_t)index * nm->job.task_bytes;
+  const int64_t block = mlki_line_block(nm->d);
+  int64_t unit, end;
+  while (mlki_job_take(&nm->job, 0, &unit, &end))
+    for (; unit < end; unit += nm->reference ? 1 : block) {
+      if (nm->reference)
+        mlki_ref_norm(nm, unit);
+      else
+        mlki_norm_block(nm, unit, mlki_min(end - unit, block), space);
+    }
+}
+
+static mlk_status mlki_check_norm_kind(mlk_context *ctx, mlk_norm_kind kind) {
+  if ((int)kind >= 0 && kind < MLK_NORM_KIND_COUNT) return MLK_OK;
+  return mlki_fail(ctx, MLK_ERR_ARGUMENT, "kind: is %d, but must be 0 to %d", (int)kind, MLK_NORM_KIND_COUNT - 1);
+}
+
+/* The outputs of a call: none may share an element with another operand, but the first of them with the operand that
+   it may be. */
+typedef struct mlki_operand {
+  const char *name;
+  const mlk_tensor *t;
+  const mlki_extent *extent;
+} mlki_operand;
+
+static mlk_status mlki_check_all_apart(mlk_context *ctx, int run, const mlki_operand *outputs, int count_out,
+                                       const mlki_operand *inputs, int count_in, const mlk_tensor *may_be) {
+  mlk_status status;
+  int i, j;
+  for (i = 0; i < count_out; i++) {
+    for (j = 0; j < count_in; j++)
+      if (!(i == 0 && inputs[j].t == may_be && mlki_same_view(outputs[0].t, may_be)) &&
+          (status = mlki_check_apart(ctx, run, outputs[i].name, outputs[i].t, outputs[i].extent, inputs[j].name,
+                                     inputs[j].t, inputs[j].extent)) != MLK_OK)
+        return status;
+    for (j = 0; j < i; j++)
+      if ((status = mlki_check_apart(ctx, run, outputs[i].name, outputs[i].t, outputs[i].extent, outputs[j].name,
+                                     outputs[j].t, outputs[j].extent)) != MLK_OK)
+        return status;
+  }
+  return MLK_OK;
+}
+
+static mlk_status mlki_norm_prepare(mlk_context *ctx, const mlk_norm_desc *desc, int run, mlki_normal *nm) {
+  mlk_tensor x, y, mean, rstd;
+  mlki_extent ex, ey, emean, erstd, egamma, ebeta;
+  mlk_status status;
+  int axes;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  memset(nm, 0, sizeof *nm);
+  x = desc->x, y = desc->y, mean = desc->mean, rstd = desc->rstd;
+  nm->kind = desc->kind, nm->gamma = desc->gamma, nm->beta = desc->beta;
+  nm->epsilon = desc->epsilon == 0.0f ? 1e-5f : desc->epsilon;
+  if ((status = mlki_check_norm_kind(ctx, desc->kind)) != MLK_OK) return status;
+  if (!(nm->epsilon > 0.0f && nm->epsilon <= FLT_MAX))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "epsilon: is %g, but must be positive and finite, or 0 for 1e-5",
+                     (double)desc->epsilon);
+  if ((status = mlki_check_tensor(ctx, "x", &x, MLK_F32, 1, MLK_MAX_RANK, &ex)) != MLK_OK) return status;
+  axes = x.rank - 1, nm->d = x.shape[axes];
+  if ((status = mlki_check_shaped(ctx, "gamma", &nm->gamma, MLK_F32, 1, 0, "x", &nm->d, 1, &egamma)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "beta", &nm->beta, MLK_F32, 1, 0, "x", &nm->d, 1, &ebeta)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "y", &y, MLK_F32, 0, 1, "x", x.shape, x.rank, &ey)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "mean", &mean, MLK_F32, 1, 1, "x", x.shape, axes, &emean)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "rstd", &rstd, MLK_F32, 1, 1, "x", x.shape, axes, &erstd)) != MLK_OK)
+    return status;
+  {
+    const mlki_operand outputs[] = {{"y", &y, &ey}, {"mean", &mean, &emean}, {"rstd", &rstd, &erstd}};
+    const mlki_operand inputs[] = {{"x", &x, &ex}, {"gamma", &nm->gamma, &egamma}, {"beta", &nm->beta, &ebeta}};
+    if ((status = mlki_check_all_apart(ctx, run, outputs, 3, inputs, 3, &x)) != MLK_OK) return status;
+  }
+  nm->reference = ctx->reference;
+  nm->rows = nm->d ? ex.count / nm->d : 0;
+  nm->x = mlki_lines_of(&x, axes), nm->y = mlki_lines_of(&y, axes);
+  nm->mean = mlki_lines_of(&mean, axes), nm->rstd = mlki_lines_of(&rstd, axes);
+  nm->job.row = ctx->row;
+  nm->job.variant = "rows";
+  nm->job.start = mlki_normal_start;
+  nm->job.flops = 8 * (uint64_t)ex.count;
+  nm->job.bytes = 4 * (uint64_t)(ex.stored + egamma.stored + ebeta.stored + ey.count + emean.count + erstd.count);
+  if (!ctx->reference && ex.count) {
+    nm->job.shared_bytes = 8 * (uint64_t)mlki_padded(nm->d);
+    nm->job.task_bytes = mlki_line_space(&nm->x, nm->d) + mlki_line_space(&nm->y, nm->d);
+  }
+  mlki_job_phase(ctx, &nm->job, 0, mlki_norm_task, nm->rows, 6.0 * (double)nm->d + 32.0);
+  return MLK_OK;
+}
+
+/* --- gradients of normalisation --- */
+
+#define MLKI_NORMAL_PART 256 /* columns of a unit where the sums over rows have a pass of their own */
+
+/* Where a segment's sums lie: dgamma's, then dbeta's. */
+static float *mlki_normal_sums(const mlki_normal *nm, int64_t segment) {
+  return (float *)(void *)nm->job.workspace + 2 * mlki_padded(nm->d) * (segment + 1);
+}
+
+/* Row r of dx by the definition. */
+static void mlki_ref_norm_dx(const mlki_normal *nm, int64_t r) {
+  const float *x = mlki_line_f32(&nm->x, r), *dy = mlki_line_f32(&nm->dy, r);
+  const float mean = nm->kind == MLK_NORM_LAYER ? *mlki_line_f32(&nm->mean, r) : 0.0f;
+  const float rstd = *mlki_line_f32(&nm->rstd, r);
+  float *dx = mlki_line_f32(&nm->dx, r), la[16] = {0}, lb[16] = {0}, a, b;
+  int64_t j;
+  for (j = 0; j < mlki_round_up(nm->d, 16); j++) {
+    const int inside = j < nm->d;
+    const float h = inside ? (x[j * nm->x.step] - mean) * rstd : 0.0f;
+    float g = inside ? dy[j * nm->dy.step] * mlki_or(&nm->gamma, j, 1.0f) : 0.0f;
+    MLKI_OPAQUE(g);
+    la[j % 16] += g;
+    lb[j % 16] = mlki_fma1(g, h, lb[j % 16]);
+  }
+  a = nm->kind == MLK_NORM_LAYER ? mlki_ref_tree(la) / (float)nm->d : 0.0f;
+  b = mlki_ref_tree(lb) / (float)nm->d;
+  for (j = 0; j < nm->d; j++) {
+    float g = dy[j * nm->dy.step] * mlki_or(&nm->gamma, j, 1.0f);
+    MLKI_OPAQUE(g);
+    dx[j * nm->dx.step] = rstd * mlki_fma1(-((x[j * nm->x.step] - mean) * rstd), b, g - a);
+  }
+}
+
+/* Column j of dgamma and dbeta by the definition. */
+static void mlki_ref_norm_column(const mlki_normal *nm, int64_t j, float sums[2]) {
+  int64_t s, r;
+  sums[0] = sums[1] = 0.0f;
+  for (s = 0; s < nm->rows; s += MLK_SEGMENT) {
+    float g = 0.0f, b = 0.0f;
+    for (r = s; r < mlki_min(nm->rows, s + MLK_SEGMENT); r++) {
+      const float mean = nm->kind == MLK_NORM_LAYER ? *mlki_line_f32(&nm->mean, r) : 0.0f;
+      const float h = (mlki_line_f32(&nm->x, r)[j * nm->x.step] - mean) * *mlki_line_f32(&nm->rstd, r);
+      const float d = mlki_line_f32(&nm->dy, r)[j * nm->dy.step];
+      g = mlki_fma1(d, h, g);
+      b += d;
+    }
+    sums[0] = s == 0 ? g : sums[0] + g;
+    sums[1] = s == 0 ? b : sums[1] + b;
+  }
+}
+
+static void mlki_normal_put(const mlki_normal *nm, const mlk_tensor *t, int64_t j, float sum) {
+  float *at = t->data ? (float *)t->data + j * t->stride[0] : NULL;
+  if (at) *at = nm->accumulate == 0.0f ? sum : mlki_fma1(nm->accumulate, *at, sum);
+}
+
+/* The segments' sums are added in order and go to dgamma and dbeta. */
+static void mlki_normal_finish(void *op) {
+  mlki_normal *nm = (mlki_normal *)op;
+  float *total = mlki_normal_sums(nm, 0), sums[2];
+  int64_t s, j;
+  if (!nm->dgamma.data && !nm->dbeta.data) return;
+  if (!nm->reference)
+    for (s = 1; s < nm->segments; s++) nm->job.row->add(total, mlki_normal_sums(nm, s), 2 * mlki_padded(nm->d));
+  for (j = 0; j < nm->d; j++) {
+    sums[0] = sums[1] = 0.0f;
+    if (nm->reference)
+      mlki_ref_norm_column(nm, j, sums);
+    else if (nm->segments)
+      sums[0] = total[j], sums[1] = total[mlki_padded(nm->d) + j];
+    mlki_normal_put(nm, &nm->dgamma, j, sums[0]);
+    mlki_normal_put(nm, &nm->dbeta, j, sums[1]);
+  }
+}
+
+/* Rows [first, first + rows): columns [from, to) into sums unless that is NULL, then dx where with_dx is set; dx may
+   be dy. */
+static void mlki_norm_grad_block(const mlki_normal *nm, int64_t first, int64_t rows, float *sums, int64_t from,
+                                 int64_t to, int with_dx, char *space) {
+  const mlki_kernels *row = nm->job.row;
+  const float *gamma = (const float *)(const void *)nm->job.workspace;
+  const uint64_t after_x = mlki_line_space(&nm->x, nm->d), after_dy = after_x + mlki_line_space(&nm->dy, nm->d);
+  float *x[MLKI_ROW_BLOCK], *dy[MLKI_ROW_BLOCK], *dx[MLKI_ROW_BLOCK], mean[MLKI_ROW_BLOCK], rstd[MLKI_ROW_BLOCK];
+  const float *x_from[MLKI_ROW_BLOCK], *dy_from[MLKI_ROW_BLOCK];
+  float ab[2];
+  int64_t i;
+  mlki_lines_in(&nm->x, first, rows, nm->d, 1, (float *)(void *)space, x);
+  mlki_lines_in(&nm->dy, first, rows, nm->d, 1, (float *)(void *)(space + after_x), dy);
+  for (i = 0; i < rows; i++) {
+    mean[i] = nm->kind == MLK_NORM_LAYER ? *mlki_line_f32(&nm->mean, first + i) : 0.0f;
+    rstd[i] = *mlki_line_f32(&nm->rstd, first + i);
+    x_from[i] = x[i] + from, dy_from[i] = dy[i] + from;
+  }
+  if (sums)
+    row->normal_columns(sums + from, sums + mlki_padded(nm->d) + from, x_from, dy_from, mean, rstd, rows, to - from);
+  if (!with_dx) return;
+  mlki_lines_in(&nm->dx, first, rows, nm->d, 0, (float *)(void *)(space + after_dy), dx);
+  for (i = 0; i < rows; i++) {
+    row->row_normal_sums(x[i], dy[i], gamma, nm->d, mean[i], rstd[i], ab);
+    ab[0] = nm->kind == MLK_NORM_LAYER ? ab[0] / (float)nm->d : 0.0f;
+    row->row_normal_grad(dx[i], x[i], dy[i], gamma, nm->d, mean[i], rstd[i], ab[0], ab[1] / (float)nm->d);
+  }
+  mlki_lines_out(&nm->dx, first, rows, nm->d, (float *)(void *)(space + after_dy));
+}
+
+/* A unit is a segment of rows x a part of the columns: the sums and, where they are fused, dx. */
+static void mlki_norm_grad_sums_task(void *op, int index) {
+  mlki_normal *nm = (mlki_normal *)op;
+  char *space = nm->job.workspace + nm->job.shared_bytes + (uint64_t)index * nm->job.task_bytes;
+  const int64_t block = mlki_line_block(nm->d);
+  int64_t unit, end;
+  while (mlki_job_take(&nm->job, 0, &unit, &end))
+    for (; unit < end; unit++) {
+      const int64_t segment = unit / nm->parts, from = unit % nm->parts * nm->part;
+      const int64_t to = mlki_min(from + nm->part, nm->d), last = mlki_min((segment + 1) * MLK_SEGMENT, nm->rows);
+      float *sums = mlki_normal_sums(nm, segment);
+      int64_t r;
+      memset(sums + from, 0, (size_t)(to - from) * sizeof *sums);
+      memset(sums + mlki_padded(nm->d) + from, 0, (size_t)(to - from) * sizeof *sums);
+      for (r = segment * MLK_SEGMENT; r < last; r += block)
+        mlki_norm_grad_block(nm, r, mlki_min(block, last - r), sums, from, to, nm->fused, space);
+    }
+}
+
+/* dx alone, after the sums, since it may be dy. */
+static void mlki_norm_grad_dx_task(void *op, int index) {
+  mlki_normal *nm = (mlki_normal *)op;
+  char *space = nm->job.workspace + nm->job.shared_bytes + (uint64_t)index * nm->job.task_bytes;
+  const int64_t block = mlki_line_block(nm->d);
+  int64_t unit, end;
+  while (mlki_job_take(&nm->job, nm->segments ? 1 : 0, &unit, &end))
+    for (; unit < end; unit += block) mlki_norm_grad_block(nm, unit, mlki_min(end - unit, block), NULL, 0, 0, 1, space);
+}
+
+/* The reference: the sums first, since dx may be dy. */
+static void mlki_norm_grad_ref_task(void *op, int index) {
+  mlki_normal *nm = (mlki_normal *)op;
+  int64_t unit, end;
+  (void)index;
+  while (mlki_job_take(&nm->job, 0, &unit, &end))
+    for (; unit < end; unit++) mlki_ref_norm_dx(nm, unit);
+}
+
+/* Blocks, phases and workspace of a call whose shapes are known. */
+static void mlki_norm_grad_split(mlk_context *ctx, mlki_normal *nm) {
+  const int sums = nm->dgamma.data || nm->dbeta.data, with_dx = nm->dx.p != NULL;
+  const double work = (double)nm->d * 8.0;
+  nm->job.tasks = 1;
+  if (ctx->reference) {
+    nm->job.start = sums ? mlki_normal_finish : NULL;
+    if (with_dx) mlki_job_phase(ctx, &nm->job, 0, mlki_norm_grad_ref_task, nm->rows, work);
+    return;
+  }
+  nm->job.start = mlki_normal_start;
+  nm->job.finish = mlki_normal_finish;
+  nm->segments = sums && nm->d ? mlki_ceil_div(nm->rows, MLK_SEGMENT) : 0;
+  nm->fused = with_dx && (nm->segments >= 2 * mlki_task_limit(ctx) || mlki_task_limit(ctx) == 1);
+  nm->part = nm->fused ? nm->d : MLKI_NORMAL_PART;
+  if (nm->x.step != 1 || nm->dy.step != 1) nm->part = nm->d; /* a row is made dense once */
+  nm->parts = nm->d ? mlki_ceil_div(nm->d, nm->part) : 0;
+  nm->job.shared_bytes = 8 * (uint64_t)(mlki_padded(nm->d) * (nm->segments + 1));
+  nm->job.task_bytes = mlki_line_space(&nm->x, nm->d) + mlki_line_space(&nm->dy, nm->d);
+  if (with_dx) nm->job.task_bytes += mlki_line_space(&nm->dx, nm->d);
+  if (nm->segments)
+    mlki_job_phase(ctx, &nm->job, 0, mlki_norm_grad_sums_task, nm->segments * nm->parts,
+                   MLK_SEGMENT * (nm->fused ? work : (double)nm->part * 4.0));
+  if (with_dx && !(nm->segments && nm->fused))
+    mlki_job_phase(ctx, &nm->job, nm->segments ? 1 : 0, mlki_norm_grad_dx_task, nm->d ? nm->rows : 0, work);
+}
+
+static mlk_status mlki_norm_grad_prepare(mlk_context *ctx, const mlk_norm_grad_desc *desc, int run, mlki_normal *nm) {
+  mlk_tensor x, dy, dx, mean, rstd;
+  mlki_extent ex, edy, edx, emean, erstd, egamma, edgamma, edbeta;
+  mlk_status status;
+  int axes, layer;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  memset(nm, 0, sizeof *nm);
+  x = desc->x, dy = desc->dy, dx = desc->dx, mean = desc->mean, rstd = desc->rstd;
+  nm->kind = desc->kind, nm->gamma = desc->gamma, nm->dgamma = desc->dgamma, nm->dbeta = desc->dbeta;
+  layer = desc->kind == MLK_NORM_LAYER;
+  if ((status = mlki_check_norm_kind(ctx, desc->kind)) != MLK_OK ||
+      (status = mlki_check_tensor(ctx, "x", &x, MLK_F32, 1, MLK_MAX_RANK, &ex)) != MLK_OK)
+    return status;
+  axes = x.rank - 1, nm->d = x.shape[axes];
+  if ((status = mlki_check_shaped(ctx, "gamma", &nm->gamma, MLK_F32, 1, 0, "x", &nm->d, 1, &egamma)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "mean", &mean, MLK_F32, !layer, 0, "x", x.shape, axes, &emean)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "rstd", &rstd, MLK_F32, 0, 0, "x", x.shape, axes, &erstd)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "dy", &dy, MLK_F32, 0, 0, "x", x.shape, x.rank, &edy)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "dx", &dx, MLK_F32, 1, 1, "x", x.shape, x.rank, &edx)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "dgamma", &nm->dgamma, MLK_F32, 1, 1, "x", &nm->d, 1, &edgamma)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "dbeta", &nm->dbeta, MLK_F32, 1, 1, "x", &nm->d, 1, &edbeta)) != MLK_OK)
+    return status;
+  if (!dx.data && !nm->dgamma.data && !nm->dbeta.data)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "dx, dgamma, dbeta: data is NULL, but at least one of them is required");
+  {
+    const mlki_operand outputs[] = {
+        {"dx", &dx, &edx}, {"dgamma", &nm->dgamma, &edgamma}, {"dbeta", &nm->dbeta, &edbeta}};
+    const mlki_operand inputs[] = {{"dy", &dy, &edy},
+                                   {"x", &x, &ex},
+                                   {"gamma", &nm->gamma, &egamma},
+                                   {"mean", &mean, &emean},
+                                   {"rstd", &rstd, &erstd}};
+    if ((status = mlki_check_all_apart(ctx, run, outputs, 3, inputs, 5, &dy)) != MLK_OK) return status;
+  }
+  nm->reference = ctx->reference;
+  nm->accumulate = desc->accumulate ? *desc->accumulate : 0.0f;
+  nm->rows = nm->d ? ex.count / nm->d : 0;
+  nm->x = mlki_lines_of(&x, axes), nm->dy = mlki_lines_of(&dy, axes), nm->dx = mlki_lines_of(&dx, axes);
+  nm->mean = mlki_lines_of(&mean, axes), nm->rstd = mlki_lines_of(&rstd, axes);
+  nm->job.row = ctx->row;
+  mlki_norm_grad_split(ctx, nm);
+  nm->job.variant = nm->fused ? "fused" : "rows";
+  nm->job.flops = 12 * (uint64_t)ex.count;
+  nm->job.bytes = 4 * (uint64_t)(ex.stored + edy.stored + erstd.stored + (layer ? emean.stored : 0) + egamma.stored +
+                                 edx.count + edgamma.count + edbeta.count);
+  return MLK_OK;
+}
+
+/* --- embedding --- */
+
+typedef struct mlki_embedding {
+  mlki_job job;
+  int by_columns; /* of the gradient: tasks share the columns; else the ids, by their remainder */
+  int64_t rows, d, table_stride, parts;
+  mlki_lines table, ids, out; /* out: or the gradient of it; table: only base and step */
+} mlki_embedding;
+
+static int64_t mlki_embedding_id(const mlki_embedding *e, int64_t row) { return *mlki_line_i64(&e->ids, row); }
+
+/* out = table[ids]: also the definition. */
+static void mlki_embedding_task(void *op, int index) {
+  mlki_embedding *e = (mlki_embedding *)op;
+  int64_t unit, end, j;
+  (void)index;
+  while (mlki_job_take(&e->job, 0, &unit, &end))
+    for (; unit < end; unit++) {
+      const int64_t id = mlki_embedding_id(e, unit);
+      float *out = mlki_line_f32(&e->out, unit);
+      const float *from = (const float *)(const void *)e->table.p + (id < 0 ? 0 : id * e->table_stride);
+      if (e->out.step == 1 && (e->table.step == 1 || id < 0)) {
+        if (id < 0)
+          memset(out, 0, (size_t)e->d * sizeof *out);
+        else
+          memcpy(out, from, (size_t)e->d * sizeof *out);
+        continue;
+      }
+      for (j = 0; j < e->d; j++) out[j * e->out.step] = id < 0 ? 0.0f : from[j * e->table.step];
+    }
+}
+
+/* Columns [from, to) of one row of the gradient. */
+static void mlki_embedding_add(const mlki_embedding *e, int64_t id, int64_t row, int64_t from, int64_t to) {
+  float *sum = (float *)(void *)e->table.p + id * e->table_stride;
+  const float *dout = mlki_line_f32(&e->out, row);
+  int64_t j;
+  if (e->table.step == 1 && e->out.step == 1)
+    e->job.row->add(sum + from, dout + from, to - from);
+  else
+    for (j = from; j < to; j++) sum[j * e->table.step] += dout[j * e->out.step];
+}
+
+/* dtable[ids] += dout in ascending order: whoever owns an element adds all rows to it, so no order depends on how the
+   work is split. With one part this is the definition. */
+static void mlki_embedding_grad_task(void *op, int index) {
+  mlki_embedding *e = (mlki_embedding *)op;
+  int64_t unit, end, r;
+  (void)index;
+  while (mlki_job_take(&e->job, 0, &unit, &end))
+    for (; unit < end; unit++) {
+      const int64_t width = mlki_round_up(mlki_ceil_div(e->d, e->parts), 16);
+      const int64_t from = e->by_columns ? mlki_min(unit * width, e->d) : 0;
+      const int64_t to = e->by_columns ? mlki_min(from + width, e->d) : e->d;
+      for (r = 0; r < e->rows; r++) {
+        const int64_t id = mlki_embedding_id(e, r);
+        if (id >= 0 && (e->by_columns || id % e->parts == unit)) mlki_embedding_add(e, id, r, from, to);
+      }
+    }
+}
+
+/* What both directions share: a table [V, D], ids [...], rows [..., D]. */
+static mlk_status mlki_embedding_shape(mlk_context *ctx, mlki_embedding *e, int run, const char *table_name,
+                                       mlk_tensor *table, int table_written, mlk_tensor *ids, const char *rows_name,
+                                       mlk_tensor *rows) {
+  int64_t shape[MLK_MAX_RANK];
+  mlki_extent et, ei, er;
+  mlk_status status;
+  mlki_operand all[3];
+  int i;
+  if ((status = mlki_check_tensor(ctx, table_name, table, MLK_F32, 2, 2, &et)) != MLK_OK ||
+      (status = mlki_check_tensor(ctx, "ids", ids, MLK_I64, 0, MLK_MAX_RANK - 1, &ei)) != MLK_OK)
+    return status;
+  for (i = 0; i < ids->rank; i++) shape[i] = ids->shape[i];
+  shape[ids->rank] = e->d = table->shape[1];
+  if ((status = mlki_check_shaped(ctx, rows_name, rows, MLK_F32, 0, !table_written, "ids and the table", shape,
+                                  ids->rank + 1, &er)) != MLK_OK)
+    return status;
+  if (table_written && (status = mlki_check_output(ctx, table_name, table, &et)) != MLK_OK) return status;
+  all[0].name = table_written ? table_name : rows_name, all[0].t = table_written ? table : rows;
+  all[1].name = table_written ? rows_name : table_name, all[1].t = table_written ? rows : table;
+  all[0].extent = table_written ? &et : &er, all[1].extent = table_written ? &er : &et;
+  all[2].name = "ids", all[2].t = ids, all[2].extent = &ei;
+  if ((status = mlki_check_all_apart(ctx, run, all, 1, all + 1, 2, NULL)) != MLK_OK) return status;
+  status = run ? mlki_check_ids(ctx, "ids", ids, ei.count, INT64_MIN, table->shape[0] - 1) : MLK_OK;
+  if (status) return status;
+  e->rows = ei.count;
+  e->table = mlki_lines_of(table, 1), e->ids = mlki_lines_of(ids, ids->rank), e->out = mlki_lines_of(rows, ids->rank);
+  e->table_stride = table->stride[0];
+  e->job.row = ctx->row;
+  e->job.bytes = 8 * (uint64_t)ei.stored + 4 * (uint64_t)(er.stored + (table_written ? 2 * er.count : er.count));
+  return MLK_OK;
+}
+
+static mlk_status mlki_embedding_prepare(mlk_context *ctx, const mlk_embedding_desc *desc, int run, mlki_embedding *e) {
+  mlk_tensor table, ids, out;
+  mlk_status status;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  memset(e, 0, sizeof *e);
+  table = desc->table, ids = desc->ids, out = desc->out;
+  if ((status = mlki_embedding_shape(ctx, e, run, "table", &table, 0, &ids, "out", &out)) != MLK_OK) return status;
+  e->job.variant = "copy";
+  mlki_job_phase(ctx, &e->job, 0, mlki_embedding_task, e->d ? e->rows : 0, 2.0 * (double)e->d + 16.0);
+  return MLK_OK;
+}
+
+static mlk_status mlki_embedding_grad_prepare(mlk_context *ctx, const mlk_embedding_grad_desc *desc, int run,
+                                              mlki_embedding *e) {
+  mlk_tensor dtable, ids, dout;
+  mlk_status status;
+  int64_t most;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  memset(e, 0, sizeof *e);
+  dtable = desc->dtable, ids = desc->ids, dout = desc->dout;
+  if ((status = mlki_embedding_shape(ctx, e, run, "dtable", &dtable, 1, &ids, "dout", &dout)) != MLK_OK) return status;
+  e->job.flops = (uint64_t)(e->rows * e->d);
+  most = mlki_task_limit(ctx);
+  mlki_job_phase(ctx, &e->job, 0, mlki_embedding_grad_task, e->d ? most : 0,
+                 (double)e->rows * (2.0 * (double)e->d + 8.0) / (double)most);
+  e->parts = e->job.tasks;
+  e->by_columns = e->d >= 64 * e->parts;
+  e->job.units[0] = e->d ? e->parts : 0, e->job.bundle[0] = 1;
+  e->job.variant = e->by_columns ? "columns" : "ids";
+  return MLK_OK;
+}
+
+/* --- rotary positions ---
+   A position times a frequency is reduced to a fraction of a turn in fixed point: the frequency in turns, modulo 1, has
+   128 bits, and its product with a position below 2^63 is off by less than 2^-65 turns. What is left, an eighth of a turn
+   or less, goes through Taylor series in double precision. */
+
+/* 1 / (2 pi) in words of 32 bits after the point. */
+static const uint32_t mlki_turn_words[9] = {0x28be60dbu, 0x9391054au, 0x7f09d5f4u, 0x7d4d3770u, 0x36d8a566u,
+                                            0x4f10e410u, 0x7f9458eau, 0xf7aef158u, 0x6dc91b8eu};
+
+/* One frequency: |radians| / (2 pi) modulo 1, in words of 32 bits after the point. */
+typedef struct mlki_frequency {
+  double radians; /* per position */
+  uint32_t turns[4];
+} mlki_frequency;
+
+static mlki_frequency mlki_frequency_of(float radians) {
+  const uint32_t bits = mlki_bits_of(radians), field = bits >> 23 & 255;
+  const uint64_t mantissa = (bits & 0x7fffff) | (field ? 0x800000u : 0);
+  const int shift = (int)(field ? field : 1) - 150; /* |radians| = mantissa 2^shift */
+  uint32_t product[10];                             /* mantissa / (2 pi): one word before the point, nine after it */
+  uint64_t carry = 0;
+  mlki_frequency f;
+  int i;
+  for (i = 8; i >= 0; i--) {
+    carry += mantissa * mlki_turn_words[i];
+    product[i + 1] = (uint32_t)(carry & 0xffffffffu);
+    carry >>= 32;
+  }
+  product[0] = (uint32_t)carry;
+  f.radians = radians;
+  for (i = 0; i < 4; i++) {
+    const int first = 32 * (i + 1) + shift + 320; /* place of the first bit, the word before the point at 320 */
+    const int word = first / 32 - 10, bit = first % 32;
+    const uint64_t high = word >= 0 && word < 10 ? product[word] : 0;
+    const uint64_t low = word >= -1 && word < 9 ? product[word + 1] : 0;
+    f.turns[i] = (uint32_t)((high << 32 | low) >> (32 - bit) & 0xffffffffu);
+  }
+  return f;
+}
+
+/* sin and cos of |a| <= 0.786 by their series up to a^17 and a^18: error below 2^-60, then roundings. */
+static void mlki_sincos64(double a, double *sine, double *cosine) {
+  static const double s[8] = {-1.0 / 6,
+                              1.0 / 120,
+                              -1.0 / 5040,
+                              1.0 / 362880,
+                              -1.0 / 39916800,
+                              1.0 / 6227020800.0,
+                              -1.0 / 1307674368000.0,
+                              1.0 / 355687428096000.0};
+  static const double c[9] = {-1.0 / 2,
+                              1.0 / 24,
+                              -1.0 / 720,
+                              1.0 / 40320,
+                              -1.0 / 3628800,
+                              1.0 / 479001600,
+                              -1.0 / 87178291200.0,
+                              1.0 / 20922789888000.0,
+                              -1.0 / 6402373705728000.0};
+  const double q = mlki_mul64(a, a);
+  double ps = s[7], pc = c[8];
+  int i;
+  for (i = 6; i >= 0; i--) ps = mlki_mul64(ps, q) + s[i];
+  for (i = 7; i >= 0; i--) pc = mlki_mul64(pc, q) + c[i];
+  *sine = mlki_mul64(mlki_mul64(a, q), ps) + a;
+  *cosine = mlki_mul64(q, pc) + 1.0;
+}
+
+/* Cosine and sine of position * frequency, position >= 0. */
+static void mlki_rotation(const mlki_frequency *f, int64_t position, float *cosine, float *sine) {
+  const uint64_t low = (uint64_t)position & 0xffffffffu, high = (uint64_t)position >> 32;
+  const double size = f->radians < 0 ? -f->radians : f->radians;
+  double angle = mlki_mul64((double)position, size), s, c;
+  unsigned quarter = 0;
+  if (!(size <= FLT_MAX)) { /* an infinite frequency, or NaN */
+    *cosine = *sine = NAN;
+    return;
+  }
+  if (angle > 0.5) {
+    uint32_t turns[4]; /* position * f->turns modulo 1 */
+    uint64_t carry = 0, left, rest;
+    int i;
+    for (i = 3; i >= 0; i--) {
+      const uint64_t a = low * f->turns[i], b = i < 3 ? high * f->turns[i + 1] : 0;
+      carry += (a & 0xffffffffu) + (b & 0xffffffffu);
+      turns[i] = (uint32_t)(carry & 0xffffffffu);
+      carry = (carry >> 32) + (a >> 32) + (b >> 32);
+    }
+    left = (uint64_t)turns[0] << 32 | turns[1];
+    quarter = (unsigned)((left + ((uint64_t)1 << 61)) >> 62) & 3;
+    rest = left - ((uint64_t)quarter << 62); /* modulo 2^64, between -2^61 and 2^61 */
+    angle = rest >> 63 ? -(double)(0 - rest) : (double)rest;
+    angle = mlki_mul64(angle + mlki_mul64(turns[2], 1.0 / 4294967296.0),
+                       6.283185307179586476925 / 18446744073709551616.0);
+  }
+  mlki_sincos64(angle, &s, &c);
+  if (quarter & 1) angle = s, s = c, c = -angle;
+  if (quarter & 2) s = -s, c = -c;
+  if (f->radians < 0) s = -s;
+  *cosine = (float)c, *sine = (float)s;
+}
+
+/* e^x, |x| < 100, by x = n ln 2 + r and the series of e^r. */
+static double mlki_exp64(double x) {
+  const double half = x < 0 ? -0.5 : 0.5;
+  const int n = (int)(mlki_mul64(x, 1.4426950408889634074) + half);
+  const double r = x - mlki_mul64(n, 0.693147180369123816490) - mlki_mul64(n, 1.9082149292705877e-10);
+  double p = 1.0, scale;
+  uint64_t bits = (uint64_t)(n + 1023) << 52;
+  int i;
+  for (i = 14; i >= 1; i--) p = mlki_mul64(p, r / (double)i) + 1.0;
+  memcpy(&scale, &bits, 8);
+  return p * scale;
+}
+
+typedef struct mlki_rotary {
+  mlki_job job;
+  int reference, interleaved, inverse, own; /* own: each row of a batch has its own positions */
+  int64_t batch, s, h, d, pairs, parts, first;
+  double theta;
+  mlki_lines x, y, positions; /* x, y: the batch */
+  int64_t xs[3], ys[3];       /* strides of S, H and D */
+  const float *frequencies;   /* or NULL */
+  int64_t frequencies_stride;
+} mlki_rotary;
+
+/* The frequencies, at the head of the workspace. */
+static void mlki_rotary_start(void *op) {
+  mlki_rotary *ro = (mlki_rotary *)op;
+  mlki_frequency *f = (mlki_frequency *)(void *)ro->job.workspace;
+  const double log_theta = mlki_log64(ro->theta);
+  int64_t j;
+  if (!ro->job.shared_bytes) return;
+  for (j = 0; j < ro->pairs; j++)
+    f[j] = mlki_frequency_of(ro->frequencies
+                                 ? ro->frequencies[j * ro->frequencies_stride]
+                                 : (float)mlki_exp64(mlki_mul64(-(double)j / (double)ro->pairs, log_theta)));
+}
+
+/* cosine and sine of all pairs for one position, as the kernel wants them. */
+static void mlki_rotary_table(const mlki_rotary *ro, int64_t position, float *cosine, float *sine) {
+  const mlki_frequency *f = (const mlki_frequency *)(const void *)ro->job.workspace;
+  int64_t j;
+  for (j = 0; j < ro->pairs; j++) {
+    float c, s;
+    mlki_rotation(f + j, position, &c, &s);
+    if (ro->inverse) s = -s;
+    if (ro->interleaved) {
+      cosine[2 * j] = cosine[2 * j + 1] = c;
+      sine[2 * j] = -s, sine[2 * j + 1] = s;
+    } else {
+      cosine[j] = c, sine[j] = s;
+    }
+  }
+}
+
+/* One head by the definition. */
+static void mlki_ref_rotate(const mlki_rotary *ro, float *y, const float *x, const float *cosine, const float *sine) {
+  const int64_t apart = ro->interleaved ? 1 : ro->pairs, step = ro->interleaved ? 2 : 1, r = 2 * ro->pairs;
+  int64_t j;
+  for (j = 0; j < ro->pairs; j++) {
+    const int64_t j0 = j * step, j1 = j0 + apart;
+    const float c = cosine[j0], s = ro->interleaved ? sine[j1] : sine[j];
+    const float x0 = x[j0 * ro->xs[2]], x1 = x[j1 * ro->xs[2]];
+    float p0 = x0 * c, p1 = x1 * c;
+    MLKI_OPAQUE(p0);
+    MLKI_OPAQUE(p1);
+    y[j0 * ro->ys[2]] = mlki_fma1(-x1, s, p0);
+    y[j1 * ro->ys[2]] = mlki_fma1(x0, s, p1);
+  }
+  for (j = r; j < ro->d; j++) y[j * ro->ys[2]] = x[j * ro->xs[2]];
+}
+
+/* One head: rotated, and what lies beyond the rotated elements copied. */
+static void mlki_rotary_head(const mlki_rotary *ro, float *y, const float *x, const float *cosine, const float *sine,
+                             float *space) {
+  const int64_t r = 2 * ro->pairs;
+  const int dense = ro->xs[2] == 1 && ro->ys[2] == 1;
+  int64_t j;
+  if (ro->reference) {
+    mlki_ref_rotate(ro, y, x, cosine, sine);
+    return;
+  }
+  if (dense) {
+    ro->job.row->rotate(y, x, cosine, sine, ro->pairs, ro->interleaved);
+    if (y != x) memcpy(y + r, x + r, (size_t)(ro->d - r) * sizeof *y);
+    return;
+  }
+  for (j = 0; j < ro->d; j++) space[j] = x[j * ro->xs[2]];
+  ro->job.row->rotate(space, space, cosine, sine, ro->pairs, ro->interleaved);
+  for (j = 0; j < ro->d; j++) y[j * ro->ys[2]] = space[j];
+}
+
+/* A unit is a position of the sequence and, where rows of the batch share positions, a part of them; else one row. */
+static void mlki_rotary_task(void *op, int index) {
+  mlki_rotary *ro = (mlki_rotary *)op;
+  float *cosine = (float *)(void *)(ro->job.workspace + ro->job.shared_bytes + (uint64_t)index * ro->job.task_bytes);
+  float *sine = cosine + mlki_padded(2 * ro->pairs), *space = sine + mlki_padded(2 * ro->pairs);
+  int64_t unit, end, b, h;
+  while (mlki_job_take(&ro->job, 0, &unit, &end))
+    for (; unit < end; unit++) {
+      const int64_t part = unit % ro->parts, s = unit / ro->parts;
+      const int64_t from = ro->batch * part / ro->parts, to = ro->batch * (part + 1) / ro->parts;
+      const int64_t at = ro->own ? from * ro->s + s : s;
+      mlki_rotary_table(ro, ro->positions.p ? *mlki_line_i64(&ro->positions, at) : ro->first + s, cosine, sine);
+      for (b = from; b < to; b++) {
+        const float *x = mlki_line_f32(&ro->x, b) + s * ro->xs[0];
+        float *y = mlki_line_f32(&ro->y, b) + s * ro->ys[0];
+        for (h = 0; h < ro->h; h++) mlki_rotary_head(ro, y + h * ro->ys[1], x + h * ro->xs[1], cosine, sine, space);
+      }
+    }
+}
+
+/* Positions: absent, [S], or the shape of x without its last two axes. */
+static mlk_status mlki_rotary_positions(mlk_context *ctx, const mlk_rotary_desc *desc, int run, const mlk_tensor *x,
+                                        mlk_tensor *positions, mlki_extent *extent, mlki_rotary *ro) {
+  const int64_t s = x->shape[x->rank - 3];
+  int64_t last;
+  mlk_status status;
+  memset(extent, 0, sizeof *extent);
+  ro->first = desc->first_position;
+  if (!positions->data) {
+    if (ro->first < 0 || mlki_add_overflows(ro->first, s, &last))
+      return mlki_fail(ctx, MLK_ERR_ARGUMENT, "first_position: is %lld, but must be at least 0 and leave room for %lld",
+                       (long long)ro->first, (long long)s);
+    return MLK_OK;
+  }
+  if (ro->first)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "first_position: is %lld, but must be 0 where positions are given",
+                     (long long)ro->first);
+  ro->own = positions->rank != 1 && x->rank != 3;
+  if ((status = mlki_check_shaped(ctx, "positions", positions, MLK_I64, 0, 0, "x", ro->own ? x->shape : &s,
+                                  ro->own ? x->rank - 2 : 1, extent)) != MLK_OK)
+    return status;
+  ro->positions = mlki_lines_of(positions, positions->rank);
+  return run ? mlki_check_ids(ctx, "positions", positions, extent->count, 0, INT64_MAX) : MLK_OK;
+}
+
+static mlk_status mlki_rotary_values(mlk_context *ctx, const mlk_rotary_desc *desc, mlki_rotary *ro) {
+  const int64_t rotated = desc->rotated ? desc->rotated : ro->d;
+  ro->theta = desc->theta == 0.0 ? 10000.0 : desc->theta;
+  if (rotated < 0 || rotated > ro->d || rotated % 2)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "rotated: is %lld, but must be even and at most D = %lld",
+                     (long long)rotated, (long long)ro->d);
+  if (!(ro->theta >= 1e-30 && ro->theta <= 1e30))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "theta: is %g, but must be 1e-30 to 1e30, or 0 for 10000", desc->theta);
+  ro->pairs = rotated / 2;
+  ro->interleaved = desc->interleaved != 0, ro->inverse = desc->inverse != 0;
+  return MLK_OK;
+}
+
+static mlk_status mlki_rotary_prepare(mlk_context *ctx, const mlk_rotary_desc *desc, int run, mlki_rotary *ro) {
+  mlk_tensor x, y, positions, frequencies;
+  mlki_extent ex, ey, ep, ef;
+  mlk_status status;
+  int64_t units;
+  int i, axes;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  memset(ro, 0, sizeof *ro);
+  x = desc->x, y = desc->y, positions = desc->positions, frequencies = desc->frequencies;
+  if ((status = mlki_check_tensor(ctx, "x", &x, MLK_F32, 3, MLK_MAX_RANK, &ex)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "y", &y, MLK_F32, 0, 1, "x", x.shape, x.rank, &ey)) != MLK_OK)
+    return status;
+  axes = x.rank - 3, ro->s = x.shape[axes], ro->h = x.shape[axes + 1], ro->d = x.shape[axes + 2];
+  if ((status = mlki_rotary_values(ctx, desc, ro)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "frequencies", &frequencies, MLK_F32, 1, 0, "rotated", &ro->pairs, 1, &ef)) !=
+          MLK_OK ||
+      (status = mlki_rotary_positions(ctx, desc, run, &x, &positions, &ep, ro)) != MLK_OK)
+    return status;
+  {
+    const mlki_operand output = {"y", &y, &ey};
+    const mlki_operand inputs[] = {{"x", &x, &ex}, {"positions", &positions, &ep}, {"frequencies", &frequencies, &ef}};
+    if ((status = mlki_check_all_apart(ctx, run, &output, 1, inputs, 3, &x)) != MLK_OK) return status;
+  }
+  ro->reference = ctx->reference;
+  ro->frequencies = (const float *)frequencies.data, ro->frequencies_stride = frequencies.stride[0];
+  ro->x = mlki_lines_of(&x, axes), ro->y = mlki_lines_of(&y, axes);
+  for (i = 0; i < 3; i++) {
+    ro->xs[i] = x.shape[axes + i] == 1 ? 1 : x.stride[axes + i];
+    ro->ys[i] = x.shape[axes + i] == 1 ? 1 : y.stride[axes + i];
+  }
+  for (ro->batch = 1, i = 0; i < axes; i++) ro->batch *= x.shape[i];
+  ro->parts = ro->own ? ro->batch : ro->s < 64 ? mlki_min(ro->batch, 8) : 1;
+  units = ex.count ? ro->s * ro->parts : 0;
+  ro->job.row = ctx->row;
+  ro->job.variant = ro->interleaved ? "interleaved" : "halves";
+  ro->job.start = mlki_rotary_start;
+  ro->job.flops = 3 * (uint64_t)ex.count;
+  ro->job.bytes = 4 * (uint64_t)(ex.stored + ey.count + ef.stored) + 8 * (uint64_t)ep.stored;
+  if (ex.count) {
+    ro->job.shared_bytes = ((uint64_t)ro->pairs * sizeof(mlki_frequency) + MLKI_ALIGN - 1) / MLKI_ALIGN * MLKI_ALIGN;
+    ro->job.task_bytes = 8 * (uint64_t)mlki_padded(2 * ro->pairs);
+    if (!ro->reference && (ro->xs[2] != 1 || ro->ys[2] != 1)) ro->job.task_bytes += mlki_bytes(ro->d);
+  }
+  mlki_job_phase(ctx, &ro->job, 0, mlki_rotary_task, units,
+                 units ? 200.0 * (double)ro->pairs + 4.0 * (double)ex.count / (double)units : 0.0);
+  return MLK_OK;
 }
 
 /* >>public ------------------------------------------------------------------------------------------------------- */
@@ -8821,6 +9832,90 @@ MLK_API mlk_status mlk_cross_entropy(mlk_context *ctx, const mlk_cross_entropy_d
   mlk_status status;
   if (!ctx) return MLK_ERR_ARGUMENT;
   if ((status = mlki_cross_entropy_prepare(ctx, desc, 1, &op)) != MLK_OK) return status;
+  return mlki_job_run(ctx, &op.job, &op);
+}
+
+MLK_API mlk_status mlk_softmax_grad_plan(mlk_context *ctx, const mlk_softmax_grad_desc *desc, mlk_plan *plan) {
+  mlki_softmax_grad op;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  return mlki_job_plan(ctx, &op.job, mlki_softmax_grad_prepare(ctx, desc, 0, &op), plan);
+}
+
+MLK_API mlk_status mlk_softmax_grad(mlk_context *ctx, const mlk_softmax_grad_desc *desc) {
+  mlki_softmax_grad op;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_softmax_grad_prepare(ctx, desc, 1, &op)) != MLK_OK) return status;
+  return mlki_job_run(ctx, &op.job, &op);
+}
+
+MLK_API mlk_status mlk_norm_plan(mlk_context *ctx, const mlk_norm_desc *desc, mlk_plan *plan) {
+  mlki_normal op;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  return mlki_job_plan(ctx, &op.job, mlki_norm_prepare(ctx, desc, 0, &op), plan);
+}
+
+MLK_API mlk_status mlk_norm(mlk_context *ctx, const mlk_norm_desc *desc) {
+  mlki_normal op;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_norm_prepare(ctx, desc, 1, &op)) != MLK_OK) return status;
+  return mlki_job_run(ctx, &op.job, &op);
+}
+
+MLK_API mlk_status mlk_norm_grad_plan(mlk_context *ctx, const mlk_norm_grad_desc *desc, mlk_plan *plan) {
+  mlki_normal op;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  return mlki_job_plan(ctx, &op.job, mlki_norm_grad_prepare(ctx, desc, 0, &op), plan);
+}
+
+MLK_API mlk_status mlk_norm_grad(mlk_context *ctx, const mlk_norm_grad_desc *desc) {
+  mlki_normal op;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_norm_grad_prepare(ctx, desc, 1, &op)) != MLK_OK) return status;
+  return mlki_job_run(ctx, &op.job, &op);
+}
+
+MLK_API mlk_status mlk_embedding_plan(mlk_context *ctx, const mlk_embedding_desc *desc, mlk_plan *plan) {
+  mlki_embedding op;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  return mlki_job_plan(ctx, &op.job, mlki_embedding_prepare(ctx, desc, 0, &op), plan);
+}
+
+MLK_API mlk_status mlk_embedding(mlk_context *ctx, const mlk_embedding_desc *desc) {
+  mlki_embedding op;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_embedding_prepare(ctx, desc, 1, &op)) != MLK_OK) return status;
+  return mlki_job_run(ctx, &op.job, &op);
+}
+
+MLK_API mlk_status mlk_embedding_grad_plan(mlk_context *ctx, const mlk_embedding_grad_desc *desc, mlk_plan *plan) {
+  mlki_embedding op;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  return mlki_job_plan(ctx, &op.job, mlki_embedding_grad_prepare(ctx, desc, 0, &op), plan);
+}
+
+MLK_API mlk_status mlk_embedding_grad(mlk_context *ctx, const mlk_embedding_grad_desc *desc) {
+  mlki_embedding op;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_embedding_grad_prepare(ctx, desc, 1, &op)) != MLK_OK) return status;
+  return mlki_job_run(ctx, &op.job, &op);
+}
+
+MLK_API mlk_status mlk_rotary_plan(mlk_context *ctx, const mlk_rotary_desc *desc, mlk_plan *plan) {
+  mlki_rotary op;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  return mlki_job_plan(ctx, &op.job, mlki_rotary_prepare(ctx, desc, 0, &op), plan);
+}
+
+MLK_API mlk_status mlk_rotary(mlk_context *ctx, const mlk_rotary_desc *desc) {
+  mlki_rotary op;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_rotary_prepare(ctx, desc, 1, &op)) != MLK_OK) return status;
   return mlki_job_run(ctx, &op.job, &op);
 }
 
