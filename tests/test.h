@@ -42,6 +42,7 @@ extern const mlkt_case mlkt_conv_cases[];
 extern const mlkt_case mlkt_knn_cases[];
 extern const mlkt_case mlkt_layer_cases[];
 extern const mlkt_case mlkt_math_cases[];
+extern const mlkt_case mlkt_map_cases[];
 
 typedef struct mlkt_options {
   uint64_t seed;

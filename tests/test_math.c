@@ -1,4 +1,4 @@
-/* test_math.c - the activations, through mlk_matmul alone.
+/* test_math.c - the activations, through mlk_matmul alone; exp, log, erf and the gradients of activations, through mlk_map.
 
    With K = 0 the product is zero and D = act(bias): a bias of D's shape puts any float before the activation (but -0, which
    0 + bias turns into +0). References are the formulas of mlk_activation in double, whose own error of a few 2^-53 times
@@ -88,6 +88,20 @@ static void team_close(team *t) {
 /* The distance between the bit patterns tried: a prime, so that all low bits occur with all exponents. */
 static uint64_t sweep_step(void) { return mlkt_opt.long_run ? 1 : mlkt_opt.quick ? 20011 : 139; }
 
+/* The next BLOCK floats from bit pattern *next on; behind the last one, zeros. */
+static void next_inputs(uint64_t *next, uint64_t step, float *x) {
+  const uint64_t all = UINT64_C(1) << 32;
+  int i;
+  for (i = 0; i < BLOCK; i++) {
+    x[i] = mlkt_float((uint32_t)(*next < all ? *next : 0));
+    if (isnan(x[i]) && step == 1) { /* a few NaNs of each sign do */
+      const uint64_t past = (*next | UINT64_C(0x7FFFFFFF)) + 1;
+      if (*next % 64 == 63) *next = past - 1;
+    }
+    if (*next < all) *next += step;
+  }
+}
+
 static void sweep(mlk_activation act) {
   static float x[BLOCK], y[BLOCK], other[BLOCK];
   const uint64_t step = sweep_step(), all = UINT64_C(1) << 32;
@@ -98,14 +112,7 @@ static void sweep(mlk_activation act) {
   team t = team_open(0);
   int i, r;
   while (next < all && t.count > 0 && !mlkt_hopeless()) {
-    for (i = 0; i < BLOCK; i++) {
-      x[i] = mlkt_float((uint32_t)(next < all ? next : 0));
-      if (isnan(x[i]) && step == 1) { /* a few NaNs of each sign do */
-        const uint64_t past = (next | UINT64_C(0x7FFFFFFF)) + 1;
-        if (next % 64 == 63) next = past - 1;
-      }
-      if (next < all) next += step;
-    }
+    next_inputs(&next, step, x);
     if (!activate(t.ctx[0], act, x, NULL, y)) break;
     tried += BLOCK;
     for (i = 0; i < BLOCK; i++) {
@@ -370,6 +377,158 @@ static void test_preact(void) {
   team_close(&t);
 }
 
+/* ---- functions of mlk_map: the same sweep ------------------------------------------------------------------------------- */
+
+/* promised: ulp of the exact value, or, between low and high, where the function crosses zero, an absolute error. */
+typedef struct function {
+  const char *name;
+  mlk_map_op op;
+  mlk_activation act;
+  double ulp, absolute, low, high;
+} function;
+
+static const function functions[] = {
+    {"exp", MLK_EXP, MLK_NONE, 0.892, 0, 0, 0},
+    {"log", MLK_LOG, MLK_NONE, 0.876, 0, 0, 0},
+    {"erf", MLK_ERF, MLK_NONE, 1.092, 0, 0, 0},
+    {"relu'", MLK_ACT_GRAD, MLK_RELU, 0, 0, 0, 0},
+    {"gelu'", MLK_ACT_GRAD, MLK_GELU, 9.9, 1e-7, -1, -0.5},
+    {"gelu_tanh'", MLK_ACT_GRAD, MLK_GELU_TANH, 9.9, 1e-7, -1, -0.5},
+    {"silu'", MLK_ACT_GRAD, MLK_SILU, 9.9, 1e-7, -1.6, -1},
+    {"tanh'", MLK_ACT_GRAD, MLK_TANH, 9.9, 0, 0, 0},
+    {"sigmoid'", MLK_ACT_GRAD, MLK_SIGMOID, 9.9, 0, 0, 0},
+};
+
+/* (1 + z (1 + w)) / (1 + z)^2 or z (1 + z - w) / (1 + z)^2 with z = exp(-t): the derivative of x sigmoid(t(x)) for x > 0
+   or x < 0, w = |x| dt/dx. */
+static double x_sigmoid_slope(double x, double t, double w) {
+  const double z = exp(-t);
+  if (isinf(x)) return x > 0 ? 1 : -0.0;
+  return (x > 0 ? 1 + z * (1 + w) : z * (1 + z - w)) / ((1 + z) * (1 + z));
+}
+
+static double exact_function(const function *f, double x) {
+  const double a = fabs(x), k1 = 2 * 0.79788456080286535588, k3 = k1 * 0.044715;
+  double z;
+  if (isnan(x)) return x;
+  if (f->op == MLK_EXP) return exp(x);
+  if (f->op == MLK_LOG) return log(x);
+  if (f->op == MLK_ERF) return erf(x);
+  switch (f->act) {
+  case MLK_RELU: return x > 0;
+  case MLK_GELU:
+    if (a > 40) return x > 0 ? 1 : -0.0;
+    return 0.5 * erfc(-x * 0.70710678118654752440) + x * 0.39894228040143267794 * exp(-0.5 * x * x);
+  case MLK_GELU_TANH:
+    if (a > 40) return x > 0 ? 1 : -0.0;
+    return x_sigmoid_slope(x, a * (k1 + k3 * a * a), a * (k1 + 3 * k3 * a * a));
+  case MLK_SILU: return x_sigmoid_slope(x, a, a);
+  case MLK_TANH: return z = exp(-2 * a), 4 * z / ((1 + z) * (1 + z));
+  default: return z = exp(-a), z / ((1 + z) * (1 + z));
+  }
+}
+
+/* y = f(x); gradients are those of a one. */
+static int evaluate(mlk_context *ctx, const function *f, const float *x, float *y, int count) {
+  const float one = 1.0f;
+  mlk_map_desc d;
+  memset(&d, 0, sizeof d);
+  d.op = f->op;
+  d.activation = f->act;
+  d.a = mlk_f32(x, count);
+  if (f->op == MLK_ACT_GRAD) d.b = mlk_f32(&one, 1);
+  d.out = mlk_f32(y, count);
+  return CHECK_OK(ctx, mlk_map(ctx, &d));
+}
+
+static void sweep_function(const function *f) {
+  static float x[BLOCK], y[BLOCK], other[BLOCK];
+  const uint64_t step = sweep_step(), all = UINT64_C(1) << 32;
+  mlkt_rng rng = mlkt_rng_case();
+  uint64_t next = step > 1 ? mlkt_u64(&rng) % step : 0;
+  double worst = 0, absolute = 0;
+  float worst_x = 0, worst_y = 0;
+  team t = team_open(0);
+  int i, r;
+  while (next < all && t.count > 0 && !mlkt_hopeless()) {
+    next_inputs(&next, step, x);
+    if (!evaluate(t.ctx[0], f, x, y, BLOCK)) break;
+    for (i = 0; i < BLOCK; i++) {
+      const double exact = exact_function(f, (double)x[i]), error = ulp_error(y[i], exact);
+      if ((double)x[i] > f->low && (double)x[i] < f->high) {
+        if (!(fabs((double)y[i] - exact) <= absolute)) absolute = fabs((double)y[i] - exact);
+      } else if (error > worst) {
+        worst = error, worst_x = x[i], worst_y = y[i];
+      }
+    }
+    for (r = 1; r < t.count; r++) {
+      mlkt_note("%s, isa %s against %s", f->name, mlk_isa_name(t.isas[r]), mlk_isa_name(t.isas[0]));
+      if (!evaluate(t.ctx[r], f, x, other, BLOCK)) break;
+      CHECK_BITS_F32_N(other, y, BLOCK);
+    }
+  }
+  mlkt_note("%s", f->name);
+  CHECK_MSG(worst <= f->ulp, "%.3f ulp at x = %.9g (0x%08" PRIx32 "): %.9g, exactly %.12g; promised %.3f", worst,
+            (double)worst_x, mlkt_bits(worst_x), (double)worst_y, exact_function(f, (double)worst_x), f->ulp);
+  CHECK_MSG(absolute <= f->absolute, "an error of %.3g near the zero; promised %.3g", absolute, f->absolute);
+  if (mlkt_opt.long_run)
+    printf("  %s: greatest error %.4f ulp at x = %.9g (0x%08" PRIx32 "), %.4g near its zero\n", f->name, worst,
+           (double)worst_x, mlkt_bits(worst_x), absolute);
+  team_close(&t);
+}
+
+static void test_exp(void) { sweep_function(&functions[0]); }
+static void test_log(void) { sweep_function(&functions[1]); }
+static void test_erf(void) { sweep_function(&functions[2]); }
+static void test_relu_grad(void) { sweep_function(&functions[3]); }
+static void test_gelu_grad(void) { sweep_function(&functions[4]); }
+static void test_gelu_tanh_grad(void) { sweep_function(&functions[5]); }
+static void test_silu_grad(void) { sweep_function(&functions[6]); }
+static void test_tanh_grad(void) { sweep_function(&functions[7]); }
+static void test_sigmoid_grad(void) { sweep_function(&functions[8]); }
+
+/* Values that must be exact, and the ends of ranges. */
+static void test_special_functions(void) {
+  static const struct {
+    int function;
+    float x, y;
+  } table[] = {
+      {0, 0.0f, 1.0f},       {0, -0.0f, 1.0f},          {0, INFINITY, INFINITY}, {0, -INFINITY, 0.0f},
+      {0, 89.0f, INFINITY},  {0, -104.0f, 0.0f},        {1, 1.0f, 0.0f},         {1, 0.0f, -INFINITY},
+      {1, -0.0f, -INFINITY}, {1, INFINITY, INFINITY},   {1, -1.0f, NAN},         {1, -INFINITY, NAN},
+      {1, -1e-45f, NAN},     {1, 1e-45f, -103.278931f}, {2, 0.0f, 0.0f},         {2, -0.0f, -0.0f},
+      {2, INFINITY, 1.0f},   {2, -INFINITY, -1.0f},     {2, 4.0f, 1.0f},         {2, FLT_MAX, 1.0f},
+      {3, 0.0f, 0.0f},       {3, -0.0f, 0.0f},          {3, 1e-45f, 1.0f},       {3, -INFINITY, 0.0f},
+      {4, 0.0f, 0.5f},       {4, INFINITY, 1.0f},       {4, FLT_MAX, 1.0f},      {5, 0.0f, 0.5f},
+      {5, INFINITY, 1.0f},   {6, 0.0f, 0.5f},           {6, INFINITY, 1.0f},     {7, 0.0f, 1.0f},
+      {7, INFINITY, 0.0f},   {7, -INFINITY, 0.0f},      {8, 0.0f, 0.25f},        {8, -0.0f, 0.25f},
+      {8, INFINITY, 0.0f},   {8, -INFINITY, 0.0f},
+  };
+  static const float far_left[] = {-INFINITY, -FLT_MAX, -1e30f, -1000.0f, -200.0f};
+  team t = team_open(1);
+  int r, i, j;
+  for (r = 0; r < t.count; r++) {
+    float y;
+    for (i = 0; i < COUNT_OF(table); i++) {
+      mlkt_note("isa %s, %s(%g)", mlk_isa_name(t.isas[r]), functions[table[i].function].name, (double)table[i].x);
+      evaluate(t.ctx[r], &functions[table[i].function], &table[i].x, &y, 1);
+      CHECK_BITS_F32(y, table[i].y);
+    }
+    for (i = 0; i < COUNT_OF(functions); i++) {
+      const float nan = NAN;
+      mlkt_note("isa %s, %s(NaN)", mlk_isa_name(t.isas[r]), functions[i].name);
+      evaluate(t.ctx[r], &functions[i], &nan, &y, 1);
+      CHECK(isnan(y));
+      for (j = 0; j < COUNT_OF(far_left) && functions[i].op == MLK_ACT_GRAD; j++) {
+        mlkt_note("isa %s, %s(%g)", mlk_isa_name(t.isas[r]), functions[i].name, (double)far_left[j]);
+        evaluate(t.ctx[r], &functions[i], &far_left[j], &y, 1);
+        CHECK(y == 0.0f);
+      }
+    }
+  }
+  team_close(&t);
+}
+
 const mlkt_case mlkt_math_cases[] = {
     {"math/none", test_none},
     {"math/relu", test_relu},
@@ -378,6 +537,16 @@ const mlkt_case mlkt_math_cases[] = {
     {"math/silu", test_silu},
     {"math/tanh", test_tanh},
     {"math/sigmoid", test_sigmoid},
+    {"math/exp", test_exp},
+    {"math/log", test_log},
+    {"math/erf", test_erf},
+    {"math/relu_grad", test_relu_grad},
+    {"math/gelu_grad", test_gelu_grad},
+    {"math/gelu_tanh_grad", test_gelu_tanh_grad},
+    {"math/silu_grad", test_silu_grad},
+    {"math/tanh_grad", test_tanh_grad},
+    {"math/sigmoid_grad", test_sigmoid_grad},
+    {"math/special_functions", test_special_functions},
     {"math/special_values", test_special_values},
     {"math/tanh_odd", test_tanh_odd},
     {"math/ranges", test_ranges},
