@@ -6502,19 +6502,19 @@ typedef struct mlki_walk {
   int64_t size[MLK_MAX_RANK];                  /* >= 1 */
   int64_t stride[MLKI_OPERANDS][MLK_MAX_RANK]; /* in elements */
   int64_t bytes[MLKI_OPERANDS];                /* of an element */
-  int written[MLKI_OPERANDS];                  /* an output */
+  int whole[MLKI_OPERANDS];                    /* rows must be dense: one value for all of a row will not do */
   char *p[MLKI_OPERANDS];
   int64_t tile[2], tiles[MLK_MAX_RANK], count; /* elements of a tile, tiles along each axis, all tiles */
   int flat;                                    /* tiles go to the kernel as one row */
 } mlki_walk;
 
 /* Adds a view; stride: in the axes of the output, outermost first. */
-static void mlki_walk_add(mlki_walk *w, const mlk_tensor *t, const int64_t *stride, int rank, int written) {
+static void mlki_walk_add(mlki_walk *w, const mlk_tensor *t, const int64_t *stride, int rank, int whole) {
   const int k = w->operands++;
   int i;
   w->p[k] = (char *)t->data;
   w->bytes[k] = mlki_dtype_bytes(t->dtype);
-  w->written[k] = written;
+  w->whole[k] = whole;
   for (i = 0; i < rank; i++) w->stride[k][rank - 1 - i] = stride[i];
 }
 
@@ -6558,9 +6558,9 @@ static void mlki_walk_merge(mlki_walk *w) {
   }
 }
 
-/* Are rows along axis 0 what kernels take: dense, or, for inputs, one value? */
+/* Are rows along axis 0 what kernels take: dense, or one value where that will do? */
 static int mlki_walk_dense(const mlki_walk *w, int k) {
-  return w->stride[k][0] == 1 || w->size[0] == 1 || (w->stride[k][0] == 0 && !w->written[k]);
+  return w->stride[k][0] == 1 || w->size[0] == 1 || (w->stride[k][0] == 0 && !w->whole[k]);
 }
 
 static void mlki_walk_tiles(mlki_walk *w) {
@@ -6648,7 +6648,7 @@ typedef struct mlki_rows {
 static int mlki_walk_gathers(const mlki_walk *w, int k, int64_t cols, int64_t rows) {
   if (w->flat && rows > 1)
     return !(w->stride[k][0] == 1 && w->stride[k][1] == cols) &&
-           !(w->stride[k][0] == 0 && w->stride[k][1] == 0 && !w->written[k]);
+           !(w->stride[k][0] == 0 && w->stride[k][1] == 0 && !w->whole[k]);
   return !mlki_walk_dense(w, k);
 }
 
@@ -6779,20 +6779,21 @@ static int mlki_map_has_b(mlk_map_op op) {
   return op == MLK_ADD || op == MLK_SUB || op == MLK_MUL || op == MLK_DIV || op == MLK_ACT_GRAD;
 }
 
-/* As mlki_check_tensor, for any element type. */
-static mlk_status mlki_check_any(mlk_context *ctx, const char *name, mlk_tensor *t, int min_rank, mlki_extent *extent) {
-  if (t->dtype < 0 || t->dtype >= MLK_DTYPE_COUNT)
+/* As mlki_check_tensor, for f32 or, where any is set, every element type. */
+static mlk_status mlki_map_tensor(mlk_context *ctx, const char *name, mlk_tensor *t, int any, int min_rank,
+                                  mlki_extent *extent) {
+  if (any && (t->dtype < 0 || t->dtype >= MLK_DTYPE_COUNT))
     return mlki_fail(ctx, MLK_ERR_DTYPE, "%s: dtype is %d, but must be 0 to %d", name, (int)t->dtype,
                      MLK_DTYPE_COUNT - 1);
-  return mlki_check_tensor(ctx, name, t, (mlk_dtype)t->dtype, min_rank, MLK_MAX_RANK, extent);
+  return mlki_check_tensor(ctx, name, t, any ? (mlk_dtype)t->dtype : MLK_F32, min_rank, MLK_MAX_RANK, extent);
 }
 
 /* An input that may be the output itself, or lie apart from it. It gets the output's axes. */
-static mlk_status mlki_map_input(mlk_context *ctx, int run, const char *name, mlk_tensor *t, const mlk_tensor *out,
-                                 const mlki_extent *eo, uint64_t *bytes) {
+static mlk_status mlki_map_input(mlk_context *ctx, int run, const char *name, mlk_tensor *t, int any,
+                                 const mlk_tensor *out, const mlki_extent *eo, uint64_t *bytes) {
   int64_t stride[MLK_MAX_RANK];
   mlki_extent extent;
-  mlk_status status = mlki_check_any(ctx, name, t, 0, &extent);
+  mlk_status status = mlki_map_tensor(ctx, name, t, any, 0, &extent);
   int i;
   if (status) return status;
   *bytes += (uint64_t)(extent.stored * mlki_dtype_bytes(t->dtype));
@@ -6811,13 +6812,6 @@ static mlk_status mlki_map_check(mlk_context *ctx, const mlk_map_desc *desc) {
   if ((int)desc->activation < 0 || desc->activation >= MLK_ACTIVATION_COUNT)
     return mlki_fail(ctx, MLK_ERR_ARGUMENT, "activation: is %d, but must be 0 to %d", (int)desc->activation,
                      MLK_ACTIVATION_COUNT - 1);
-  if (desc->op != MLK_COPY && desc->a.data && desc->a.dtype != MLK_F32)
-    return mlki_fail(ctx, MLK_ERR_DTYPE, "a: dtype is %d, but must be f32 unless op is MLK_COPY", (int)desc->a.dtype);
-  if (desc->op != MLK_COPY && desc->out.data && desc->out.dtype != MLK_F32)
-    return mlki_fail(ctx, MLK_ERR_DTYPE, "out: dtype is %d, but must be f32 unless op is MLK_COPY",
-                     (int)desc->out.dtype);
-  if (mlki_map_has_b(desc->op) && desc->b.data && desc->b.dtype != MLK_F32)
-    return mlki_fail(ctx, MLK_ERR_DTYPE, "b: dtype is %d, but must be f32", (int)desc->b.dtype);
   if (!mlki_map_has_b(desc->op) && desc->b.data)
     return mlki_fail(ctx, MLK_ERR_ARGUMENT, "b: is given, but op %d has no b", (int)desc->op);
   return MLK_OK;
@@ -6833,11 +6827,12 @@ static mlk_status mlki_map_prepare(mlk_context *ctx, const mlk_map_desc *desc, i
   m->op = desc->op, m->activation = desc->activation;
   m->alpha = desc->alpha ? *desc->alpha : 1.0f, m->beta = desc->beta ? *desc->beta : 1.0f;
   m->a = desc->a, m->b = desc->b, m->out = desc->out;
-  if ((status = mlki_check_any(ctx, "out", &m->out, 1, &eo)) != MLK_OK) return status;
+  if ((status = mlki_map_tensor(ctx, "out", &m->out, m->op == MLK_COPY, 1, &eo)) != MLK_OK) return status;
   if ((status = mlki_check_output(ctx, "out", &m->out, &eo)) != MLK_OK) return status;
-  if ((status = mlki_map_input(ctx, run, "a", &m->a, &m->out, &eo, &m->bytes)) != MLK_OK) return status;
+  if ((status = mlki_map_input(ctx, run, "a", &m->a, m->op == MLK_COPY, &m->out, &eo, &m->bytes)) != MLK_OK)
+    return status;
   if (mlki_map_has_b(m->op))
-    if ((status = mlki_map_input(ctx, run, "b", &m->b, &m->out, &eo, &m->bytes)) != MLK_OK) return status;
+    if ((status = mlki_map_input(ctx, run, "b", &m->b, 0, &m->out, &eo, &m->bytes)) != MLK_OK) return status;
   m->from = (mlk_dtype)m->a.dtype, m->to = (mlk_dtype)m->out.dtype;
   m->convert = m->from != MLK_F32 || m->to != MLK_F32;
   m->bytes += (uint64_t)(eo.count * mlki_dtype_bytes(m->out.dtype));
@@ -7315,7 +7310,7 @@ static void mlki_step_tile(const void *arg, char *const *p, int64_t cols, int64_
       s->row->sgd(&s->constants, at[0], at[1], at[2], length);
   }
   for (k = 0; k < w->operands; k++)
-    if (w->written[k]) mlki_walk_put(w, k, p[k], cols, rows, &view[k]);
+    if (k != 1) mlki_walk_put(w, k, p[k], cols, rows, &view[k]);
 }
 
 static void mlki_step_task(void *arg, int index) {
@@ -7373,7 +7368,7 @@ static mlk_status mlki_step_prepare(mlk_context *ctx, int run, const char *const
   }
   s->walk.rank = tensors[0].rank;
   for (i = 0; i < s->walk.rank; i++) s->walk.size[s->walk.rank - 1 - i] = tensors[0].shape[i];
-  for (k = 0; k < count; k++) mlki_walk_add(&s->walk, &tensors[k], tensors[k].stride, tensors[k].rank, k != 1);
+  for (k = 0; k < count; k++) mlki_walk_add(&s->walk, &tensors[k], tensors[k].stride, tensors[k].rank, 1);
   s->flops = (uint64_t)extent[0].count;
   if (!extent[0].count) return MLK_OK;
   mlki_walk_merge(&s->walk);

@@ -392,11 +392,11 @@ static const function functions[] = {
     {"log", MLK_LOG, MLK_NONE, 0.876, 0, 0, 0},
     {"erf", MLK_ERF, MLK_NONE, 1.092, 0, 0, 0},
     {"relu'", MLK_ACT_GRAD, MLK_RELU, 0, 0, 0, 0},
-    {"gelu'", MLK_ACT_GRAD, MLK_GELU, 9.9, 1e-7, -1, -0.5},
-    {"gelu_tanh'", MLK_ACT_GRAD, MLK_GELU_TANH, 9.9, 1e-7, -1, -0.5},
-    {"silu'", MLK_ACT_GRAD, MLK_SILU, 9.9, 1e-7, -1.6, -1},
-    {"tanh'", MLK_ACT_GRAD, MLK_TANH, 9.9, 0, 0, 0},
-    {"sigmoid'", MLK_ACT_GRAD, MLK_SIGMOID, 9.9, 0, 0, 0},
+    {"gelu'", MLK_ACT_GRAD, MLK_GELU, 6.3, 7.2e-08, -1, -0.5},
+    {"gelu_tanh'", MLK_ACT_GRAD, MLK_GELU_TANH, 7.76, 5e-08, -1, -0.5},
+    {"silu'", MLK_ACT_GRAD, MLK_SILU, 5.65, 2e-08, -1.6, -1},
+    {"tanh'", MLK_ACT_GRAD, MLK_TANH, 4.22, 0, 0, 0},
+    {"sigmoid'", MLK_ACT_GRAD, MLK_SIGMOID, 4.22, 0, 0, 0},
 };
 
 /* (1 + z (1 + w)) / (1 + z)^2 or z (1 + z - w) / (1 + z)^2 with z = exp(-t): the derivative of x sigmoid(t(x)) for x > 0
