@@ -248,7 +248,7 @@ static void test_views(void) {
   mlkt_rng rng = mlkt_rng_case();
   team t = team_open();
   int round;
-  for (round = 0; round < (mlkt_opt.quick ? 300 : 4000) && !mlkt_hopeless(); round++) {
+  for (round = 0; round < (mlkt_opt.quick ? 200 : 1500) && !mlkt_hopeless(); round++) {
     int64_t shape[MLK_MAX_RANK];
     const int rank = shape_new(&rng, shape);
     const float alpha = mlkt_signed(&rng), beta = mlkt_signed(&rng);
@@ -282,7 +282,7 @@ static void test_convert_views(void) {
   mlkt_rng rng = mlkt_rng_case();
   team t = team_open();
   int round;
-  for (round = 0; round < (mlkt_opt.quick ? 300 : 4000) && !mlkt_hopeless(); round++) {
+  for (round = 0; round < (mlkt_opt.quick ? 200 : 1500) && !mlkt_hopeless(); round++) {
     int64_t shape[MLK_MAX_RANK];
     const int rank = shape_new(&rng, shape);
     const mlk_dtype to = (mlk_dtype)(round % MLK_DTYPE_COUNT);
@@ -380,7 +380,7 @@ static void test_reduce_views(void) {
   mlkt_rng rng = mlkt_rng_case();
   team t = team_open();
   int round;
-  for (round = 0; round < (mlkt_opt.quick ? 300 : 4000) && !mlkt_hopeless(); round++) {
+  for (round = 0; round < (mlkt_opt.quick ? 200 : 1500) && !mlkt_hopeless(); round++) {
     int64_t shape[MLK_MAX_RANK], kept[MLK_MAX_RANK];
     const int rank = shape_new(&rng, shape), whole = (int)mlkt_int(&rng, 0, 1);
     const float beta = mlkt_signed(&rng);
@@ -755,7 +755,7 @@ static void test_steps(void) {
   mlkt_rng rng = mlkt_rng_case();
   team t = team_open();
   int round, k, i;
-  for (round = 0; round < (mlkt_opt.quick ? 100 : 1500) && !mlkt_hopeless(); round++) {
+  for (round = 0; round < (mlkt_opt.quick ? 100 : 800) && !mlkt_hopeless(); round++) {
     int64_t shape[MLK_MAX_RANK];
     const int rank = shape_new(&rng, shape), how = round % 3 ? (int)mlkt_int(&rng, 0, 7) : 0;
     view *views[4];
