@@ -310,7 +310,7 @@ typedef struct mlk_matmul_desc {
 
 /* Where the filter of a convolution goes, for 1, 2 or 3 spatial axes; entries of axes that are not there must be 0. */
 typedef struct mlk_conv_geometry {
-  int64_t stride[3];     /* steps of the filter; 0: 1 */
+  int64_t stride[3];     /* steps of the filter; 0: 1. This and the next three below 2^31 */
   int64_t dilation[3];   /* distance of its taps; 0: 1 */
   int64_t pad_before[3]; /* zeros before the first element of an axis */
   int64_t pad_after[3];  /* and after the last */
@@ -325,7 +325,7 @@ typedef struct mlk_conv_geometry {
    Padding is zeros that take part like other elements. */
 typedef struct mlk_conv_desc {
   mlk_tensor x;               /* [N, C, in...] f32, rank 3, 4 or 5, any strides */
-  mlk_tensor w;               /* [K, C/groups, filter...] f32, any strides; absent when packed_w is given */
+  mlk_tensor w;               /* [K, C/groups, filter...] f32, filter >= 1, any strides; absent with packed_w */
   const mlk_packed *packed_w; /* W as mlk_conv_pack made it */
   mlk_tensor y;               /* [N, K, out...] f32, output, required, any strides without overlap */
   mlk_tensor bias;            /* [K] */
@@ -361,10 +361,10 @@ typedef struct mlk_conv_grad_input_desc {
 /* The gradient of the weights and of the bias.
      DW[k][c][t] = beta DW[k][c][t] + sum over n, o of DY[n][k][o] X[n][c][o stride + t dilation - pad_before]
      DBIAS[k]    = beta DBIAS[k] + sum over n, o of DY[n][k][o]
-   DW's sum runs over images, then output positions (row-major), in the order and segments of a matrix product; DBIAS's
-   over the same index in 16 lanes (see NUMERICS). */
+   DW's sum runs over images, then output positions (row-major), in the order and segments of a matrix product. DBIAS is
+   mlk_reduce's sum of DY over all axes but the channels. */
 typedef struct mlk_conv_grad_weights_desc {
-  mlk_tensor x;      /* [N, C, in...] f32, any strides */
+  mlk_tensor x;      /* [N, C, in...] f32, any strides; not looked at without dw */
   mlk_tensor dy;     /* [N, K, out...] f32, any strides */
   mlk_tensor dw;     /* [K, C/groups, filter...] f32, output, any strides without overlap; absent: not wanted */
   mlk_tensor dbias;  /* [K] f32, output; absent: not wanted */
@@ -673,9 +673,10 @@ MLK_API mlk_status mlk_conv_grad_input_plan(mlk_context *ctx, const mlk_conv_gra
 MLK_API mlk_status mlk_conv_grad_weights(mlk_context *ctx, const mlk_conv_grad_weights_desc *desc);
 MLK_API mlk_status mlk_conv_grad_weights_plan(mlk_context *ctx, const mlk_conv_grad_weights_desc *desc, mlk_plan *plan);
 
-/* Weights used many times, packed once, for calls like desc (the same shapes but for N, strides and geometry; data of
-   x, y may be any non-null pointer). Buffer as for mlk_matmul_pack. A handle that does not fit a call is refused by
-   name (MLK_ERR_ARGUMENT). Same bits as unpacked. */
+/* Weights used many times, packed once. Buffer as for mlk_matmul_pack. desc is a call as it will be made; data of x and
+   y may be any non-null pointer. The handle serves all calls with the same filter and groups on contexts of the same
+   instruction set, of mlk_conv_grad_input also the same stride, dilation and pad_before; it is fastest for sizes and
+   layouts like desc's. Others are refused by name (MLK_ERR_ARGUMENT, MLK_ERR_SHAPE). Same bits as unpacked. */
 MLK_API mlk_status mlk_conv_pack(mlk_context *ctx, const mlk_conv_desc *desc, void *buffer, uint64_t buffer_bytes,
                                  mlk_packed *packed);
 MLK_API mlk_status mlk_conv_grad_input_pack(mlk_context *ctx, const mlk_conv_grad_input_desc *desc, void *buffer,
@@ -4826,6 +4827,8 @@ typedef struct mlki_conv {
   int64_t panel_floats;                 /* of all panels of one group */
   const float *panels;                  /* weights packed by the caller, or in the workspace */
   int pack;                             /* in the workspace */
+  int direct;                           /* rows, not packed but read in place or from padded windows */
+  int64_t block_rows;                   /* then an item is whole rows of outputs */
   int64_t block_pixels, block_channels; /* an item */
   int64_t pixel_blocks, channel_blocks; /* of the largest phase; smaller phases leave items empty */
   int64_t items, next;
@@ -5182,6 +5185,148 @@ static void mlki_conv_rows(const mlki_conv *cv, const mlki_conv_phase *ph, int64
   mlki_conv_finish(cv, ph, g, p, np, k, nk, scratch, pitch);
 }
 
+/* Output rows that lie below each other in one image, and their input: element (row, plane, column, channel) of the
+   window at p[row * rs + plane * ps + column * cs + channel], planes numbered by tap. First in x itself, if its
+   channels are dense and the rows touch no padding; else copied, padded, to the workspace. */
+typedef struct mlki_conv_band {
+  const float *p;
+  int64_t rs, ps, cs;
+  int64_t n, o0, o1, rows; /* outputs [o1, o1 + rows) of image n, plane o0 */
+} mlki_conv_band;
+
+/* The inputs that outputs [o, o + count) of an axis read: [low, high]. */
+static void mlki_conv_reach(const mlki_conv_phase *ph, int a, int64_t o, int64_t count, int64_t *low, int64_t *high) {
+  const int64_t span = mlki_max(ph->taps[a] - 1, 0) * ph->dilation[a];
+  *low = o * ph->step[a] + ph->origin[a] + mlki_min(span, 0);
+  *high = (o + count - 1) * ph->step[a] + ph->origin[a] + mlki_max(span, 0);
+}
+
+/* Distance of columns in a copied window: rows of a tile should not fall into the same sets of level 1. */
+static int64_t mlki_conv_column(const mlki_conv *cv, const mlki_conv_phase *ph) {
+  return cv->cin * ph->step[2] % 512 ? cv->cin : cv->cin + MLKI_LANES_MAX;
+}
+
+/* Floats of the copied windows of a block of rows output rows, at most. */
+static int64_t mlki_conv_window(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t rows) {
+  const int64_t bands = ph->out[1] ? (rows - 1) / ph->out[1] + 2 : 0;
+  int64_t low, high, columns;
+  mlki_conv_reach(ph, 2, 0, ph->out[2], &low, &high), columns = high - low + 1;
+  mlki_conv_reach(ph, 1, 0, 1, &low, &high);
+  return (rows * ph->step[1] + mlki_min(bands, rows) * (high - low + 1)) * ph->taps[0] * columns *
+         mlki_conv_column(cv, ph);
+}
+
+/* Finds or copies the window of a band; returns the floats used of to. */
+static int64_t mlki_conv_fill_band(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, float *to,
+                                   mlki_conv_band *band) {
+  const float *x = cv->x.p + band->n * cv->x.n + g * cv->cin * cv->x.c;
+  int64_t low0, high0, low1, high1, low2, high2, first, last, row, plane;
+  mlki_conv_reach(ph, 0, band->o0, 1, &low0, &high0);
+  mlki_conv_reach(ph, 1, band->o1, band->rows, &low1, &high1);
+  mlki_conv_reach(ph, 2, 0, ph->out[2], &low2, &high2);
+  if (cv->x.c == 1 && low0 >= 0 && high0 < cv->in[0] && low1 >= 0 && high1 < cv->in[1] && low2 >= 0 &&
+      high2 < cv->in[2]) {
+    band->rs = cv->x.s[1], band->ps = ph->dilation[0] * cv->x.s[0], band->cs = cv->x.s[2];
+    band->p = x + (band->o0 * ph->step[0] + ph->origin[0]) * cv->x.s[0] + low1 * cv->x.s[1] + low2 * cv->x.s[2];
+    return 0;
+  }
+  band->cs = mlki_conv_column(cv, ph), band->ps = (high2 - low2 + 1) * band->cs, band->rs = ph->taps[0] * band->ps;
+  band->p = to;
+  first = mlki_max(low2, 0), last = mlki_min(high2, cv->in[2] - 1);
+  for (row = low1; row <= high1; row++)
+    for (plane = 0; plane < ph->taps[0]; plane++, to += band->ps) {
+      const int64_t i0 = band->o0 * ph->step[0] + plane * ph->dilation[0] + ph->origin[0];
+      if (i0 < 0 || i0 >= cv->in[0] || row < 0 || row >= cv->in[1] || last < first) {
+        memset(to, 0, (size_t)band->ps * 4);
+        continue;
+      }
+      memset(to, 0, (size_t)((first - low2) * band->cs) * 4);
+      cv->row->place(to + (first - low2) * band->cs, cv->cin, band->cs, last - first + 1,
+                     x + i0 * cv->x.s[0] + row * cv->x.s[1] + first * cv->x.s[2], cv->x.c, cv->x.s[2]);
+      memset(to + (last + 1 - low2) * band->cs, 0, (size_t)((high2 - last) * band->cs) * 4);
+    }
+  return (high1 - low1 + 1) * band->rs;
+}
+
+/* Terms that lie one after the other in a window. */
+typedef struct mlki_run {
+  int64_t offset, count; /* from the place of the tile's first output */
+} mlki_run;
+
+/* The runs of terms [s, s + kc) in a band; how many, at least one. */
+static int64_t mlki_conv_runs(const mlki_conv *cv, const mlki_conv_phase *ph, const mlki_conv_band *band, int64_t s,
+                              int64_t kc, mlki_run *run) {
+  int64_t runs = 0, low1, low2, high, next;
+  run[0].offset = run[0].count = 0;
+  mlki_conv_reach(ph, 1, 0, 1, &low1, &high), mlki_conv_reach(ph, 2, 0, 1, &low2, &high);
+  for (; kc > 0; s += next, kc -= next) {
+    const int64_t tap = s / cv->cin, c = s % cv->cin;
+    const int64_t t0 = tap / (ph->taps[1] * ph->taps[2]), t1 = tap / ph->taps[2] % ph->taps[1], t2 = tap % ph->taps[2];
+    const int64_t offset = t0 * band->ps + (t1 * ph->dilation[1] + ph->origin[1] - low1) * band->rs +
+                           (t2 * ph->dilation[2] + ph->origin[2] - low2) * band->cs + c;
+    next = mlki_min(kc, cv->cin - c);
+    if (runs && run[runs - 1].offset + run[runs - 1].count == offset)
+      run[runs - 1].count += next;
+    else
+      run[runs].offset = offset, run[runs++].count = next;
+  }
+  return mlki_max(runs, 1);
+}
+
+/* One tile of a direct item: strip.rows outputs next to each other, a whole segment: run by run. Later segments' chains
+   are built apart, in chain, and then added. */
+static void mlki_conv_direct_tile(const mlki_conv *cv, mlki_strip *strip, const float *at, const float *b,
+                                  const mlki_run *run, int64_t runs, int first, float *chain) {
+  float *sums = strip->c;
+  int64_t r, i;
+  if (!first && runs > 1) strip->c = chain;
+  strip->b = b;
+  strip->chain = first || runs > 1 ? MLKI_START : MLKI_ADD;
+  for (r = 0; r < runs; r++) {
+    strip->a = at + run[r].offset, strip->k = run[r].count;
+    cv->row->strip(strip);
+    strip->b += run[r].count * cv->width;
+    strip->chain = MLKI_CONTINUE;
+  }
+  if (!first && runs > 1)
+    for (i = 0; i < strip->rows; i++) cv->row->add(sums + i * strip->c_rs, chain + i * strip->c_rs, strip->cols);
+}
+
+/* One item by rows, read in place or from padded windows: whole output rows, pixels [p, p + np). */
+static void mlki_conv_direct(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t p, int64_t np,
+                             int64_t k, int64_t nk, float *image, float *scratch) {
+  const int64_t height = mlki_panel_rows(ph->out[2], cv->row->mr), pitch = mlki_conv_pitch(cv, nk);
+  const float *panels = cv->panels + g * cv->panel_floats + mlki_conv_panels_at(cv, ph);
+  const int64_t end = p + np;
+  mlki_run run[MLK_SEGMENT];
+  mlki_strip strip;
+  int64_t s, j, at, i, n, o[3];
+  while (p < end) {
+    float *chain = scratch + cv->block_pixels * pitch;
+    mlki_conv_band band;
+    mlki_conv_pixel(ph, p, &n, o);
+    band.n = n, band.o0 = o[0], band.o1 = o[1], band.rows = mlki_min(ph->out[1] - o[1], (end - p) / ph->out[2]);
+    mlki_conv_fill_band(cv, ph, g, image, &band);
+    strip.b_rs = cv->width, strip.b_panel = ph->terms * cv->width, strip.c_rs = pitch;
+    strip.a_rs = ph->step[2] * band.cs, strip.a_cs = 1;
+    for (s = 0; s == 0 || s < ph->terms; s += MLK_SEGMENT) {
+      const int64_t kc = mlki_min(ph->terms - s, MLK_SEGMENT), runs = mlki_conv_runs(cv, ph, &band, s, kc, run);
+      for (j = k; j < k + nk; j += MLKI_CONV_PANELS * cv->width) {
+        strip.cols = mlki_min(MLKI_CONV_PANELS * cv->width, k + nk - j);
+        for (at = 0; at < band.rows * ph->out[2]; at += ph->out[2])
+          for (i = 0; i < ph->out[2]; i += height) {
+            strip.rows = mlki_min(height, ph->out[2] - i);
+            strip.c = scratch + (at + i) * pitch + (j - k);
+            mlki_conv_direct_tile(cv, &strip, band.p + at / ph->out[2] * ph->step[1] * band.rs + i * strip.a_rs,
+                                  panels + j * ph->terms + s * cv->width, run, runs, s == 0, chain);
+          }
+      }
+    }
+    mlki_conv_finish(cv, ph, g, p, band.rows * ph->out[2], k, nk, scratch, pitch);
+    p += band.rows * ph->out[2];
+  }
+}
+
 static void mlki_conv_task(void *arg, int index) {
   mlki_conv *cv = (mlki_conv *)arg;
   float *image = cv->workspace + index * cv->floats, *scratch = image + cv->floats_image;
@@ -5193,6 +5338,13 @@ static void mlki_conv_task(void *arg, int index) {
     p = item % cv->pixel_blocks * cv->block_pixels, item /= cv->pixel_blocks;
     g = item % cv->groups;
     mlki_conv_phase_at(cv, item / cv->groups, &ph);
+    if (cv->direct) {
+      const int64_t rows = ph.pixels ? ph.pixels / ph.out[2] : 0, row = p / cv->block_pixels * cv->block_rows;
+      if (row < rows)
+        mlki_conv_direct(cv, &ph, g, row * ph.out[2], mlki_min(cv->block_rows, rows - row) * ph.out[2], k,
+                         mlki_min(cv->block_channels, cv->cout - k), image, scratch);
+      continue;
+    }
     if (p >= ph.pixels) continue;
     (cv->variant == MLKI_CONV_ROWS ? mlki_conv_rows
                                    : mlki_conv_columns)(cv, &ph, g, p, mlki_min(cv->block_pixels, ph.pixels - p), k,
@@ -5220,38 +5372,79 @@ static double mlki_conv_cost(const mlki_conv *cv, int rows) {
          (dense ? 0.2 : 2.0) * per_cycle * (double)along * (double)across;
 }
 
-/* Chooses variant, items and tasks. Nothing here changes a bit of the result. */
+/* Items of a direct convolution; 0 where packing is better: rows too short to fill a tile, or too many phases. */
+static int mlki_conv_block_direct(const mlk_context *ctx, mlki_conv *cv, int64_t tasks) {
+  const int64_t phases = cv->phases[0] * cv->phases[1] * cv->phases[2], half = ctx->l2_bytes / 8;
+  int64_t i, rows = 0, out2 = 0, per_row = 0, fixed = 0;
+  if (phases > 64 || cv->cin == 0) return 0;
+  for (i = 0; i < phases; i++) {
+    mlki_conv_phase ph;
+    mlki_conv_phase_at(cv, i, &ph);
+    if (ph.pixels == 0) continue;
+    if (ph.out[2] < 4) return 0;
+    out2 = mlki_max(out2, ph.out[2]), rows = mlki_max(rows, ph.pixels / ph.out[2]);
+    fixed = mlki_max(fixed, mlki_conv_window(cv, &ph, 1));
+    per_row = mlki_max(per_row, mlki_conv_window(cv, &ph, 2) - mlki_conv_window(cv, &ph, 1));
+  }
+  per_row += out2 * mlki_conv_pitch(cv, cv->block_channels);
+  cv->block_rows = mlki_max((half - fixed) / per_row, 1);
+  if (tasks > 1)
+    cv->block_rows = mlki_max(mlki_min(cv->block_rows, mlki_ceil_div(rows * phases * cv->groups, 4 * tasks)), 1);
+  cv->block_rows = mlki_min(cv->block_rows, rows);
+  cv->block_pixels = cv->block_rows * out2, cv->pixel_blocks = mlki_ceil_div(rows, cv->block_rows);
+  cv->floats_image = 0;
+  for (i = 0; i < phases; i++) {
+    mlki_conv_phase ph;
+    mlki_conv_phase_at(cv, i, &ph);
+    if (ph.pixels) cv->floats_image = mlki_max(cv->floats_image, mlki_conv_window(cv, &ph, cv->block_rows));
+  }
+  cv->floats_image = mlki_round_up(cv->floats_image, MLKI_LANES_MAX);
+  return 1;
+}
+
+/* Items of panels: those of the image and the sums take half of level 2 together; items enough for an even end. */
+static void mlki_conv_block_pixels(const mlk_context *ctx, mlki_conv *cv, int64_t pixels, int64_t kc, int64_t tasks) {
+  const int64_t phases = cv->phases[0] * cv->phases[1] * cv->phases[2], nr = ctx->row->nr;
+  const int64_t want = tasks == 1 ? 1 : 4 * tasks;
+  cv->block_pixels = ctx->l2_bytes / 8 / (kc + cv->block_channels + 1);
+  cv->block_pixels = mlki_max(mlki_min(cv->block_pixels, MLKI_CONV_PIXELS), 2 * nr);
+  if (phases * cv->groups * mlki_ceil_div(pixels, cv->block_pixels) < want)
+    cv->block_pixels = mlki_max(mlki_min(cv->block_pixels, mlki_ceil_div(pixels * phases * cv->groups, want)), 2 * nr);
+  cv->block_pixels = mlki_round_up(mlki_min(cv->block_pixels, pixels),
+                                   cv->variant == MLKI_CONV_ROWS ? ctx->row->mr : nr);
+  cv->pixel_blocks = mlki_ceil_div(pixels, cv->block_pixels);
+  cv->floats_image = mlki_round_up(cv->block_pixels * kc, MLKI_LANES_MAX);
+}
+
+/* Chooses the variant, unless the caller's panels did, and with it the form of the panels. */
+static void mlki_conv_form(mlki_conv *cv) {
+  const int64_t terms = cv->taps[0] * cv->taps[1] * cv->taps[2] * cv->cin;
+  if (!cv->panels) cv->variant = mlki_conv_cost(cv, 1) < mlki_conv_cost(cv, 0) ? MLKI_CONV_ROWS : MLKI_CONV_COLUMNS;
+  cv->width = cv->variant == MLKI_CONV_ROWS ? cv->row->nr : mlki_panel_rows(mlki_max(cv->cout, 1), cv->row->mr);
+  cv->panel_floats = terms * (cv->variant == MLKI_CONV_ROWS ? mlki_round_up(cv->cout, cv->row->nr) : cv->cout);
+}
+
+/* Chooses items and tasks. Nothing here changes a bit of the result. */
 static void mlki_conv_block(const mlk_context *ctx, mlki_conv *cv) {
-  const int mr = ctx->row->mr, nr = ctx->row->nr;
+  const int64_t mr = ctx->row->mr;
   const int64_t taps = cv->taps[0] * cv->taps[1] * cv->taps[2], phases = cv->phases[0] * cv->phases[1] * cv->phases[2];
   const int64_t kc = mlki_min(taps * cv->cin, MLK_SEGMENT);
   const double work = (double)cv->flops / 2;
-  int64_t pixels = cv->images, want, tasks;
+  int64_t pixels = cv->images, tasks;
   int a;
   for (a = 0; a < 3; a++) pixels *= cv->transposed ? mlki_ceil_div(cv->out[a], cv->stride[a]) : cv->out[a];
-  cv->pack = 0, cv->tasks = 1, cv->items = 0, cv->panel_floats = cv->floats = cv->floats_image = 0;
+  cv->tasks = 1;
   if (pixels == 0 || cv->cout == 0)
     cv->variant = MLKI_CONV_EMPTY;
   else if (ctx->reference)
     cv->variant = MLKI_CONV_REFERENCE;
-  else if (!cv->panels)
-    cv->variant = mlki_conv_cost(cv, 1) < mlki_conv_cost(cv, 0) ? MLKI_CONV_ROWS : MLKI_CONV_COLUMNS;
-  if (cv->variant <= MLKI_CONV_REFERENCE) return;
-
-  cv->width = cv->variant == MLKI_CONV_ROWS ? nr : mlki_panel_rows(cv->cout, mr);
-  cv->panel_floats = taps * cv->cin * (cv->variant == MLKI_CONV_ROWS ? mlki_round_up(cv->cout, nr) : cv->cout);
+  if (cv->variant == MLKI_CONV_EMPTY || cv->variant == MLKI_CONV_REFERENCE) return;
   cv->pack = !cv->panels;
   tasks = mlki_max(mlki_min(mlki_task_limit(ctx), (int64_t)(work / MLKI_TASK_WORK)), 1);
 
-  /* an item's panels of the image and its sums take half of level 2 together; items enough for an even end */
   cv->block_channels = mlki_min(cv->cout, MLKI_CONV_CHANNELS / cv->width * cv->width);
-  cv->block_pixels = ctx->l2_bytes / 8 / (kc + cv->block_channels + 1);
-  cv->block_pixels = mlki_max(mlki_min(cv->block_pixels, MLKI_CONV_PIXELS), 2 * nr);
-  want = tasks == 1 ? 1 : 4 * tasks;
-  if (phases * cv->groups * mlki_ceil_div(pixels, cv->block_pixels) < want)
-    cv->block_pixels = mlki_max(mlki_min(cv->block_pixels, mlki_ceil_div(pixels * phases * cv->groups, want)), 2 * nr);
-  cv->block_pixels = mlki_round_up(mlki_min(cv->block_pixels, pixels), cv->variant == MLKI_CONV_ROWS ? mr : nr);
-  cv->pixel_blocks = mlki_ceil_div(pixels, cv->block_pixels);
+  cv->direct = cv->variant == MLKI_CONV_ROWS && mlki_conv_block_direct(ctx, cv, tasks);
+  if (!cv->direct) mlki_conv_block_pixels(ctx, cv, pixels, kc, tasks);
   if (cv->pixel_blocks * phases * cv->groups < tasks) {
     const int64_t parts = mlki_ceil_div(tasks, cv->pixel_blocks * phases * cv->groups);
     cv->block_channels = mlki_min(cv->block_channels, mlki_round_up(mlki_ceil_div(cv->cout, parts), cv->width));
@@ -5259,10 +5452,11 @@ static void mlki_conv_block(const mlk_context *ctx, mlki_conv *cv) {
   cv->channel_blocks = mlki_ceil_div(cv->cout, cv->block_channels);
   cv->items = phases * cv->groups * cv->pixel_blocks * cv->channel_blocks;
   cv->tasks = (int)mlki_min(tasks, cv->items);
-  cv->floats_image = mlki_round_up(cv->block_pixels * kc, MLKI_LANES_MAX);
-  cv->floats = cv->floats_image + (cv->variant == MLKI_CONV_ROWS
-                                       ? cv->block_pixels * mlki_conv_pitch(cv, cv->block_channels)
-                                       : cv->block_channels * mlki_conv_pitch(cv, cv->block_pixels));
+  cv->floats = cv->floats_image;
+  if (cv->variant == MLKI_CONV_ROWS)
+    cv->floats += (cv->block_pixels + (cv->direct ? mr : 0)) * mlki_conv_pitch(cv, cv->block_channels);
+  else
+    cv->floats += cv->block_channels * mlki_conv_pitch(cv, cv->block_pixels);
 }
 
 /* What the calls give, under names that suit both directions. */
@@ -5436,11 +5630,14 @@ static mlk_status mlki_conv_check_alias(mlk_context *ctx, const mlki_conv_args *
 /* 2 x the products of all sums, and for each operand its elements, both in 63 bits. */
 static mlk_status mlki_conv_cost_of(mlk_context *ctx, const char *y_name, int64_t outputs, const int64_t *filter,
                                     int spatial, int64_t elements, uint64_t *flops, uint64_t *bytes) {
-  int64_t products = outputs;
+  int64_t products = outputs, terms = 8;
   int i;
-  for (i = 1; i < 2 + spatial; i++)
+  for (i = 1; i < 2 + spatial; i++) {
     if (mlki_mul_overflows(products, filter[i], &products)) products = INT64_MAX;
-  if (products > INT64_MAX / 2 || elements > INT64_MAX / 8)
+    if (mlki_mul_overflows(terms, filter[i], &terms)) terms = INT64_MAX;
+  }
+  if (products > INT64_MAX / 2 || elements > INT64_MAX / 8 || terms > INT64_MAX / 4096 || /* padded panels of them */
+      mlki_mul_overflows(mlki_max(terms, 1), filter[0] + 4096, &terms))
     return mlki_fail(ctx, MLK_ERR_SIZE, "%s: the number of operations does not fit in 63 bits", y_name);
   *flops = 2 * (uint64_t)products, *bytes = 4 * (uint64_t)elements;
   return MLK_OK;
@@ -5509,7 +5706,11 @@ static mlk_status mlki_conv_prepare(mlk_context *ctx, mlki_conv_args *t, int run
                              &cv->flops, &cv->bytes);
   if (status) return status;
   if (run && (status = mlki_conv_check_alias(ctx, t, cv)) != MLK_OK) return status;
-  if (cv->alpha == 0.0f) cv->cin = 0; /* X and W are not read */
+  mlki_conv_form(cv);
+  if (t->packed && t->packed->bytes / 4 < (uint64_t)(cv->groups * cv->panel_floats))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "packed_w: holds %llu bytes, too few for its shape",
+                     (unsigned long long)t->packed->bytes);
+  if (cv->alpha == 0.0f) cv->cin = 0, cv->panel_floats = 0; /* X and W are not read */
   mlki_conv_block(ctx, cv);
   return MLK_OK;
 }
@@ -5591,9 +5792,8 @@ typedef struct mlki_conv_weights {
   mlki_conv_phase ph; /* the only one */
   mlki_image dw;      /* n: written channel, c: read channel of the group */
   float beta;
-  float *dbias;
-  int64_t dbias_c;
-  int64_t cols; /* taps x cin */
+  mlk_tensor dy, dbias; /* as tensors, for the reduction */
+  int64_t cols;         /* taps x cin */
   int64_t block_rows, block_cols, row_blocks, col_blocks;
   int64_t floats_dy, floats_x; /* of a task's workspace; the rest is scratch */
 } mlki_conv_weights;
@@ -5765,62 +5965,67 @@ static void mlki_conv_weights_block(const mlk_context *ctx, mlki_conv_weights *g
   cv->floats = gw->floats_dy + gw->floats_x + gw->block_rows * mlki_conv_pitch(cv, gw->block_cols);
 }
 
+/* The operand X and the output DW, when DW is wanted; else nothing but DY is read. */
+static mlk_status mlki_conv_weights_operands(mlk_context *ctx, mlki_conv_args *t, mlk_tensor *dw, int run,
+                                             mlki_conv_weights *gw) {
+  mlki_conv *cv = &gw->cv;
+  int64_t filter[MLK_MAX_RANK] = {0};
+  mlk_status status;
+  int i;
+  if ((status = mlki_check_tensor(ctx, "x", &t->x, MLK_F32, t->y.rank, t->y.rank, &t->ex)) != MLK_OK) return status;
+  if ((status = mlki_check_tensor(ctx, "dw", dw, MLK_F32, t->y.rank, t->y.rank, &t->ew)) != MLK_OK) return status;
+  if ((status = mlki_check_output(ctx, "dw", dw, &t->ew)) != MLK_OK) return status;
+  for (i = 0; i < dw->rank; i++) filter[i] = dw->shape[i];
+  if ((status = mlki_conv_check_sizes(ctx, t, "dw", filter, cv)) != MLK_OK) return status;
+  cv->cin = t->x.shape[1] / cv->groups;
+  cv->x = mlki_conv_image(&t->x), gw->dw = mlki_conv_image(dw);
+  gw->cols = cv->taps[0] * cv->taps[1] * cv->taps[2] * cv->cin;
+  status = mlki_conv_cost_of(ctx, "dy", t->ey.count, filter, dw->rank - 2,
+                             t->ex.stored + t->ew.count * (gw->beta == 0.0f ? 1 : 2), &cv->flops, &cv->bytes);
+  if (status) return status;
+  if ((status = mlki_check_apart(ctx, run, "dw", dw, &t->ew, "x", &t->x, &t->ex)) != MLK_OK) return status;
+  return mlki_check_apart(ctx, run, "dw", dw, &t->ew, "dy", &t->y, &t->ey);
+}
+
 static mlk_status mlki_conv_weights_prepare(mlk_context *ctx, const mlk_conv_grad_weights_desc *desc, int run,
                                             mlki_conv_weights *gw) {
   mlki_conv_args t;
   mlki_conv *cv = &gw->cv;
-  mlki_extent ebias;
-  mlk_tensor dw, dbias;
-  int64_t filter[MLK_MAX_RANK] = {0};
+  mlki_extent extent;
+  mlk_tensor dw;
   mlk_status status;
   int i, spatial;
   if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
   memset(gw, 0, sizeof *gw), memset(&t, 0, sizeof t);
   t.x_name = "x", t.y_name = "dy", t.x = desc->x, t.y = desc->dy, t.geometry = &desc->geometry;
-  dw = desc->dw, dbias = desc->dbias;
+  dw = desc->dw, gw->dbias = desc->dbias;
+  gw->beta = desc->beta ? *desc->beta : 0.0f;
   cv->row = ctx->row;
-  if (!dw.data && !dbias.data)
+  if (!dw.data && !gw->dbias.data)
     return mlki_fail(ctx, MLK_ERR_ARGUMENT, "dw: is absent, and so is dbias; give one of them");
   if ((status = mlki_check_tensor(ctx, "dy", &t.y, MLK_F32, 3, 5, &t.ey)) != MLK_OK) return status;
-  if ((status = mlki_check_tensor(ctx, "x", &t.x, MLK_F32, t.y.rank, t.y.rank, &t.ex)) != MLK_OK) return status;
   spatial = t.y.rank - 2;
   if ((status = mlki_conv_check_geometry(ctx, t.geometry, spatial, cv)) != MLK_OK) return status;
   for (i = 0; i < 3; i++) cv->in[i] = cv->out[i] = cv->taps[i] = cv->phases[i] = 1;
-  if (dw.data) {
-    if ((status = mlki_check_tensor(ctx, "dw", &dw, MLK_F32, t.y.rank, t.y.rank, &t.ew)) != MLK_OK) return status;
-    if ((status = mlki_check_output(ctx, "dw", &dw, &t.ew)) != MLK_OK) return status;
-    for (i = 0; i < dw.rank; i++) filter[i] = dw.shape[i];
-    if ((status = mlki_conv_check_sizes(ctx, &t, "dw", filter, cv)) != MLK_OK) return status;
-    gw->dw = mlki_conv_image(&dw);
-  }
-  cv->images = t.y.shape[0];
-  cv->cin = t.x.shape[1] / cv->groups, cv->cout = t.y.shape[1] / cv->groups;
-  cv->x = mlki_conv_image(&t.x), cv->y = mlki_conv_image(&t.y);
-  gw->beta = desc->beta ? *desc->beta : 0.0f;
-  gw->cols = cv->taps[0] * cv->taps[1] * cv->taps[2] * cv->cin;
-  if (dbias.data) {
-    if ((status = mlki_check_tensor(ctx, "dbias", &dbias, MLK_F32, 1, 1, &ebias)) != MLK_OK) return status;
-    if ((status = mlki_check_output(ctx, "dbias", &dbias, &ebias)) != MLK_OK) return status;
-    if (dbias.shape[0] != t.y.shape[1])
+  for (i = 0; i < spatial; i++) cv->out[3 - spatial + i] = t.y.shape[2 + i];
+  cv->images = t.y.shape[0], cv->cout = t.y.shape[1] / cv->groups;
+  cv->y = mlki_conv_image(&t.y), gw->dy = t.y;
+  if (dw.data && (status = mlki_conv_weights_operands(ctx, &t, &dw, run, gw)) != MLK_OK) return status;
+  cv->bytes += 4 * (uint64_t)t.ey.stored;
+  if (gw->dbias.data) {
+    if ((status = mlki_check_tensor(ctx, "dbias", &gw->dbias, MLK_F32, 1, 1, &extent)) != MLK_OK) return status;
+    if ((status = mlki_check_output(ctx, "dbias", &gw->dbias, &extent)) != MLK_OK) return status;
+    if (gw->dbias.shape[0] != t.y.shape[1])
       return mlki_fail(ctx, MLK_ERR_SHAPE, "dbias: size is %lld, but must be the channels of dy, %lld",
-                       (long long)dbias.shape[0], (long long)t.y.shape[1]);
-    gw->dbias = (float *)dbias.data, gw->dbias_c = dbias.stride[0];
+                       (long long)gw->dbias.shape[0], (long long)t.y.shape[1]);
+    if ((status = mlki_check_apart(ctx, run, "dbias", &gw->dbias, &extent, "dy", &t.y, &t.ey)) != MLK_OK) return status;
+    if (dw.data && (status = mlki_check_apart(ctx, run, "dbias", &gw->dbias, &extent, "x", &t.x, &t.ex)) != MLK_OK)
+      return status;
+    if (dw.data && (status = mlki_check_apart(ctx, run, "dw", &dw, &t.ew, "dbias", &gw->dbias, &extent)) != MLK_OK)
+      return status;
+    cv->flops += (uint64_t)t.ey.count;
+    cv->bytes += 4 * (uint64_t)extent.count * (gw->beta == 0.0f ? 1 : 2);
   }
-  status = mlki_conv_cost_of(ctx, "dy", dw.data ? t.ey.count : 0, filter, spatial,
-                             (dw.data ? t.ex.stored + t.ew.count * (gw->beta == 0.0f ? 1 : 2) : 0) + t.ey.stored +
-                                 (dbias.data ? ebias.count * (gw->beta == 0.0f ? 1 : 2) : 0),
-                             &cv->flops, &cv->bytes);
-  if (status) return status;
-  if (dw.data && (status = mlki_check_apart(ctx, run, "dw", &dw, &t.ew, "x", &t.x, &t.ex)) != MLK_OK) return status;
-  if (dw.data && (status = mlki_check_apart(ctx, run, "dw", &dw, &t.ew, "dy", &t.y, &t.ey)) != MLK_OK) return status;
-  if (dw.data && dbias.data &&
-      (status = mlki_check_apart(ctx, run, "dw", &dw, &t.ew, "dbias", &dbias, &ebias)) != MLK_OK)
-    return status;
-  if (dbias.data && dw.data &&
-      (status = mlki_check_apart(ctx, run, "dbias", &dbias, &ebias, "x", &t.x, &t.ex)) != MLK_OK)
-    return status;
-  if (dbias.data && (status = mlki_check_apart(ctx, run, "dbias", &dbias, &ebias, "dy", &t.y, &t.ey)) != MLK_OK)
-    return status;
   mlki_conv_phase_at(cv, 0, &gw->ph);
   mlki_conv_weights_block(ctx, gw);
   return MLK_OK;
@@ -9515,8 +9720,7 @@ static mlk_status mlki_conv_pack_of(mlk_context *ctx, mlki_conv_args *t, void *b
   if (ctx->reference) return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "isa: the reference does not read packed panels");
   t->alpha = NULL;
   if ((status = mlki_conv_prepare(ctx, t, 0, &cv)) != MLK_OK) return status;
-  if (cv.variant == MLKI_CONV_EMPTY)
-    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: has no elements: nothing to pack for", t->y_name);
+  mlki_conv_form(&cv); /* an empty output has chosen no variant */
   bytes = 4 * (uint64_t)(cv.groups * cv.panel_floats);
   if (buffer && bytes > buffer_bytes)
     return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buffer_bytes: is %llu, but must be at least %llu",
@@ -9603,33 +9807,29 @@ MLK_API mlk_status mlk_conv_grad_weights_plan(mlk_context *ctx, const mlk_conv_g
   return MLK_OK;
 }
 
-/* DBIAS in 16 lanes. */
-static void mlki_conv_bias_gradient(const mlki_conv_weights *gw) {
-  int64_t k, p, n, o[3];
-  for (k = 0; k < gw->cv.groups * gw->cv.cout && gw->dbias; k++) {
-    float lane[16] = {0};
-    int l, half;
-    for (p = 0; p < gw->ph.pixels; p++) {
-      mlki_conv_pixel(&gw->ph, p, &n, o);
-      lane[p % 16] += *mlki_image_at(&gw->cv.y, &gw->ph, n, k, o);
-    }
-    for (half = 8; half >= 1; half /= 2)
-      for (l = 0; l < half; l++) lane[l] += lane[l + half];
-    gw->dbias[k * gw->dbias_c] = gw->beta != 0.0f ? mlki_fma1(gw->beta, gw->dbias[k * gw->dbias_c], lane[0]) : lane[0];
-  }
+/* DBIAS as a reduction of DY, which takes no workspace. */
+static mlk_status mlki_conv_bias_prepare(mlk_context *ctx, const mlki_conv_weights *gw, mlki_reduction *r) {
+  mlk_reduce_desc sum;
+  memset(&sum, 0, sizeof sum);
+  sum.op = MLK_SUM;
+  sum.x = gw->dy, sum.out = gw->dbias;
+  sum.axes = ((1u << gw->dy.rank) - 1u) & ~2u; /* all but the channels */
+  sum.beta = &gw->beta;
+  return mlki_reduce_prepare(ctx, &sum, 0, 0, r);
 }
 
 MLK_API mlk_status mlk_conv_grad_weights(mlk_context *ctx, const mlk_conv_grad_weights_desc *desc) {
   mlki_conv_weights gw;
+  mlki_reduction bias;
   mlk_status status;
   if (!ctx) return MLK_ERR_ARGUMENT;
   if ((status = mlki_conv_weights_prepare(ctx, desc, 1, &gw)) != MLK_OK) return status;
+  if (gw.dbias.data && (status = mlki_conv_bias_prepare(ctx, &gw, &bias)) != MLK_OK) return status;
   if ((status = mlki_workspace(ctx, 4 * (uint64_t)(gw.cv.floats * gw.cv.tasks))) != MLK_OK) return status;
   gw.cv.workspace = (float *)mlki_workspace_base(ctx);
   if (gw.cv.variant == MLKI_CONV_REFERENCE) mlki_conv_weights_reference(&gw);
   if (gw.cv.variant > MLKI_CONV_REFERENCE) mlki_parallel_for(ctx, gw.cv.tasks, mlki_conv_weights_task, &gw);
-  mlki_conv_bias_gradient(&gw);
-  return MLK_OK;
+  return gw.dbias.data ? mlki_reduce_execute(ctx, &bias) : MLK_OK;
 }
 
 MLK_API mlk_status mlk_knn_plan(mlk_context *ctx, const mlk_knn_desc *desc, mlk_plan *plan) {
