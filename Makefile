@@ -39,7 +39,7 @@ BENCH_C   := $(sort $(wildcard bench/*.c))
 BENCHES   := $(BENCH_C:bench/%.c=$(B)/%)
 FORMATTED := mlk.h $(wildcard tests/*.c tests/*.h examples/*.c bench/*.c bench/*.h)
 
-.PHONY: all help probe demo test check test-long bench peers data examples format format-check \
+.PHONY: all help probe demo train test check test-long bench peers data examples format format-check \
         install uninstall clean distclean
 .DELETE_ON_ERROR:
 
@@ -47,7 +47,8 @@ all: help probe $(B)/mlk_test $(EXAMPLES) $(BENCHES)
 
 help:
 	@echo 'MLK, machine-learning kernels in one C header'
-	@echo '  make demo       build and run examples/00_knn_pictures: a search over real pictures, checked and timed'
+	@echo '  make demo       a search over real pictures, then a network that learns them for less than a minute'
+	@echo '  make train      the whole training of examples/02_fashion_cnn: a few minutes; again: continues'
 	@echo '  make test       every check this machine has the tools for, under ten minutes'
 	@echo '  make test-long  the same with the slow extras'
 	@echo '  make bench      measure this machine, then every operator   (BENCH_ARGS="--help" tells more)'
@@ -57,7 +58,7 @@ help:
 	@echo '  make format     clang-format every C file'
 	@echo '  make install    copy mlk.h and mlk.pc under $$(DESTDIR)$$(PREFIX), default /usr/local'
 	@echo '  make clean      remove $(B)/          make distclean: fetched data and peers as well'
-	@echo '  variables: CC, CFLAGS (default -O2), OPENMP= (build without OpenMP), PREFIX, DESTDIR, DEMO_ARGS, TEST_ARGS'
+	@echo '  variables: CC, CFLAGS (default -O2), OPENMP= (build without OpenMP), PREFIX, DESTDIR, DEMO_ARGS, TRAIN_ARGS, TEST_ARGS'
 
 have = $(if $(shell command -v $(1) 2>/dev/null),$(1),none)
 
@@ -87,9 +88,15 @@ $(BENCHES): $(B)/%: bench/%.c $(wildcard bench/*.h) mlk.h Makefile
 
 examples: $(EXAMPLES)
 
-demo: probe $(B)/00_knn_pictures
+demo: probe $(B)/00_knn_pictures $(B)/02_fashion_cnn
 	@sh examples/fetch_data.sh
 	$(B)/00_knn_pictures $(DEMO_ARGS)
+	@echo
+	$(B)/02_fashion_cnn --short --fresh --out $(B)/demo_cnn $(TRAIN_ARGS)
+
+train: probe $(B)/02_fashion_cnn
+	@sh examples/fetch_data.sh
+	$(B)/02_fashion_cnn $(TRAIN_ARGS)
 
 bench: probe $(BENCHES)
 	$(B)/bench $(BENCH_ARGS)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The demo examples/00_knn_pictures.c from outside: its results on every instruction set, thread count and metric against
-# tests/demo_expected.txt, its options, its refusal of wrong arguments and files, its JSON; then the other examples.
+# tests/demo_expected.txt, its options, its refusal of wrong arguments and files, its JSON; then the network of
+# examples/02_fashion_cnn.c: its weights everywhere, its checkpoints under kill -9, damage and a full disk; then the rest.
 #
 # usage: tests/test_demo.sh     from anywhere; CC, CFLAGS and OPENMP are taken from the environment
 # Last line: N passed, N failed, N skipped. Exit code 1 when something failed.
@@ -318,12 +319,156 @@ else
   skip 'the progress line: no Fashion-MNIST, or no python3 to pretend a terminal with'
 fi
 
-# --- the other examples -----------------------------------------------------------------------------------------------
-for example in examples/0[1-9]_*.c; do
-  name=$(basename "$example" .c)
-  if $CC $WARN -Werror $CFLAGS $OPENMP -I. "$example" -o "$work/$name" -lm 2>"$work/log"; then pass; else fail "$example: $(head -n 5 "$work/log")"; fi
-  if (cd "$work" && "./$name" >out 2>&1); then pass; else fail "$example says: $(tail -n 3 "$work/out")"; fi
+# --- the network of 02_fashion_cnn -----------------------------------------------------------------------------------------
+cnn=$work/cnn
+# The library is compiled once; the programs, which have it inside them for their users, are compiled without it.
+library=$work/mlk.o
+$CC $WARN $CFLAGS $OPENMP -x c -DMLK_IMPLEMENTATION -c mlk.h -o "$library" 2>"$work/log" || { fail "mlk.h: $(head -n 5 "$work/log")" && exit 1; }
+against_library() { # example, name, flags
+  sed '/^#define MLK_IMPLEMENTATION$/d' "examples/$1.c" >"$work/$2.c"
+  if $CC $WARN $CFLAGS $3 -I. "$work/$2.c" "$library" $OPENMP -o "$work/$2" -lm >"$work/log" 2>&1 && ! [ -s "$work/log" ]; then
+    pass
+  else
+    fail "examples/$1.c does not compile without warnings: $CC $WARN $CFLAGS $3: $(head -n 5 "$work/log")"
+    return 1
+  fi
+}
+against_library 02_fashion_cnn cnn || { echo "$passed passed, $failed failed, $skipped skipped" && exit 1; }
+checkers=$cnn
+[ "$sanitize" ] && against_library 02_fashion_cnn cnn_sanitized "$sanitize" && checkers="$checkers $work/cnn_sanitized"
+
+learns() { # arguments; the line that --hash-only prints must stand in the expected file
+  local line
+  line=$("$cnn" --hash-only "$@" 2>"$work/err") && grep -qxF -- "$line" $expected && pass ||
+    fail "02_fashion_cnn --hash-only $* gives '$line', which $expected does not have $(cat "$work/err")"
+}
+
+for isa in scalar neon avx2 avx512; do
+  "$cnn" --data digits --isa $isa --hash-only --steps 1 >/dev/null 2>&1 || continue # its absence is named above
+  for threads in 1 2 3; do learns --data digits --isa $isa --threads $threads --steps 40; done
 done
+learns --data digits --isa reference --steps 3
+learns --data digits --steps 3
+learns --data digits --steps 200
+if [ "$fashion" ]; then
+  learns --data $fashion --steps 5
+  learns --data $fashion --steps 5 --threads 1
+fi
+
+# Killed again and again, at every moment of a training that mostly writes checkpoints: what is left always continues.
+state=$work/state
+kills=0
+for pause in 0.1 0.2 0.15 0.3 0.05 0.25; do
+  "$cnn" --data digits --hash-only --steps 400 --save-every 1 --threads 1 --out "$state" >"$work/out" 2>"$work/err" &
+  sleep $pause
+  kill -9 $! 2>/dev/null && kills=$((kills + 1))
+  wait $! 2>/dev/null
+  [ -s "$work/err" ] && fail "after a kill: $(cat "$work/err")"
+done
+learns --data digits --steps 400 --save-every 1 --out "$state"
+[ $kills -ge 1 ] && pass || skip 'kill -9: this machine trains faster than it can be killed'
+rm -rf "$state"
+
+# An interrupt writes a checkpoint, which another instruction set and another number of threads continue.
+"$cnn" --data digits --hash-only --isa scalar --threads 1 --save-every 100000 --out "$state" >"$work/out" 2>"$work/err" &
+sleep 0.4
+kill -INT $!
+wait $!
+[ $? = 130 ] && grep -q '^interrupted after step [0-9]*; a checkpoint is written' "$work/out" && [ -s "$state/checkpoint" ] && pass ||
+  fail "an interrupt: $(cat "$work/out" "$work/err")"
+rm -rf "$state"
+learns --data digits --steps 40 --isa scalar --threads 1 --out "$state"
+cp "$state/checkpoint" "$work/checkpoint_40"
+learns --data digits --steps 200 --threads 3 --resume --out "$state"
+
+# A full disk leaves the checkpoint before it as it was.
+cp "$work/checkpoint_40" "$state/checkpoint"
+(trap '' XFSZ && ulimit -f 64 && "$cnn" --data digits --hash-only --steps 60 --out "$state" >"$work/out" 2>"$work/err")
+[ $? = 1 ] && grep -q 'checkpoint.new cannot be written: File too large' "$work/err" && cmp -s "$work/checkpoint_40" "$state/checkpoint" &&
+  pass || fail "a full disk: $(cat "$work/err")"
+learns --data digits --steps 200 --out "$state"
+
+# Checkpoints that must be refused.
+damaged() { # regular expression, then further arguments; the file is $state/checkpoint
+  local pattern=$1
+  shift
+  refuses "$pattern; --fresh begins anew" --data digits --hash-only --steps 60 --out "$state" "$@"
+}
+bytes=$(($(wc -c <"$work/checkpoint_40")))
+again() { cp "$work/checkpoint_40" "$state/checkpoint"; }
+for length in 0 7 63; do
+  head -c $length "$work/checkpoint_40" >"$state/checkpoint"
+  damaged 'checkpoint is no checkpoint of this program: it does not begin with MLKCNN01'
+done
+for length in 64 1000 $((bytes - 1)); do
+  head -c $length "$work/checkpoint_40" >"$state/checkpoint"
+  damaged "checkpoint is damaged: it has $length bytes and says $bytes"
+done
+again && printf x >>"$state/checkpoint" && damaged "checkpoint is damaged: it has $((bytes + 1)) bytes and says $bytes"
+for offset in 16 56 5000 $((bytes - 1)); do # fingerprint, weights, checksum
+  again && printf '\125\252\125\252' | head -c $((bytes - offset < 4 ? 1 : 4)) | dd of="$state/checkpoint" bs=1 seek=$offset conv=notrunc 2>/dev/null
+  damaged 'checkpoint is damaged: its checksum does not fit its [0-9]+ bytes'
+done
+again && printf 'PNG' | dd of="$state/checkpoint" bs=1 conv=notrunc 2>/dev/null && damaged 'checkpoint is no checkpoint of this program: .*'
+again && damaged 'was made with --batch 32 --epochs 30, this is --batch 16 --epochs 30' --batch 16
+again && damaged 'was made with --batch 32 --epochs 30, this is --batch 32 --epochs 3' --epochs 3
+rm -f "$state/checkpoint"
+refuses "--resume: there is no $state/checkpoint" --data digits --hash-only --resume --out "$state"
+printf x >"$state/checkpoint"
+learns --data digits --steps 3 --fresh --out "$state"
+
+# Data that must be refused.
+set_of_4x4() { # folder: three pictures to learn from and two to test
+  rm -rf "$1" && mkdir -p "$1"
+  { printf '\0\0\10\3\0\0\0\3\0\0\0\4\0\0\0\4' && printf '\1\2\3\4%.0s' 1 2 3 4 5 6 7 8 9 10 11 12; } >"$1/train-images-idx3-ubyte"
+  printf '\0\0\10\1\0\0\0\3\0\1\2' >"$1/train-labels-idx1-ubyte"
+  { printf '\0\0\10\3\0\0\0\2\0\0\0\4\0\0\0\4' && printf '\1\2\3\4%.0s' 1 2 3 4 5 6 7 8; } >"$1/t10k-images-idx3-ubyte"
+  printf '\0\0\10\1\0\0\0\2\0\2' >"$1/t10k-labels-idx1-ubyte"
+}
+set_of_4x4 "$small"
+"$cnn" --data "$small" --batch 2 --epochs 2 --out "$work/small_out" 2>&1 | grep -q '^accuracy ' && pass || fail 'pictures of 4 x 4'
+refuses '--batch is 32; there are 3 training pictures' --data "$small"
+spoil() { set_of_4x4 "$small" && file=$small/$1; }
+spoil train-images-idx3-ubyte && patch 3 '\001' && refuses "$file begins with 0x00000801; pictures begin with 0x00000803" --data "$small"
+spoil train-images-idx3-ubyte && patch 8 '\0\0\0\3' && refuses "$file says 3 rows; it must be 4 to 64" --data "$small"
+spoil train-images-idx3-ubyte && patch 12 '\0\0\0\101' && refuses "$file says 65 columns; it must be 4 to 64" --data "$small"
+spoil train-images-idx3-ubyte && patch 4 '\177\377\377\377' && refuses "$file says 2147483647 entries; it must be 1 to 1000000" --data "$small"
+spoil t10k-images-idx3-ubyte && patch 4 '\0\017\102\100' && refuses "$file ends after 48 bytes, .* promises 16000016" --data "$small"
+spoil t10k-labels-idx1-ubyte && patch 9 '\012' && refuses "$file: label 1 is 10; the limit is 9" --data "$small"
+spoil t10k-labels-idx1-ubyte && printf x >>"$file" && refuses "$file goes on after the 10 bytes" --data "$small"
+spoil train-labels-idx1-ubyte && rm "$file" && refuses "$small has no file train-labels-idx1-ubyte and no train-labels-idx1-ubyte.gz" --data "$small"
+spoil train-labels-idx1-ubyte && gzip "$file" && head -c 20 "$file.gz" >"$work/cut" && mv "$work/cut" "$file.gz" && rm -f "$file" &&
+  refuses "$file.gz (ends after|cannot be read to its end)" --data "$small"
+
+# Arguments.
+refuses "--epochs is '0'; it must be a whole number from 1 to 1000" --epochs 0
+refuses "--batch is '1025'; it must be a whole number from 1 to 1024" --batch=1025
+refuses "--steps is 'x'" --steps x
+refuses "--isa is 'mmx'; it must be best, scalar, neon, avx2, avx512 or reference" --isa mmx
+refuses '--resume and --fresh exclude each other' --resume --fresh
+refuses "'--momentum' is not an option" --momentum 1
+refuses '--out needs a value' --out
+refuses "--out: $cnn/x cannot be made: Not a directory" --data digits --out "$cnn/x"
+
+# What is printed and written.
+"$cnn" --data digits --out "$work/digits_cnn" >"$work/out" 2>"$work/err" || fail "02_fashion_cnn: $(cat "$work/err")"
+for pattern in '^epoch 30/30  step 1200/1200  [0-9,]+ images/s  loss [0-9.]+  0 s left   test: loss [0-9.]+, [0-9.]+ %$' \
+  "$(sed -n 's/^# 02_fashion_cnn, digits: /^/p' $expected)" '^hash +[0-9a-f]{16} .*; after 200 steps it was the pinned one$' \
+  '^  [ 0-9.]+\|\*' '^  9 +[0-9. ]+ %$'; do
+  grep -qE -- "$pattern" "$work/out" && pass || fail "02_fashion_cnn does not print '$pattern'"
+done
+[ "$(wc -l <"$work/digits_cnn/loss.csv")" = 1201 ] && grep -qE '^1200,30,[0-9.e-]+,[0-9.e-]+,[0-9.]+,0\.[0-9]{4}$' "$work/digits_cnn/loss.csv" && pass || fail 'loss.csv'
+[ "$(head -c 15 "$work/digits_cnn/mistakes.ppm" | head -n 2 | tr '\n' ' ')" = "P6 640 164 " ] &&
+  [ "$(wc -c <"$work/digits_cnn/mistakes.ppm")" = $((15 + 640 * 164 * 3)) ] && pass || fail 'mistakes.ppm'
+[ "$(grep -cE '^ +[0-9]+ +[0-9]+ +[0-9]+  [0-9] +[0-9] +[01]\.[0-9]{4}$' "$work/digits_cnn/mistakes.txt")" -ge 11 ] && pass || fail 'mistakes.txt'
+if command -v python3 >/dev/null; then
+  python3 -c 'import sys, xml.dom.minidom as x; d = x.parse(sys.argv[1]); assert len(d.getElementsByTagName("circle")) == 30' "$work/digits_cnn/loss.svg" &&
+    pass || fail 'loss.svg is no XML or lacks its dots'
+fi
+
+# --- the other example ------------------------------------------------------------------------------------------------
+against_library 01_matmul 01_matmul
+if (cd "$work" && ./01_matmul >out 2>&1); then pass; else fail "01_matmul says: $(tail -n 3 "$work/out")"; fi
 
 # --- fetch_data.sh never fails and says one line ----------------------------------------------------------------------
 mkdir -p "$work/fetch" && cp examples/fetch_data.sh "$work/fetch"
