@@ -838,7 +838,7 @@ static int pack(const problem *p, mlk_context *ctx, mlkt_buffer *buffer, mlk_pac
 
 static int run_packed(problem *p, mlk_context *ctx, mlk_isa isa, int threads, mlkt_buffer *panels, const char *extra) {
   mlk_packed packed;
-  if (p->what == GRAD_WEIGHTS || isa == MLK_ISA_REFERENCE || problem_out(p)->count == 0) return 1;
+  if (p->what == GRAD_WEIGHTS || isa == MLK_ISA_REFERENCE) return 1;
   note_problem(p, "packed", isa, threads, extra);
   return pack(p, ctx, panels, &packed) && run_problem(p, ctx, &packed);
 }
@@ -1758,17 +1758,38 @@ static void packing_layer(problem *p, op what, const layer *l, mlk_isa isa, mlkt
     problem_layout(p, FORM_DENSE, &rng);
     refuse_packed(p, ctx, &packed, 0, "packed for conv");
   }
-  /* calls it was made for: another N, other strides */
-  other = *l;
-  other.n = l->n + 2;
-  problem_shape(p, what, &other, &rng);
-  fill(&p->x, SIGNED, &rng); /* the weights stay */
-  fill(&p->y, SIGNED, &rng);
-  reference(p);
-  problem_layout(p, FORM_COUNT, &rng);
-  problem_images(p);
-  note_problem(p, "packed for another N and other strides", isa, 1, "");
-  run_problem(p, ctx, &packed);
+  /* calls it serves: other images, sizes and layouts, of conv any geometry */
+  for (i = 0; i < 6; i++) {
+    int axis;
+    other = *l;
+    other.n = i == 5 ? 0 : mlkt_int(&rng, 1, 4);
+    for (axis = 0; axis < l->spatial && i > 0; axis++) {
+      other.in[axis] = mlkt_int(&rng, 1, 14);
+      other.after[axis] = mlkt_int(&rng, 0, 3);
+      if (what == GRAD_INPUT || i == 1) continue;
+      other.before[axis] = mlkt_int(&rng, 0, 9);
+      other.stride[axis] = mlkt_int(&rng, 1, 3);
+      other.dilation[axis] = mlkt_int(&rng, 1, 3);
+    }
+    problem_shape(p, what, &other, &rng);
+    fill(&p->x, SIGNED, &rng); /* the weights stay */
+    fill(&p->y, SIGNED, &rng);
+    reference(p);
+    problem_layout(p, FORM_COUNT, &rng);
+    problem_images(p);
+    note_problem(p, "packed for another call", isa, 1, "");
+    run_problem(p, ctx, &packed);
+  }
+  for (i = 0; i < 3 && what == GRAD_INPUT; i++) {
+    other = *l;
+    if (i == 0) other.stride[0]++;
+    if (i == 1) other.dilation[0]++;
+    if (i == 2 && other.stride[0] > 1) other.before[0]++;
+    if (memcmp(&other, l, sizeof other) == 0) continue;
+    problem_shape(p, what, &other, &rng);
+    problem_layout(p, FORM_DENSE, &rng);
+    refuse_packed(p, ctx, &packed, 0, i == 0 ? "stride differs" : i == 1 ? "dilation differs" : "pad_before differs");
+  }
   /* and calls it was not made for */
   for (i = 0; i < 5; i++) {
     static const char *const why[] = {"C differs", "K differs", "groups differ", "a filter axis is longer",
@@ -1780,6 +1801,11 @@ static void packing_layer(problem *p, op what, const layer *l, mlk_isa isa, mlkt
     if (i == 3) other.filter[0]++, other.before[0]++;
     if (i == 4 && other.filter[0] > 1) other.filter[0]--;
     if (memcmp(&other, l, sizeof other) == 0) continue;
+    if (i > 2) { /* with a stride, the handle's filter may give as many outputs: then the call is its own */
+      layer with_handle = other;
+      with_handle.filter[0] = l->filter[0];
+      if (layer_out(&with_handle, 0) == layer_out(&other, 0)) continue;
+    }
     problem_shape(p, what, &other, &rng);
     problem_layout(p, FORM_DENSE, &rng);
     refuse_packed(p, ctx, &packed, 1, why[i]);
