@@ -22,7 +22,34 @@
 #include <omp.h>
 #endif
 
-/* ---- a little of everything: one of each large operator, with outputs to compare ----------------------------------- */
+/* ---- a little of everything: one call of each operator ------------------------------------------------------------- */
+
+/* The table of operators. Every test of this file that asks what any operator must do (null arguments, rows, plan and
+   allocator, failing memory, hooks, threads, manners) walks over it. A new operator takes a builder work_NAME below,
+   which fills its descriptor, and a line here: X(name, first output, last output), as fields of struct outputs.
+   tests/hygiene.sh finds an operator that has none. */
+#define OPERATORS(X)                                                                                                   \
+  X(matmul, d, d)                                                                                                      \
+  X(knn, ids, distances)                                                                                               \
+  X(distances, all_distances, all_distances)                                                                           \
+  X(conv, y, y)                                                                                                        \
+  X(conv_grad_input, dx, dx)                                                                                           \
+  X(conv_grad_weights, dw, dbias)                                                                                      \
+  X(map, mapped, mapped)                                                                                               \
+  X(reduce, sums, sums)                                                                                                \
+  X(pool, pooled_at, pooled)                                                                                           \
+  X(pool_grad, pool_dx, pool_dx)                                                                                       \
+  X(softmax, soft, soft)                                                                                               \
+  X(softmax_grad, soft_dx, soft_dx)                                                                                    \
+  X(cross_entropy, losses, logits_dx)                                                                                  \
+  X(norm, normed, rstd)                                                                                                \
+  X(norm_grad, norm_dx, dbeta)                                                                                         \
+  X(embedding, embedded, embedded)                                                                                     \
+  X(embedding_grad, dtable, dtable)                                                                                    \
+  X(rotary, rotated, rotated)                                                                                          \
+  X(clip_norm, clipped, length)                                                                                        \
+  X(sgd, sgd_param, velocity)                                                                                          \
+  X(adamw, adamw_param, second)
 
 enum { MM = 150, MN = 170, MK = 530, KQ = 21, KN = 311, KD = 43, KK = 7 };
 enum {
@@ -33,15 +60,35 @@ enum {
   CW = 19,
   CX = CN * CC * CH * CW,
   CY = CN * CK * CH * CW
-}; /* 3x3, padding 1 */
+};                                                         /* 3x3, padding 1 */
+enum { PH = CH / 2, PW = CW / 2, PY = CN * CC * PH * PW }; /* 2x2, stride 2 */
+enum { LS = 11, LH = 3, LR = LS * LH, LD = 46, LV = 29 };  /* the layers: LR rows of LD, tables of LV rows */
+
+typedef struct outputs {
+  float d[MM * MN];
+  int64_t ids[KQ * KK];
+  float distances[KQ * KK], all_distances[KQ * KN];
+  float y[CY], dx[CX], dw[CK * CC * 9], dbias[CK];
+  float mapped[LR * LD], sums[LD];
+  int64_t pooled_at[PY];
+  float pooled[PY], pool_dx[CX];
+  float soft[LR * LD], soft_dx[LR * LD], losses[LR], logits_dx[LR * LD];
+  float normed[LR * LD], mean[LR], rstd[LR], norm_dx[LR * LD], dgamma[LD], dbeta[LD];
+  float embedded[LR * LD], dtable[LV * LD], rotated[LR * LD];
+  float clipped[LR * LD], length, sgd_param[LR * LD], velocity[LR * LD], adamw_param[LR * LD], first[LR * LD],
+      second[LR * LD];
+} outputs;
 
 typedef struct work {
   float a[MM * MK], b[MK * MN], bias[MN];
   float queries[KQ * KD], base[KN * KD];
-  float d[MM * MN], distances[KQ * KK], out[KQ * KN];
-  int64_t ids[KQ * KK];
-  float x[CX], w[CK * CC * 9], dy[CY];
-  float y[CY], dx[CX], dw[CK * CC * 9], dbias[CK];
+  float x[CX], w[CK * CC * 9], dy[CY], pool_dy[PY];
+  int64_t pool_from[PY]; /* places in x that the windows saw */
+  float rows[LR * LD], grad[LR * LD], gamma[LD], beta[LD], row_mean[LR], row_rstd[LR], table[LV * LD];
+  int64_t tokens[LR];
+  mlk_tensor to_clip[1];
+  outputs out;
+  outputs start; /* what out holds before a call: rogue values, or what the operator updates in place */
 } work;
 
 static mlk_matmul_desc work_matmul(work *w) {
@@ -50,7 +97,7 @@ static mlk_matmul_desc work_matmul(work *w) {
   desc.a = mlk_f32(w->a, MM, MK);
   desc.b = mlk_f32(w->b, MK, MN);
   desc.bias = mlk_f32(w->bias, MN);
-  desc.d = mlk_f32(w->d, MM, MN);
+  desc.d = mlk_f32(w->out.d, MM, MN);
   desc.activation = MLK_RELU;
   return desc;
 }
@@ -61,8 +108,8 @@ static mlk_knn_desc work_knn(work *w) {
   desc.queries = mlk_f32(w->queries, KQ, KD);
   desc.base = mlk_f32(w->base, KN, KD);
   desc.k = KK;
-  desc.ids = mlk_i64(w->ids, KQ, KK);
-  desc.distances = mlk_f32(w->distances, KQ, KK);
+  desc.ids = mlk_i64(w->out.ids, KQ, KK);
+  desc.distances = mlk_f32(w->out.distances, KQ, KK);
   return desc;
 }
 
@@ -71,7 +118,7 @@ static mlk_distances_desc work_distances(work *w) {
   memset(&desc, 0, sizeof desc);
   desc.queries = mlk_f32(w->queries, KQ, KD);
   desc.base = mlk_f32(w->base, KN, KD);
-  desc.out = mlk_f32(w->out, KQ, KN);
+  desc.out = mlk_f32(w->out.all_distances, KQ, KN);
   return desc;
 }
 
@@ -87,113 +134,271 @@ static mlk_conv_desc work_conv(work *w) {
   memset(&desc, 0, sizeof desc);
   desc.x = mlk_f32(w->x, CN, CC, CH, CW);
   desc.w = mlk_f32(w->w, CK, CC, 3, 3);
-  desc.y = mlk_f32(w->y, CN, CK, CH, CW);
+  desc.y = mlk_f32(w->out.y, CN, CK, CH, CW);
   desc.geometry = work_geometry();
   return desc;
 }
 
-static mlk_conv_grad_input_desc work_grad_input(work *w) {
+static mlk_conv_grad_input_desc work_conv_grad_input(work *w) {
   mlk_conv_grad_input_desc desc;
   memset(&desc, 0, sizeof desc);
   desc.dy = mlk_f32(w->dy, CN, CK, CH, CW);
   desc.w = mlk_f32(w->w, CK, CC, 3, 3);
-  desc.dx = mlk_f32(w->dx, CN, CC, CH, CW);
+  desc.dx = mlk_f32(w->out.dx, CN, CC, CH, CW);
   desc.geometry = work_geometry();
   return desc;
 }
 
-static mlk_conv_grad_weights_desc work_grad_weights(work *w) {
+static mlk_conv_grad_weights_desc work_conv_grad_weights(work *w) {
   mlk_conv_grad_weights_desc desc;
   memset(&desc, 0, sizeof desc);
   desc.x = mlk_f32(w->x, CN, CC, CH, CW);
   desc.dy = mlk_f32(w->dy, CN, CK, CH, CW);
-  desc.dw = mlk_f32(w->dw, CK, CC, 3, 3);
-  desc.dbias = mlk_f32(w->dbias, CK);
+  desc.dw = mlk_f32(w->out.dw, CK, CC, 3, 3);
+  desc.dbias = mlk_f32(w->out.dbias, CK);
   desc.geometry = work_geometry();
   return desc;
 }
 
-static void work_rogue(work *w) {
-  mlkt_rogue_f32(w->d, MM * MN);
-  mlkt_rogue_f32(w->distances, KQ * KK);
-  mlkt_rogue_f32(w->out, KQ * KN);
-  mlkt_rogue_i64(w->ids, KQ * KK);
-  mlkt_rogue_f32(w->y, CY);
-  mlkt_rogue_f32(w->dx, CX);
-  mlkt_rogue_f32(w->dw, CK * CC * 9);
-  mlkt_rogue_f32(w->dbias, CK);
+static mlk_map_desc work_map(work *w) {
+  mlk_map_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.op = MLK_ACT_GRAD;
+  desc.activation = MLK_GELU;
+  desc.a = mlk_f32(w->rows, LR, LD);
+  desc.b = mlk_f32(w->grad, LR, LD);
+  desc.out = mlk_f32(w->out.mapped, LR, LD);
+  return desc;
 }
 
-static work *work_new(mlkt_rng rng) {
-  work *w = (work *)malloc(sizeof *w);
-  size_t i;
-  if (!w) exit(2);
-  for (i = 0; i < MM * MK; i++) w->a[i] = mlkt_signed(&rng);
-  for (i = 0; i < MK * MN; i++) w->b[i] = mlkt_signed(&rng);
-  for (i = 0; i < MN; i++) w->bias[i] = mlkt_signed(&rng);
-  for (i = 0; i < KQ * KD; i++) w->queries[i] = mlkt_signed(&rng);
-  for (i = 0; i < KN * KD; i++) w->base[i] = mlkt_signed(&rng);
-  for (i = 0; i < CX; i++) w->x[i] = mlkt_signed(&rng);
-  for (i = 0; i < CK * CC * 9; i++) w->w[i] = mlkt_signed(&rng);
-  for (i = 0; i < CY; i++) w->dy[i] = mlkt_signed(&rng);
-  work_rogue(w);
-  return w;
+static mlk_reduce_desc work_reduce(work *w) {
+  mlk_reduce_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.op = MLK_SUM;
+  desc.x = mlk_f32(w->rows, LR, LD);
+  desc.axes = 1;
+  desc.out = mlk_f32(w->out.sums, LD);
+  return desc;
 }
 
-/* The operators one by one, so that a test can walk over them. */
-enum { OP_MATMUL, OP_KNN, OP_DISTANCES, OP_CONV, OP_CONV_GRAD_INPUT, OP_CONV_GRAD_WEIGHTS, OP_COUNT };
-static const char *const op_names[OP_COUNT] = {
-    "mlk_matmul", "mlk_knn", "mlk_distances", "mlk_conv", "mlk_conv_grad_input", "mlk_conv_grad_weights"};
-
-static mlk_status op_run(int op, mlk_context *ctx, work *w) {
-  const mlk_matmul_desc matmul = work_matmul(w);
-  const mlk_knn_desc knn = work_knn(w);
-  const mlk_distances_desc distances = work_distances(w);
-  const mlk_conv_desc conv = work_conv(w);
-  const mlk_conv_grad_input_desc grad_input = work_grad_input(w);
-  const mlk_conv_grad_weights_desc grad_weights = work_grad_weights(w);
-  return op == OP_MATMUL            ? mlk_matmul(ctx, &matmul)
-         : op == OP_KNN             ? mlk_knn(ctx, &knn)
-         : op == OP_DISTANCES       ? mlk_distances(ctx, &distances)
-         : op == OP_CONV            ? mlk_conv(ctx, &conv)
-         : op == OP_CONV_GRAD_INPUT ? mlk_conv_grad_input(ctx, &grad_input)
-                                    : mlk_conv_grad_weights(ctx, &grad_weights);
+static mlk_conv_geometry work_pool_geometry(void) {
+  mlk_conv_geometry g;
+  memset(&g, 0, sizeof g);
+  g.stride[0] = g.stride[1] = 2;
+  return g;
 }
 
+static mlk_pool_desc work_pool(work *w) {
+  mlk_pool_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.x = mlk_f32(w->x, CN, CC, CH, CW);
+  desc.y = mlk_f32(w->out.pooled, CN, CC, PH, PW);
+  desc.indices = mlk_i64(w->out.pooled_at, CN, CC, PH, PW);
+  desc.window[0] = desc.window[1] = 2;
+  desc.geometry = work_pool_geometry();
+  return desc;
+}
+
+static mlk_pool_grad_desc work_pool_grad(work *w) {
+  mlk_pool_grad_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.dy = mlk_f32(w->pool_dy, CN, CC, PH, PW);
+  desc.indices = mlk_i64(w->pool_from, CN, CC, PH, PW);
+  desc.dx = mlk_f32(w->out.pool_dx, CN, CC, CH, CW);
+  desc.window[0] = desc.window[1] = 2;
+  desc.geometry = work_pool_geometry();
+  return desc;
+}
+
+static mlk_softmax_desc work_softmax(work *w) {
+  mlk_softmax_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.x = mlk_f32(w->rows, LR, LD);
+  desc.y = mlk_f32(w->out.soft, LR, LD);
+  return desc;
+}
+
+static mlk_softmax_grad_desc work_softmax_grad(work *w) {
+  mlk_softmax_grad_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.y = mlk_f32(w->rows, LR, LD);
+  desc.dy = mlk_f32(w->grad, LR, LD);
+  desc.dx = mlk_f32(w->out.soft_dx, LR, LD);
+  return desc;
+}
+
+static mlk_cross_entropy_desc work_cross_entropy(work *w) {
+  mlk_cross_entropy_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.x = mlk_f32(w->rows, LR, LD);
+  desc.labels = mlk_i64(w->tokens, LR);
+  desc.loss = mlk_f32(w->out.losses, LR);
+  desc.dx = mlk_f32(w->out.logits_dx, LR, LD);
+  return desc;
+}
+
+static mlk_norm_desc work_norm(work *w) {
+  mlk_norm_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.x = mlk_f32(w->rows, LR, LD);
+  desc.gamma = mlk_f32(w->gamma, LD);
+  desc.beta = mlk_f32(w->beta, LD);
+  desc.y = mlk_f32(w->out.normed, LR, LD);
+  desc.mean = mlk_f32(w->out.mean, LR);
+  desc.rstd = mlk_f32(w->out.rstd, LR);
+  return desc;
+}
+
+static mlk_norm_grad_desc work_norm_grad(work *w) {
+  mlk_norm_grad_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.x = mlk_f32(w->rows, LR, LD);
+  desc.gamma = mlk_f32(w->gamma, LD);
+  desc.mean = mlk_f32(w->row_mean, LR);
+  desc.rstd = mlk_f32(w->row_rstd, LR);
+  desc.dy = mlk_f32(w->grad, LR, LD);
+  desc.dx = mlk_f32(w->out.norm_dx, LR, LD);
+  desc.dgamma = mlk_f32(w->out.dgamma, LD);
+  desc.dbeta = mlk_f32(w->out.dbeta, LD);
+  return desc;
+}
+
+static mlk_embedding_desc work_embedding(work *w) {
+  mlk_embedding_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.table = mlk_f32(w->table, LV, LD);
+  desc.ids = mlk_i64(w->tokens, LR);
+  desc.out = mlk_f32(w->out.embedded, LR, LD);
+  return desc;
+}
+
+static mlk_embedding_grad_desc work_embedding_grad(work *w) {
+  mlk_embedding_grad_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.ids = mlk_i64(w->tokens, LR);
+  desc.dout = mlk_f32(w->grad, LR, LD);
+  desc.dtable = mlk_f32(w->out.dtable, LV, LD);
+  return desc;
+}
+
+static mlk_rotary_desc work_rotary(work *w) {
+  mlk_rotary_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.x = mlk_f32(w->rows, LS, LH, LD);
+  desc.y = mlk_f32(w->out.rotated, LS, LH, LD);
+  return desc;
+}
+
+static mlk_clip_norm_desc work_clip_norm(work *w) {
+  mlk_clip_norm_desc desc;
+  memset(&desc, 0, sizeof desc);
+  w->to_clip[0] = mlk_f32(w->out.clipped, LR, LD);
+  desc.grads = w->to_clip;
+  desc.count = 1;
+  desc.max_norm = 0.5f;
+  desc.norm = &w->out.length;
+  return desc;
+}
+
+static mlk_sgd_desc work_sgd(work *w) {
+  mlk_sgd_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.param = mlk_f32(w->out.sgd_param, LR, LD);
+  desc.grad = mlk_f32(w->grad, LR, LD);
+  desc.velocity = mlk_f32(w->out.velocity, LR, LD);
+  desc.lr = 0.1f;
+  desc.momentum = 0.9f;
+  return desc;
+}
+
+static mlk_adamw_desc work_adamw(work *w) {
+  mlk_adamw_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.param = mlk_f32(w->out.adamw_param, LR, LD);
+  desc.grad = mlk_f32(w->grad, LR, LD);
+  desc.m = mlk_f32(w->out.first, LR, LD);
+  desc.v = mlk_f32(w->out.second, LR, LD);
+  desc.step = 3;
+  desc.lr = 0.01f;
+  desc.weight_decay = 0.01f;
+  return desc;
+}
+
+/* call_NAME: the operator, or with planned its plan; with w NULL the descriptor is NULL. */
+#define CALL(name, first_output, last_output)                                                                          \
+  static mlk_status call_##name(mlk_context *ctx, work *w, int planned, mlk_plan *plan) {                              \
+    mlk_##name##_desc desc;                                                                                            \
+    memset(&desc, 0, sizeof desc);                                                                                     \
+    if (w) desc = work_##name(w);                                                                                      \
+    return planned ? mlk_##name##_plan(ctx, w ? &desc : NULL, plan) : mlk_##name(ctx, w ? &desc : NULL);               \
+  }
+OPERATORS(CALL)
+
+#define NUMBER(name, first_output, last_output) OP_##name,
+enum { OPERATORS(NUMBER) OP_COUNT };
+
+#define ENTRY(name, first_output, last_output)                                                                         \
+  {"mlk_" #name, call_##name, offsetof(outputs, first_output),                                                         \
+   offsetof(outputs, last_output) + sizeof(((outputs *)0)->last_output)},
+static const struct {
+  const char *name;
+  mlk_status (*call)(mlk_context *ctx, work *w, int planned, mlk_plan *plan);
+  size_t from, to; /* its outputs: bytes of struct outputs */
+} operators[OP_COUNT] = {OPERATORS(ENTRY)};
+
+static const char *op_name(int op) { return operators[op].name; }
+static mlk_status op_run(int op, mlk_context *ctx, work *w) { return operators[op].call(ctx, w, 0, NULL); }
 static mlk_status op_plan(int op, mlk_context *ctx, work *w, mlk_plan *plan) {
-  const mlk_matmul_desc matmul = work_matmul(w);
-  const mlk_knn_desc knn = work_knn(w);
-  const mlk_distances_desc distances = work_distances(w);
-  const mlk_conv_desc conv = work_conv(w);
-  const mlk_conv_grad_input_desc grad_input = work_grad_input(w);
-  const mlk_conv_grad_weights_desc grad_weights = work_grad_weights(w);
-  return op == OP_MATMUL            ? mlk_matmul_plan(ctx, &matmul, plan)
-         : op == OP_KNN             ? mlk_knn_plan(ctx, &knn, plan)
-         : op == OP_DISTANCES       ? mlk_distances_plan(ctx, &distances, plan)
-         : op == OP_CONV            ? mlk_conv_plan(ctx, &conv, plan)
-         : op == OP_CONV_GRAD_INPUT ? mlk_conv_grad_input_plan(ctx, &grad_input, plan)
-                                    : mlk_conv_grad_weights_plan(ctx, &grad_weights, plan);
-}
-
-static int op_untouched(int op, const work *w) {
-  return op == OP_MATMUL            ? mlkt_is_rogue_f32(w->d, MM * MN)
-         : op == OP_KNN             ? mlkt_is_rogue_f32(w->distances, KQ * KK) && mlkt_is_rogue_i64(w->ids, KQ * KK)
-         : op == OP_DISTANCES       ? mlkt_is_rogue_f32(w->out, KQ * KN)
-         : op == OP_CONV            ? mlkt_is_rogue_f32(w->y, CY)
-         : op == OP_CONV_GRAD_INPUT ? mlkt_is_rogue_f32(w->dx, CX)
-                                    : mlkt_is_rogue_f32(w->dw, CK * CC * 9) && mlkt_is_rogue_f32(w->dbias, CK);
+  return operators[op].call(ctx, w, 1, plan);
 }
 
 /* 1 when the outputs of op are the same bits (NaN-free data: memcmp is enough). */
-static int op_same(int op, const work *x, const work *y) {
-  return op == OP_MATMUL ? memcmp(x->d, y->d, sizeof x->d) == 0
-         : op == OP_KNN  ? memcmp(x->distances, y->distances, sizeof x->distances) == 0 &&
-                              memcmp(x->ids, y->ids, sizeof x->ids) == 0
-         : op == OP_DISTANCES ? memcmp(x->out, y->out, sizeof x->out) == 0
-         : op == OP_CONV      ? memcmp(x->y, y->y, sizeof x->y) == 0
-         : op == OP_CONV_GRAD_INPUT
-             ? memcmp(x->dx, y->dx, sizeof x->dx) == 0
-             : memcmp(x->dw, y->dw, sizeof x->dw) == 0 && memcmp(x->dbias, y->dbias, sizeof x->dbias) == 0;
+static int same_outputs(int op, const outputs *x, const outputs *y) {
+  const size_t from = operators[op].from;
+  return memcmp((const char *)x + from, (const char *)y + from, operators[op].to - from) == 0;
+}
+static int op_untouched(int op, const work *w) { return same_outputs(op, &w->out, &w->start); }
+static int op_same(int op, const work *x, const work *y) { return same_outputs(op, &x->out, &y->out); }
+
+static void work_rogue(work *w) { memcpy(&w->out, &w->start, sizeof w->out); }
+
+static void draw(mlkt_rng *rng, float *x, size_t count) {
+  size_t i;
+  for (i = 0; i < count; i++) x[i] = mlkt_signed(rng);
+}
+
+static work *work_new(mlkt_rng rng) {
+  work *w = (work *)calloc(1, sizeof *w);
+  size_t i;
+  if (!w) exit(2);
+  draw(&rng, w->a, MM * MK);
+  draw(&rng, w->b, MK * MN);
+  draw(&rng, w->bias, MN);
+  draw(&rng, w->queries, KQ * KD);
+  draw(&rng, w->base, KN * KD);
+  draw(&rng, w->x, CX);
+  draw(&rng, w->w, CK * CC * 9);
+  draw(&rng, w->dy, CY);
+  draw(&rng, w->pool_dy, PY);
+  draw(&rng, w->rows, LR * LD);
+  draw(&rng, w->grad, LR * LD);
+  draw(&rng, w->gamma, LD);
+  draw(&rng, w->beta, LD);
+  draw(&rng, w->row_mean, LR);
+  draw(&rng, w->table, LV * LD);
+  for (i = 0; i < LR; i++) w->row_rstd[i] = 1 + mlkt_unit(&rng);
+  for (i = 0; i < LR; i++) w->tokens[i] = mlkt_int(&rng, 0, LV - 1);
+  for (i = 0; i < PY; i++) w->pool_from[i] = (int64_t)(2 * (i / PW % PH) * CW + 2 * (i % PW) + i % 2);
+  mlkt_rogue_f32((float *)(void *)&w->start, sizeof w->start / sizeof(float));
+  draw(&rng, w->start.dtable, LV * LD);
+  draw(&rng, w->start.clipped, LR * LD);
+  draw(&rng, w->start.sgd_param, LR * LD);
+  draw(&rng, w->start.velocity, LR * LD);
+  draw(&rng, w->start.adamw_param, LR * LD);
+  draw(&rng, w->start.first, LR * LD);
+  for (i = 0; i < LR * LD; i++) w->start.second[i] = mlkt_unit(&rng);
+  work_rogue(w);
+  return w;
 }
 
 /* A work whose outputs come from one thread of the scalar row with nothing special. */
@@ -208,7 +413,7 @@ static work *work_expected(mlkt_rng rng) {
   if (!CHECK_STATUS(NULL, mlk_open(&ctx, &desc), MLK_OK)) return w;
   for (op = 0; op < OP_COUNT; op++) {
     CHECK_OK(ctx, op_run(op, ctx, w));
-    CHECK_MSG(!op_untouched(op, w), "%s left its outputs untouched", op_names[op]);
+    CHECK_MSG(!op_untouched(op, w), "%s left its outputs untouched", op_name(op));
   }
   mlk_close(ctx);
   return w;
@@ -316,59 +521,35 @@ static void null_arguments(void) {
   mlk_context *ctx = mlkt_open(MLK_ISA_BEST, 1);
   work *w = work_new(mlkt_rng_case());
   const mlk_matmul_desc matmul = work_matmul(w);
-  const mlk_knn_desc knn = work_knn(w);
-  const mlk_distances_desc distances = work_distances(w);
   const mlk_conv_desc conv = work_conv(w);
-  const mlk_conv_grad_input_desc grad_input = work_grad_input(w);
-  const mlk_conv_grad_weights_desc grad_weights = work_grad_weights(w);
+  const mlk_conv_grad_input_desc grad_input = work_conv_grad_input(w);
   mlk_plan plan;
   mlk_packed packed;
   mlk_ceilings ceilings;
   int op;
   if (ctx) {
-    CHECK_STATUS(NULL, mlk_matmul(NULL, &matmul), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(ctx, mlk_matmul(ctx, NULL), MLK_ERR_ARGUMENT);
-    CHECK(mlk_last_error(ctx)[0] != 0);
-    CHECK_STATUS(NULL, mlk_matmul_plan(NULL, &matmul, &plan), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(ctx, mlk_matmul_plan(ctx, NULL, &plan), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(ctx, mlk_matmul_plan(ctx, &matmul, NULL), MLK_ERR_ARGUMENT);
-    CHECK(has_word(mlk_last_error(ctx), "plan"));
-    CHECK_STATUS(NULL, mlk_knn(NULL, &knn), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(ctx, mlk_knn(ctx, NULL), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(NULL, mlk_knn_plan(NULL, &knn, &plan), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(ctx, mlk_knn_plan(ctx, NULL, &plan), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(ctx, mlk_knn_plan(ctx, &knn, NULL), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(NULL, mlk_distances(NULL, &distances), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(ctx, mlk_distances(ctx, NULL), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(NULL, mlk_distances_plan(NULL, &distances, &plan), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(ctx, mlk_distances_plan(ctx, NULL, &plan), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(ctx, mlk_distances_plan(ctx, &distances, NULL), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(NULL, mlk_conv(NULL, &conv), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(ctx, mlk_conv(ctx, NULL), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(NULL, mlk_conv_plan(NULL, &conv, &plan), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(ctx, mlk_conv_plan(ctx, NULL, &plan), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(ctx, mlk_conv_plan(ctx, &conv, NULL), MLK_ERR_ARGUMENT);
+    for (op = 0; op < OP_COUNT; op++) {
+      mlkt_note("%s", op_name(op));
+      CHECK_STATUS(NULL, op_run(op, NULL, w), MLK_ERR_ARGUMENT);
+      CHECK_STATUS(ctx, op_run(op, ctx, NULL), MLK_ERR_ARGUMENT);
+      CHECK_MSG(has_word(mlk_last_error(ctx), "desc"), "the sentence is \"%s\"", mlk_last_error(ctx));
+      CHECK_STATUS(NULL, op_plan(op, NULL, w, &plan), MLK_ERR_ARGUMENT);
+      CHECK_STATUS(ctx, op_plan(op, ctx, NULL, &plan), MLK_ERR_ARGUMENT);
+      CHECK_STATUS(ctx, op_plan(op, ctx, w, NULL), MLK_ERR_ARGUMENT);
+      CHECK_MSG(has_word(mlk_last_error(ctx), "plan"), "the sentence is \"%s\"", mlk_last_error(ctx));
+      CHECK_MSG(op_untouched(op, w), "%s wrote an output", op_name(op));
+    }
+    mlkt_note("%s", "");
     CHECK_STATUS(NULL, mlk_conv_pack(NULL, &conv, NULL, 0, &packed), MLK_ERR_ARGUMENT);
     CHECK_STATUS(ctx, mlk_conv_pack(ctx, NULL, NULL, 0, &packed), MLK_ERR_ARGUMENT);
     CHECK_STATUS(ctx, mlk_conv_pack(ctx, &conv, NULL, 0, NULL), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(NULL, mlk_conv_grad_input(NULL, &grad_input), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(ctx, mlk_conv_grad_input(ctx, NULL), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(NULL, mlk_conv_grad_input_plan(NULL, &grad_input, &plan), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(ctx, mlk_conv_grad_input_plan(ctx, NULL, &plan), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(ctx, mlk_conv_grad_input_plan(ctx, &grad_input, NULL), MLK_ERR_ARGUMENT);
     CHECK_STATUS(NULL, mlk_conv_grad_input_pack(NULL, &grad_input, NULL, 0, &packed), MLK_ERR_ARGUMENT);
     CHECK_STATUS(ctx, mlk_conv_grad_input_pack(ctx, NULL, NULL, 0, &packed), MLK_ERR_ARGUMENT);
     CHECK_STATUS(ctx, mlk_conv_grad_input_pack(ctx, &grad_input, NULL, 0, NULL), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(NULL, mlk_conv_grad_weights(NULL, &grad_weights), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(ctx, mlk_conv_grad_weights(ctx, NULL), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(NULL, mlk_conv_grad_weights_plan(NULL, &grad_weights, &plan), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(ctx, mlk_conv_grad_weights_plan(ctx, NULL, &plan), MLK_ERR_ARGUMENT);
-    CHECK_STATUS(ctx, mlk_conv_grad_weights_plan(ctx, &grad_weights, NULL), MLK_ERR_ARGUMENT);
     CHECK_STATUS(NULL, mlk_matmul_pack(NULL, matmul.b, NULL, 0, &packed), MLK_ERR_ARGUMENT);
     CHECK_STATUS(ctx, mlk_matmul_pack(ctx, matmul.b, NULL, 0, NULL), MLK_ERR_ARGUMENT);
     CHECK_STATUS(NULL, mlk_reserve(NULL, 0, MLK_GROWS), MLK_ERR_ARGUMENT);
     CHECK_STATUS(NULL, mlk_measure(NULL, &ceilings), MLK_ERR_ARGUMENT);
-    for (op = 0; op < OP_COUNT; op++) CHECK_MSG(op_untouched(op, w), "%s wrote an output", op_names[op]);
   }
   mlk_close(ctx);
   free(w);
@@ -489,14 +670,14 @@ static void sentences(void) {
     CHECK_EQ_I64(book.lines, 0);
 
     matmul.b.shape[0] = MK + 1; /* a has MK columns */
-    mlkt_rogue_f32(w->d, MM * MN);
+    work_rogue(w);
     CHECK_STATUS(ctx, mlk_matmul(ctx, &matmul), MLK_ERR_SHAPE);
     CHECK_EQ_I64(book.lines, 1);
     CHECK_EQ_STR(book.last, mlk_last_error(ctx));
     CHECK_MSG(has_word(book.last, "b") && strstr(book.last, "531") && strstr(book.last, "530"),
               "the sentence does not tell b, 531 and 530: \"%s\"", book.last);
     CHECK_MSG(!strchr(book.last, '\n'), "the sentence has a line break: \"%s\"", book.last);
-    CHECK(op_untouched(OP_MATMUL, w));
+    CHECK(op_untouched(OP_matmul, w));
     CHECK_STATUS(ctx, mlk_matmul_plan(ctx, &matmul, &plan), MLK_ERR_SHAPE);
     CHECK_EQ_I64(book.lines, 2);
 
@@ -544,7 +725,7 @@ static void rows(void) {
         CHECK(op_untouched(op, w));
       }
       CHECK_OK(ctx, op_run(op, ctx, w));
-      CHECK_MSG(op_same(op, w, expected), "%s differs from the scalar row", op_names[op]);
+      CHECK_MSG(op_same(op, w, expected), "%s differs from the scalar row", op_name(op));
     }
     mlk_close(ctx);
   }
@@ -643,12 +824,12 @@ static void plan_against_allocator(int op, mlk_isa isa, int threads, work *w, co
     CHECK_EQ_I64(memory.peak_bytes - opened, plan.workspace_bytes);
     CHECK_OK(ctx, mlk_get_info(ctx, &info));
     CHECK_EQ_I64(info.workspace_bytes, plan.workspace_bytes);
-    CHECK_MSG(op_same(op, w, expected), "%s: other bits than one scalar thread", op_names[op]);
+    CHECK_MSG(op_same(op, w, expected), "%s: other bits than one scalar thread", op_name(op));
     calls = memory.calls;
     work_rogue(w);
     CHECK_OK(ctx, op_run(op, ctx, w));
     CHECK_EQ_I64(memory.calls, calls);
-    CHECK_MSG(op_same(op, w, expected), "%s: other bits on the second run", op_names[op]);
+    CHECK_MSG(op_same(op, w, expected), "%s: other bits on the second run", op_name(op));
   }
   mlk_close(ctx);
   CHECK_MEMORY_EMPTY(&memory);
@@ -674,7 +855,7 @@ static void plan_against_fixed(int op, mlk_isa isa, int threads, work *w, const 
       CHECK_STATUS(ctx, op_run(op, ctx, w), MLK_ERR_WORKSPACE);
       CHECK(op_untouched(op, w));
       snprintf(size, sizeof size, "%" PRIu64, plan.workspace_bytes);
-      CHECK_MSG(strstr(mlk_last_error(ctx), size) != NULL, "%s does not tell %s: \"%s\"", op_names[op], size,
+      CHECK_MSG(strstr(mlk_last_error(ctx), size) != NULL, "%s does not tell %s: \"%s\"", op_name(op), size,
                 mlk_last_error(ctx));
       CHECK_EQ_I64(memory.calls, calls);
       CHECK_OK(ctx, mlk_reserve(ctx, plan.workspace_bytes - 1, MLK_FIXED));
@@ -688,7 +869,7 @@ static void plan_against_fixed(int op, mlk_isa isa, int threads, work *w, const 
     calls = memory.calls;
     CHECK_OK(ctx, op_run(op, ctx, w));
     CHECK_EQ_I64(memory.calls, calls);
-    CHECK_MSG(op_same(op, w, expected), "%s: other bits in a fixed workspace", op_names[op]);
+    CHECK_MSG(op_same(op, w, expected), "%s: other bits in a fixed workspace", op_name(op));
     CHECK_OK(ctx, mlk_reserve(ctx, 0, MLK_GROWS)); /* and it may grow again when told so */
   }
   mlk_close(ctx);
@@ -703,7 +884,7 @@ static void plan_is_allocation(void) {
   for (i = 0; i < count; i++)
     for (threads = 1; threads <= mlkt_opt.threads_max; threads += 2)
       for (op = 0; op < OP_COUNT; op++) {
-        mlkt_note("%s, isa %s, threads %d", op_names[op], mlk_isa_name(isas[i]), threads);
+        mlkt_note("%s, isa %s, threads %d", op_name(op), mlk_isa_name(isas[i]), threads);
         plan_against_allocator(op, isas[i], threads, w, expected);
         plan_against_fixed(op, isas[i], threads, w, expected);
       }
@@ -769,8 +950,8 @@ static int fail_allocation(int op, uint64_t n, int for_ever, work *w, const work
   status = op_run(op, ctx, w);
   if (memory.failed) {
     CHECK_STATUS(ctx, status, MLK_ERR_MEMORY);
-    CHECK_MSG(mlk_last_error(ctx)[0] != 0, "%s failed without a sentence", op_names[op]);
-    CHECK_MSG(op_untouched(op, w), "%s wrote outputs though it failed", op_names[op]);
+    CHECK_MSG(mlk_last_error(ctx)[0] != 0, "%s failed without a sentence", op_name(op));
+    CHECK_MSG(op_untouched(op, w), "%s wrote outputs though it failed", op_name(op));
     if (for_ever) {
       CHECK_STATUS(ctx, op_run(op, ctx, w), MLK_ERR_MEMORY);
       CHECK(op_untouched(op, w));
@@ -780,7 +961,7 @@ static int fail_allocation(int op, uint64_t n, int for_ever, work *w, const work
   } else {
     CHECK_STATUS(ctx, status, MLK_OK);
   }
-  CHECK_MSG(op_same(op, w, expected), "%s: other bits after a failed allocation", op_names[op]);
+  CHECK_MSG(op_same(op, w, expected), "%s: other bits after a failed allocation", op_name(op));
   mlk_close(ctx);
   CHECK_MEMORY_EMPTY(&memory);
   return memory.failed > 0;
@@ -792,9 +973,9 @@ static void allocation_failures(void) {
   for (op = 0; op < OP_COUNT; op++)
     for (for_ever = 0; for_ever < 2; for_ever++) {
       uint64_t n = 1;
-      do mlkt_note("%s, allocation %" PRIu64 " fails %s", op_names[op], n, for_ever ? "for ever" : "once");
+      do mlkt_note("%s, allocation %" PRIu64 " fails %s", op_name(op), n, for_ever ? "for ever" : "once");
       while (fail_allocation(op, n, for_ever, w, expected) && ++n < 1000);
-      CHECK_MSG(n >= 3 && n < 1000, "%s still fails at allocation %" PRIu64, op_names[op], n);
+      CHECK_MSG(n >= 3 && n < 1000, "%s still fails at allocation %" PRIu64, op_name(op), n);
     }
   free(expected);
   free(w);
@@ -813,8 +994,8 @@ static void reserve_failures(void) {
     CHECK_STATUS(ctx, mlk_reserve(ctx, 123456, MLK_GROWS), MLK_ERR_MEMORY);
     CHECK_MSG(strstr(mlk_last_error(ctx), "123456") != NULL || strlen(mlk_last_error(ctx)) > 20,
               "the sentence says little: \"%s\"", mlk_last_error(ctx));
-    CHECK_OK(ctx, op_run(OP_MATMUL, ctx, w));
-    CHECK(op_same(OP_MATMUL, w, expected));
+    CHECK_OK(ctx, op_run(OP_matmul, ctx, w));
+    CHECK(op_same(OP_matmul, w, expected));
     CHECK_OK(ctx, mlk_reserve(ctx, 50000000, MLK_FIXED));
     mlk_close(ctx);
     CHECK_MEMORY_EMPTY(&memory);
@@ -865,11 +1046,11 @@ static void measure(void) {
   CHECK(memcmp(&info.ceilings, &ceilings, sizeof ceilings) == 0);
   for (op = 0; op < OP_COUNT; op++) {
     CHECK_OK(ctx, op_plan(op, ctx, w, &plan));
-    CHECK_MSG(plan.seconds > 0 && plan.seconds < 100, "%s: predicted %g s", op_names[op], plan.seconds);
+    CHECK_MSG(plan.seconds > 0 && plan.seconds < 100, "%s: predicted %g s", op_name(op), plan.seconds);
     /* one thread's ceilings and all threads' bracket the roofline, whatever number of tasks is planned */
     CHECK_MSG(plan.seconds >= 0.5 * (double)plan.flops /
                                   (ceilings.flops_all > ceilings.flops_1 ? ceilings.flops_all : ceilings.flops_1),
-              "%s: predicted %g s is faster than the ceilings allow", op_names[op], plan.seconds);
+              "%s: predicted %g s is faster than the ceilings allow", op_name(op), plan.seconds);
   }
   mlk_close(ctx);
   CHECK_MEMORY_EMPTY(&memory);
@@ -909,7 +1090,7 @@ static void parallel_hooks(void) {
                         : kind == 1 ? mlkt_parallel_reversed(workers)
                         : kind == 2 ? mlkt_parallel_threads(workers)
                                     : mlkt_parallel_pool(workers);
-        mlkt_note("%s, hook %d, workers %d", op_names[op], kind, workers);
+        mlkt_note("%s, hook %d, workers %d", op_name(op), kind, workers);
         if (!CHECK_STATUS(NULL, mlk_open(&ctx, &desc), MLK_OK)) continue;
         CHECK_OK(ctx, mlk_get_info(ctx, &info));
         CHECK_EQ_I64(info.threads, workers); /* threads 0: what the hook offers */
@@ -918,9 +1099,9 @@ static void parallel_hooks(void) {
         CHECK(plan.threads >= 1 && plan.threads <= workers);
         work_rogue(w);
         CHECK_OK(ctx, op_run(op, ctx, w));
-        CHECK_MSG(op_same(op, w, expected), "%s: other bits than one thread", op_names[op]);
+        CHECK_MSG(op_same(op, w, expected), "%s: other bits than one thread", op_name(op));
         if (plan.threads > 1)
-          CHECK_MSG(mlkt_parallel_runs() > runs, "%s planned %d tasks, the hook was not called", op_names[op],
+          CHECK_MSG(mlkt_parallel_runs() > runs, "%s planned %d tasks, the hook was not called", op_name(op),
                     plan.threads);
         mlk_close(ctx);
       }
@@ -941,10 +1122,10 @@ static void parallel_hooks(void) {
       if (!CHECK_STATUS(NULL, mlk_open(&ctx, &desc), MLK_OK)) continue;
       CHECK_OK(ctx, mlk_get_info(ctx, &info));
       CHECK_EQ_I64(info.threads, most);
-      CHECK_OK(ctx, op_plan(OP_MATMUL, ctx, w, &plan));
+      CHECK_OK(ctx, op_plan(OP_matmul, ctx, w, &plan));
       work_rogue(w);
-      CHECK_OK(ctx, op_run(OP_MATMUL, ctx, w));
-      CHECK(op_same(OP_MATMUL, w, expected));
+      CHECK_OK(ctx, op_run(OP_matmul, ctx, w));
+      CHECK(op_same(OP_matmul, w, expected));
       if (book.runs)
         CHECK_MSG(book.least >= 1 && book.most <= most, "the hook was given %d to %d tasks", book.least, book.most);
       if (book.runs) CHECK_EQ_I64(book.most, plan.threads);
