@@ -2564,9 +2564,8 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_gelu_slope)(mlki_vec x) {
 }
 
 /* act(x) of mlk_activation. */
-MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_activate)(mlk_activation activation, mlki_vec x) {
+MLKI_KERNEL mlki_vec MLKI_FN(mlki_activate_called)(mlk_activation activation, mlki_vec x) {
   switch (activation) {
-  case MLK_RELU: return mlki_v_select(mlki_v_lt(x, mlki_v_zero()), mlki_v_zero(), x);
   case MLK_GELU: return MLKI_FN(mlki_gelu_erf)(x);
   case MLK_GELU_TANH: return MLKI_FN(mlki_gelu_tanh)(x);
   case MLK_SILU: return MLKI_FN(mlki_silu)(x);
@@ -2576,8 +2575,14 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_activate)(mlk_activation activation, mlki_
   }
 }
 
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_activate)(mlk_activation activation, mlki_vec x) {
+  if (activation == MLK_NONE) return x;
+  if (activation == MLK_RELU) return mlki_v_select(mlki_v_lt(x, mlki_v_zero()), mlki_v_zero(), x);
+  return MLKI_FN(mlki_activate_called)(activation, x);
+}
+
 /* dy act'(x) of mlk_activation. */
-MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_activate_grad)(mlk_activation activation, mlki_vec x, mlki_vec dy) {
+MLKI_KERNEL mlki_vec MLKI_FN(mlki_activate_grad)(mlk_activation activation, mlki_vec x, mlki_vec dy) {
   mlki_vec zero = mlki_v_zero(), one = mlki_v_set1(1.0f), a = mlki_v_abs(x);
   switch (activation) {
   case MLK_RELU: /* NaN for NaN */
@@ -3153,69 +3158,48 @@ MLKI_KERNEL void MLKI_FN(mlki_place)(float *to, int64_t width, int64_t pitch, in
    Dense rows of elementwise maps, conversions, reductions and optimiser steps. Whatever is not dense is gathered into
    blocks before it comes here (>>map). */
 
-/* One operation of mlk_map_op; op is a constant where it is inlined. */
-MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_map_value)(const mlk_map_op op, const mlk_activation activation, mlki_vec alpha,
-                                                 mlki_vec beta, mlki_vec a, mlki_vec b) {
+/* The operations with long bodies, as a function: there is one of each per instruction set. */
+MLKI_KERNEL mlki_vec MLKI_FN(mlki_map_called)(mlk_map_op op, mlk_activation activation, mlki_vec a, mlki_vec b) {
   switch (op) {
-  case MLK_SCALE: return mlki_v_mul(alpha, a);
-  case MLK_ADD: return mlki_v_fma(alpha, a, mlki_v_mul(beta, b));
-  case MLK_SUB: return mlki_v_sub(a, b);
-  case MLK_MUL: return mlki_v_mul(a, b);
-  case MLK_DIV: return mlki_v_div(a, b);
   case MLK_ACT: return MLKI_FN(mlki_activate)(activation, a);
   case MLK_ACT_GRAD: return MLKI_FN(mlki_activate_grad)(activation, a, b);
   case MLK_EXP: return MLKI_FN(mlki_exp)(a);
   case MLK_LOG: return MLKI_FN(mlki_log)(a);
   case MLK_ERF: return MLKI_FN(mlki_erf)(a);
-  case MLK_SQRT: return mlki_v_sqrt(a);
   default: return a;
   }
 }
 
-MLKI_INLINE_ISA void MLKI_FN(mlki_map_loop)(const mlk_map_op op, const mlk_activation activation,
-                                            const mlki_map_row *m) {
+/* One operation of mlk_map_op; op is a constant where it is inlined in a loop. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_map_value)(const mlk_map_op op, mlk_activation activation, mlki_vec alpha,
+                                                 mlki_vec beta, mlki_vec a, mlki_vec b) {
+  switch (op) {
+  case MLK_COPY: return a;
+  case MLK_SCALE: return mlki_v_mul(alpha, a);
+  case MLK_ADD: return mlki_v_fma(alpha, a, mlki_v_mul(beta, b));
+  case MLK_SUB: return mlki_v_sub(a, b);
+  case MLK_MUL: return mlki_v_mul(a, b);
+  case MLK_DIV: return mlki_v_div(a, b);
+  case MLK_SQRT: return mlki_v_sqrt(a);
+  default: return MLKI_FN(mlki_map_called)(op, activation, a, b);
+  }
+}
+
+MLKI_INLINE_ISA void MLKI_FN(mlki_map_loop)(const mlk_map_op op, const mlki_map_row *m) {
   const mlki_vec alpha = mlki_v_set1(m->alpha), beta = mlki_v_set1(m->beta);
   const int64_t a_step = m->a_steps * MLKI_LANES, b_step = m->b_steps * MLKI_LANES, last = m->n % MLKI_LANES;
   const float *a = m->a, *b = m->b;
   float *out = m->out, *const end = out + (m->n - last);
   for (; out < end; out += MLKI_LANES, a += a_step, b += b_step)
-    mlki_v_store(out, MLKI_FN(mlki_map_value)(op, activation, alpha, beta, mlki_v_load(a), mlki_v_load(b)));
+    mlki_v_store(out, MLKI_FN(mlki_map_value)(op, m->activation, alpha, beta, mlki_v_load(a), mlki_v_load(b)));
   if (last)
-    mlki_v_store_n(out,
-                   MLKI_FN(mlki_map_value)(op, activation, alpha, beta, mlki_v_load_n(a, last), mlki_v_load_n(b, last)),
-                   last);
+    mlki_v_store_n(
+        out, MLKI_FN(mlki_map_value)(op, m->activation, alpha, beta, mlki_v_load_n(a, last), mlki_v_load_n(b, last)),
+        last);
 }
 
 #define MLKI_MAP_CASE(op)                                                                                              \
-  case op:                                                                                                             \
-    MLKI_FN(mlki_map_loop)(op, MLK_NONE, m);                                                                           \
-    break
-#define MLKI_ACT_CASE(op, act)                                                                                         \
-  case act: MLKI_FN(mlki_map_loop)(op, act, m); break
-
-MLKI_KERNEL void MLKI_FN(mlki_map_act)(const mlki_map_row *m) {
-  switch (m->activation) {
-    MLKI_ACT_CASE(MLK_ACT, MLK_RELU);
-    MLKI_ACT_CASE(MLK_ACT, MLK_GELU);
-    MLKI_ACT_CASE(MLK_ACT, MLK_GELU_TANH);
-    MLKI_ACT_CASE(MLK_ACT, MLK_SILU);
-    MLKI_ACT_CASE(MLK_ACT, MLK_TANH);
-    MLKI_ACT_CASE(MLK_ACT, MLK_SIGMOID);
-  default: MLKI_FN(mlki_map_loop)(MLK_COPY, MLK_NONE, m); break;
-  }
-}
-
-MLKI_KERNEL void MLKI_FN(mlki_map_act_grad)(const mlki_map_row *m) {
-  switch (m->activation) {
-    MLKI_ACT_CASE(MLK_ACT_GRAD, MLK_RELU);
-    MLKI_ACT_CASE(MLK_ACT_GRAD, MLK_GELU);
-    MLKI_ACT_CASE(MLK_ACT_GRAD, MLK_GELU_TANH);
-    MLKI_ACT_CASE(MLK_ACT_GRAD, MLK_SILU);
-    MLKI_ACT_CASE(MLK_ACT_GRAD, MLK_TANH);
-    MLKI_ACT_CASE(MLK_ACT_GRAD, MLK_SIGMOID);
-  default: MLKI_FN(mlki_map_loop)(MLK_ACT_GRAD, MLK_NONE, m); break;
-  }
-}
+  case op: MLKI_FN(mlki_map_loop)(op, m); break
 
 MLKI_KERNEL void MLKI_FN(mlki_map)(const mlki_map_row *m) {
   switch (m->op) {
@@ -3225,15 +3209,8 @@ MLKI_KERNEL void MLKI_FN(mlki_map)(const mlki_map_row *m) {
     MLKI_MAP_CASE(MLK_SUB);
     MLKI_MAP_CASE(MLK_MUL);
     MLKI_MAP_CASE(MLK_DIV);
-  case MLK_ACT: MLKI_FN(mlki_map_act)(m); break;
-  case MLK_ACT_GRAD:
-    MLKI_FN(mlki_map_act_grad)(m);
-    break;
-    MLKI_MAP_CASE(MLK_EXP);
-    MLKI_MAP_CASE(MLK_LOG);
-    MLKI_MAP_CASE(MLK_ERF);
     MLKI_MAP_CASE(MLK_SQRT);
-  default: break;
+  default: MLKI_FN(mlki_map_loop)(m->op, m); break;
   }
 }
 
