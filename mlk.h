@@ -3582,6 +3582,8 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_row_keep)(mlki_vec v, int64_t i, int64_t n
 /* The largest element that is no NaN, -infinity where there is none; a zero is +0, so that the order of elements does
    not show. */
 MLKI_KERNEL float MLKI_FN(mlki_row_max)(const float *x, int64_t n) {
+  static const float ones[MLKI_LANES_MAX] = {1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f,
+                                             1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f};
   mlki_vec acc[4];
   float lane[MLKI_LANES_MAX], largest = -INFINITY;
   int64_t i = 0;
@@ -3590,10 +3592,15 @@ MLKI_KERNEL float MLKI_FN(mlki_row_max)(const float *x, int64_t n) {
   for (; i + 4 * MLKI_LANES <= n; i += 4 * MLKI_LANES)
     MLKI_UNROLL for (v = 0; v < 4; v++) acc[v] = mlki_v_max(mlki_v_load(x + i + v * MLKI_LANES), acc[v]);
   for (; i + MLKI_LANES <= n; i += MLKI_LANES) acc[0] = mlki_v_max(mlki_v_load(x + i), acc[0]);
+  if (i < n) {
+    const mlki_mask there = mlki_v_gt(mlki_v_load_n(ones, n - i), mlki_v_zero());
+    acc[1] = mlki_v_max(mlki_v_select(there, mlki_v_load_n(x + i, n - i), acc[1]), acc[1]);
+  }
   acc[0] = mlki_v_max(mlki_v_max(acc[0], acc[1]), mlki_v_max(acc[2], acc[3]));
   mlki_v_store(lane, acc[0]);
-  for (v = 0; v < MLKI_LANES; v++) largest = lane[v] > largest ? lane[v] : largest;
-  for (; i < n; i++) largest = x[i] > largest ? x[i] : largest;
+  for (v = 4; v < MLKI_LANES; v += 4) /* four chains of comparisons */
+    for (i = 0; i < 4; i++) lane[i] = lane[v + i] > lane[i] ? lane[v + i] : lane[i];
+  for (v = 0; v < 4; v++) largest = lane[v] > largest ? lane[v] : largest;
   return largest + 0.0f;
 }
 
@@ -7789,34 +7796,57 @@ static int64_t mlki_line_block(int64_t d) {
   return mlki_max(mlki_min(MLKI_ROW_FLOATS / mlki_max(d, 1), MLKI_ROW_BLOCK), 1);
 }
 
+/* Dense rows of a block lie so far apart: not by a power of two, which would make them share a set of the cache. */
+static int64_t mlki_line_pitch(int64_t d) { return mlki_round_up(d, 16) + 16; }
+
 /* Bytes of space that rows of d elements need to be dense; none if they are. */
 static uint64_t mlki_line_space(const mlki_lines *v, int64_t d) {
-  return v->p && v->step != 1 ? mlki_bytes(mlki_line_block(d) * d) : 0;
+  return v->p && v->step != 1 ? mlki_bytes(mlki_line_block(d) * mlki_line_pitch(d)) : 0;
+}
+
+/* at[i]: row first + i in memory. Returns whether rows are neighbours there, which are moved by blocks. */
+static int mlki_lines_at(const mlki_lines *v, int64_t first, int64_t rows, float **at) {
+  int neighbours = v->step > 1;
+  int64_t i;
+  for (i = 0; i < rows; i++) {
+    at[i] = mlki_line_f32(v, first + i);
+    neighbours &= at[i] == at[0] + i;
+  }
+  return neighbours;
 }
 
 /* at[i]: dense row first + i, in place or, where the last axis is strided, in space. read: with what v holds. All rows
    of a block go together, so that neighbours in memory are met together. */
-static void mlki_lines_in(const mlki_lines *v, int64_t first, int64_t rows, int64_t d, int read, float *space,
-                          float **at) {
-  const float *from[MLKI_ROW_BLOCK];
+static void mlki_lines_in(const mlki_kernels *row, const mlki_lines *v, int64_t first, int64_t rows, int64_t d,
+                          int read, float *space, float **at) {
+  const int64_t pitch = mlki_line_pitch(d);
+  float *from[MLKI_ROW_BLOCK];
+  const int neighbours = mlki_lines_at(v, first, rows, from);
   int64_t i, j;
-  for (i = 0; i < rows; i++) {
-    from[i] = mlki_line_f32(v, first + i);
-    at[i] = v->step == 1 ? mlki_line_f32(v, first + i) : space + i * d;
-  }
+  for (i = 0; i < rows; i++) at[i] = v->step == 1 ? from[i] : space + i * pitch;
   if (v->step == 1 || !read) return;
+  if (neighbours) {
+    row->place(space, d, pitch, rows, from[0], v->step, 1);
+    return;
+  }
   for (j = 0; j < d; j++)
-    for (i = 0; i < rows; i++) space[i * d + j] = from[i][j * v->step];
+    for (i = 0; i < rows; i++) space[i * pitch + j] = from[i][j * v->step];
 }
 
 /* And back from space. */
-static void mlki_lines_out(const mlki_lines *v, int64_t first, int64_t rows, int64_t d, const float *space) {
+static void mlki_lines_out(const mlki_kernels *row, const mlki_lines *v, int64_t first, int64_t rows, int64_t d,
+                           const float *space) {
+  const int64_t pitch = mlki_line_pitch(d);
   float *to[MLKI_ROW_BLOCK];
+  const int neighbours = mlki_lines_at(v, first, rows, to);
   int64_t i, j;
   if (v->step == 1) return;
-  for (i = 0; i < rows; i++) to[i] = mlki_line_f32(v, first + i);
+  if (neighbours) {
+    row->place(to[0], rows, v->step, d, space, pitch, 1);
+    return;
+  }
   for (j = 0; j < d; j++)
-    for (i = 0; i < rows; i++) to[i][j * v->step] = space[i * d + j];
+    for (i = 0; i < rows; i++) to[i][j * v->step] = space[i * pitch + j];
 }
 
 /* --- ids, labels, places and positions must lie in a range --- */
@@ -7935,9 +7965,10 @@ typedef struct mlki_pool {
 
 /* How many taps of the window of output o lie inside, and which is the first. */
 static int64_t mlki_window_taps(const mlki_window *w, int64_t o, int64_t *first) {
-  const int64_t base = o * w->stride - w->pad;
-  const int64_t low = base < 0 ? mlki_ceil_div(-base, w->dilation) : 0;
-  const int64_t high = base < w->in ? mlki_min((w->in - 1 - base) / w->dilation + 1, w->size) : 0;
+  const int64_t base = o * w->stride - w->pad, room = w->in - 1 - base;
+  const int one = w->dilation == 1; /* spares most calls the divisions */
+  const int64_t low = base < 0 ? (one ? -base : mlki_ceil_div(-base, w->dilation)) : 0;
+  const int64_t high = room >= 0 ? mlki_min((one ? room : room / w->dilation) + 1, w->size) : 0;
   *first = low;
   return mlki_max(high - low, 0);
 }
@@ -8175,10 +8206,14 @@ static mlk_status mlki_pool_prepare(mlk_context *ctx, const mlk_pool_desc *desc,
 
 /* --- gradient of pooling: windows in ascending order add to the elements they cover --- */
 
+/* Do places lie at even distances in the plane of x, xs[4] apart? */
+static int mlki_pool_even(const mlki_pool *p) {
+  return p->xs[3] == p->axis[2].in * p->xs[4] && p->xs[2] == p->axis[1].in * p->xs[3];
+}
+
 /* Where the element of a place lies in the plane of x. */
 static int64_t mlki_pool_offset(const mlki_pool *p, int64_t place) {
   const mlki_window *w = p->axis;
-  if (p->xs[3] == w[2].in * p->xs[4] && p->xs[2] == w[1].in * p->xs[3]) return place * p->xs[4];
   return place / (w[1].in * w[2].in) * p->xs[2] + place / w[2].in % w[1].in * p->xs[3] + place % w[2].in * p->xs[4];
 }
 
@@ -8203,11 +8238,14 @@ static void mlki_pool_grad_max(const mlki_pool *p, int64_t n, int64_t c, int64_t
   const float *dy = p->y + n * p->ys[0] + c * p->ys[1] + o[0] * p->ys[2] + o[1] * p->ys[3];
   const int64_t *indices = p->indices + n * p->is[0] + c * p->is[1] + o[0] * p->is[2] + o[1] * p->is[3];
   float *x = p->x + n * p->xs[0] + c * p->xs[1];
+  const int64_t out = p->axis[2].out, is = p->is[4], ys = p->ys[4], xs = p->xs[4];
+  const int even = mlki_pool_even(p);
   int64_t i, j;
-  for (i = 0; i < p->axis[2].out; i++)
+  for (i = 0; i < out; i++)
     for (j = 0; j < count; j++) {
-      const int64_t place = indices[i * p->is[4] + j * p->is[1]];
-      if (place >= 0) x[mlki_pool_offset(p, place) + j * p->xs[1]] += dy[i * p->ys[4] + j * p->ys[1]];
+      const int64_t place = indices[i * is + j * p->is[1]];
+      const int64_t offset = even ? place * xs : mlki_pool_offset(p, place);
+      if (place >= 0) x[offset + j * p->xs[1]] += dy[i * ys + j * p->ys[1]];
     }
 }
 
@@ -8248,13 +8286,14 @@ static void mlki_pool_grad_tap(const mlki_pool *p, float *x, const float *share,
 }
 
 /* And where they are not: taps of the last axis run backward, so that each element meets windows in ascending order. */
-static void mlki_pool_grad_row(const mlki_pool *p, int64_t n, int64_t c, int64_t o[3], float *share) {
+static void mlki_pool_grad_row(const mlki_pool *p, int64_t n, int64_t c, const int64_t o[3], float *share) {
   const float *dy = p->y + n * p->ys[0] + c * p->ys[1] + o[0] * p->ys[2] + o[1] * p->ys[3];
   float *x = p->x + n * p->xs[0] + c * p->xs[1];
-  int64_t taps[3], first[3], place, t[3];
-  for (o[2] = 0; o[2] < p->axis[2].out; o[2]++) {
-    const int64_t window = mlki_pool_window(p, o, taps, first, &place);
-    share[o[2]] = dy[o[2] * p->ys[4]] / mlki_pool_divisor(p, mlki_max(window, 1));
+  int64_t taps[3], first[3], place, t[3], i, tap;
+  mlki_pool_window(p, o, taps, first, &place);
+  for (i = 0; i < p->axis[2].out; i++) {
+    const int64_t window = taps[0] * taps[1] * mlki_window_taps(&p->axis[2], i, &tap);
+    share[i] = dy[i * p->ys[4]] / mlki_pool_divisor(p, mlki_max(window, 1));
   }
   for (t[0] = 0; t[0] < taps[0]; t[0]++)
     for (t[1] = 0; t[1] < taps[1]; t[1]++)
@@ -8472,8 +8511,8 @@ static float mlki_cross_entropy_row(const mlki_softmax *s, float *dx, const floa
 static void mlki_softmax_block(const mlki_softmax *s, int64_t first, int64_t rows, float *space_x, float *space_out) {
   float *x[MLKI_ROW_BLOCK], *out[MLKI_ROW_BLOCK];
   int64_t i;
-  mlki_lines_in(&s->x, first, rows, s->d, 1, space_x, x);
-  if (s->out.p) mlki_lines_in(&s->out, first, rows, s->d, 0, space_out, out);
+  mlki_lines_in(s->job.row, &s->x, first, rows, s->d, 1, space_x, x);
+  if (s->out.p) mlki_lines_in(s->job.row, &s->out, first, rows, s->d, 0, space_out, out);
   for (i = 0; i < rows; i++) {
     float *y = s->out.p ? out[i] : NULL;
     if (s->entropy) {
@@ -8483,7 +8522,7 @@ static void mlki_softmax_block(const mlki_softmax *s, int64_t first, int64_t row
       mlki_softmax_row(s, y, x[i]);
     }
   }
-  if (s->out.p) mlki_lines_out(&s->out, first, rows, s->d, space_out);
+  if (s->out.p) mlki_lines_out(s->job.row, &s->out, first, rows, s->d, space_out);
 }
 
 static void mlki_softmax_task(void *op, int index) {
@@ -8602,9 +8641,9 @@ static void mlki_softmax_grad_block(const mlki_softmax_grad *s, int64_t first, i
   const uint64_t after_y = mlki_line_space(&s->y, s->d), after_dy = after_y + mlki_line_space(&s->dy, s->d);
   float *y[MLKI_ROW_BLOCK], *dy[MLKI_ROW_BLOCK], *dx[MLKI_ROW_BLOCK], sum;
   int64_t i;
-  mlki_lines_in(&s->y, first, rows, s->d, 1, (float *)(void *)space, y);
-  mlki_lines_in(&s->dy, first, rows, s->d, 1, (float *)(void *)(space + after_y), dy);
-  mlki_lines_in(&s->dx, first, rows, s->d, 0, (float *)(void *)(space + after_dy), dx);
+  mlki_lines_in(s->job.row, &s->y, first, rows, s->d, 1, (float *)(void *)space, y);
+  mlki_lines_in(s->job.row, &s->dy, first, rows, s->d, 1, (float *)(void *)(space + after_y), dy);
+  mlki_lines_in(s->job.row, &s->dx, first, rows, s->d, 0, (float *)(void *)(space + after_dy), dx);
   for (i = 0; i < rows; i++) {
     if (s->log)
       sum = row->row_sum(dy[i], s->d);
@@ -8612,7 +8651,7 @@ static void mlki_softmax_grad_block(const mlki_softmax_grad *s, int64_t first, i
       row->pairs(MLKI_PAIR_IP, 1, 1, s->d, y[i], 0, dy[i], 0, &sum, 0);
     row->row_softmax_grad(dx[i], y[i], dy[i], s->d, sum, s->log);
   }
-  mlki_lines_out(&s->dx, first, rows, s->d, (float *)(void *)(space + after_dy));
+  mlki_lines_out(s->job.row, &s->dx, first, rows, s->d, (float *)(void *)(space + after_dy));
 }
 
 static void mlki_softmax_grad_task(void *op, int index) {
@@ -8716,8 +8755,8 @@ static void mlki_norm_block(const mlki_normal *nm, int64_t first, int64_t rows, 
   const uint64_t after_x = mlki_line_space(&nm->x, nm->d);
   float *x[MLKI_ROW_BLOCK], *y[MLKI_ROW_BLOCK];
   int64_t i;
-  mlki_lines_in(&nm->x, first, rows, nm->d, 1, (float *)(void *)space, x);
-  mlki_lines_in(&nm->y, first, rows, nm->d, 0, (float *)(void *)(space + after_x), y);
+  mlki_lines_in(nm->job.row, &nm->x, first, rows, nm->d, 1, (float *)(void *)space, x);
+  mlki_lines_in(nm->job.row, &nm->y, first, rows, nm->d, 0, (float *)(void *)(space + after_x), y);
   for (i = 0; i < rows; i++) {
     const float mean = nm->kind == MLK_NORM_LAYER ? row->row_sum(x[i], nm->d) / (float)nm->d : 0.0f;
     const float rstd = 1.0f / sqrtf(row->row_moment(x[i], nm->d, mean) / (float)nm->d + nm->epsilon);
@@ -8725,7 +8764,7 @@ static void mlki_norm_block(const mlki_normal *nm, int64_t first, int64_t rows, 
     if (nm->mean.p) *mlki_line_f32(&nm->mean, first + i) = mean;
     if (nm->rstd.p) *mlki_line_f32(&nm->rstd, first + i) = rstd;
   }
-  mlki_lines_out(&nm->y, first, rows, nm->d, (float *)(void *)(space + after_x));
+  mlki_lines_out(nm->job.row, &nm->y, first, rows, nm->d, (float *)(void *)(space + after_x));
 }
 
 static void mlki_norm_task(void *op, int index) {
@@ -8903,8 +8942,8 @@ static void mlki_norm_grad_block(const mlki_normal *nm, int64_t first, int64_t r
   const float *x_from[MLKI_ROW_BLOCK], *dy_from[MLKI_ROW_BLOCK];
   float ab[2];
   int64_t i;
-  mlki_lines_in(&nm->x, first, rows, nm->d, 1, (float *)(void *)space, x);
-  mlki_lines_in(&nm->dy, first, rows, nm->d, 1, (float *)(void *)(space + after_x), dy);
+  mlki_lines_in(nm->job.row, &nm->x, first, rows, nm->d, 1, (float *)(void *)space, x);
+  mlki_lines_in(nm->job.row, &nm->dy, first, rows, nm->d, 1, (float *)(void *)(space + after_x), dy);
   for (i = 0; i < rows; i++) {
     mean[i] = nm->kind == MLK_NORM_LAYER ? *mlki_line_f32(&nm->mean, first + i) : 0.0f;
     rstd[i] = *mlki_line_f32(&nm->rstd, first + i);
@@ -8913,13 +8952,13 @@ static void mlki_norm_grad_block(const mlki_normal *nm, int64_t first, int64_t r
   if (sums)
     row->normal_columns(sums + from, sums + mlki_padded(nm->d) + from, x_from, dy_from, mean, rstd, rows, to - from);
   if (!with_dx) return;
-  mlki_lines_in(&nm->dx, first, rows, nm->d, 0, (float *)(void *)(space + after_dy), dx);
+  mlki_lines_in(nm->job.row, &nm->dx, first, rows, nm->d, 0, (float *)(void *)(space + after_dy), dx);
   for (i = 0; i < rows; i++) {
     row->row_normal_sums(x[i], dy[i], gamma, nm->d, mean[i], rstd[i], ab);
     ab[0] = nm->kind == MLK_NORM_LAYER ? ab[0] / (float)nm->d : 0.0f;
     row->row_normal_grad(dx[i], x[i], dy[i], gamma, nm->d, mean[i], rstd[i], ab[0], ab[1] / (float)nm->d);
   }
-  mlki_lines_out(&nm->dx, first, rows, nm->d, (float *)(void *)(space + after_dy));
+  mlki_lines_out(nm->job.row, &nm->dx, first, rows, nm->d, (float *)(void *)(space + after_dy));
 }
 
 /* A unit is a segment of rows x a part of the columns: the sums and, where they are fused, dx. */

@@ -778,7 +778,8 @@ static void norm_forward(const call *c, const double *in, double *y) {
     if (c->u.norm.kind == MLK_NORM_RMS) mean = 0.0;
     for (j = 0; j < d; j++) v += (x[j] - mean) * (x[j] - mean) / (double)d;
     for (j = 0; j < d; j++)
-      y[r * d + j] = (x[j] - mean) / sqrt(v + (c->u.norm.epsilon ? (double)c->u.norm.epsilon : 1e-5)) * gamma[j] +
+      y[r * d + j] = (x[j] - mean) / sqrt(v + (c->u.norm.epsilon > 0.0f ? (double)c->u.norm.epsilon : 1e-5)) *
+                         gamma[j] +
                      beta[j];
   }
 }
@@ -970,7 +971,7 @@ static void rotary_forward(const call *c, const double *x, double *y) {
     const int64_t p = c->o[1].what ? i64_of(c, 1)[c->o[1].count == shape[0] && c->o[1].rank == 1 ? s : row]
                                    : d->first_position + s;
     for (j = 0; j < pairs; j++) {
-      const double theta = d->theta ? d->theta : 10000.0;
+      const double theta = d->theta > 0.0 ? d->theta : 10000.0;
       const float f = c->o[2].what ? f32_of(c, 2)[j] : (float)pow(theta, -(double)j / (double)pairs);
       const long double angle = (long double)p * (long double)f;
       const double co = (double)cosl(angle), si = (d->inverse ? -1.0 : 1.0) * (double)sinl(angle);
@@ -1548,7 +1549,7 @@ static void test_null_arguments(void) {
   mlk_context *ctx = mlkt_open(MLK_ISA_BEST, 1);
   mlk_plan plan;
   mlk_softmax_desc d;
-  float x = 1.0f, y;
+  float x = 1.0f, y = 0.0f;
   memset(&d, 0, sizeof d);
   d.x = mlk_f32(&x, 1), d.y = mlk_f32(&y, 1);
   CHECK_EQ_I64(mlk_pool(ctx, NULL), MLK_ERR_ARGUMENT);
