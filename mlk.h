@@ -22,6 +22,8 @@
      mlk_matmul     f32              x          x       x        x      -
      mlk_knn        f32              x          x       x        x      -
      mlk_distances  f32              x          x       x        x      -
+     mlk_pool mlk_softmax mlk_cross_entropy mlk_norm mlk_embedding mlk_rotary and gradients,
+                    f32              x          x       x        x      -
 
    CONTENTS (search for the tag)
      >>manual          concepts, numerics, threads, memory, errors, configuration, how to add things
@@ -98,6 +100,8 @@
                  rows that a proven error bound shows to lie outside; see >>knn.
                - activations: error in ulp of the exact result for the f32 input (tested over all floats): see
                  mlk_activation.
+               - pooling, softmax, cross-entropy, normalisation, embedding, rotary positions: the arithmetic stands at
+                 each descriptor; sums along an axis run in 16 lanes as above, sums over rows in segments.
                MLK_FAST allows other orders where they pay. For f32 on the CPU nothing pays yet: same bits as strict.
                -ffast-math and its parts break these promises and are refused at compile time where the compiler lets
                us see them (clang hides some); MLK_ALLOW_FAST_MATH overrides.
