@@ -13,6 +13,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#if MLKT_POSIX
+#include <sys/mman.h>
+#endif
+
 /* ---- operands: values in a dense array, and the same values laid out in guarded memory ---------------------------- */
 
 enum { AXES = 5, CHANNELS = 1 }; /* images or filters, channels, three spatial axes */
@@ -2428,6 +2432,77 @@ static void sizes(void) {
   mlk_close(ctx);
 }
 
+/* ---- strides beyond 2^31 elements -------------------------------------------------------------------------------- */
+
+/* Operands with one axis whose elements lie more than 2^31 elements apart, forwards or backwards, in reserved memory of which
+   only a few pages are touched. */
+static void far_strides(void) {
+#if MLKT_POSIX && defined(MAP_NORESERVE) && UINTPTR_MAX > 0xFFFFFFFFu
+  enum { SIZE = 3 };
+  const int64_t far_apart = (INT64_C(1) << 31) + 7;
+  const size_t bytes = (size_t)far_apart * 4 * SIZE;
+  float *where[3];
+  problem p;
+  uint64_t index;
+  int i, j, r;
+  for (i = 0; i < 3; i++) {
+    where[i] = (float *)mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (where[i] == (float *)MAP_FAILED) {
+      while (i-- > 0) munmap(where[i], bytes);
+      mlkt_skip("no %lu bytes of address space", (unsigned long)bytes);
+      return;
+    }
+  }
+  memset(&p, 0, sizeof p);
+  crew_open();
+  for (index = 0; index < 96 && !mlkt_hopeless(); index++) {
+    mlkt_rng rng = point_rng(index);
+    layer l = layer_cube(2, SIZE, SIZE, SIZE, index / 3 % 2 ? SIZE : 1, SIZE, SIZE, 1, 1);
+    operand *const all[] = {&p.x, &p.w, &p.y};
+    operand *out;
+    if (!mlkt_keep(index)) continue;
+    if (index / 6 % 4 == 3) l = layer_cube(2, SIZE, SIZE, SIZE, 1, SIZE, 1, 1, 0);
+    problem_shape(&p, (op)(index % OPS), &l, &rng);
+    problem_fill(&p, INTEGERS, &rng);
+    reference(&p);
+    for (i = 0; i < 3; i++) {
+      const int axis = (int)mlkt_int(&rng, 0, 3), backwards = (int)mlkt_int(&rng, 0, 1);
+      int64_t step = 1;
+      memset(&all[i]->view, 0, sizeof all[i]->view);
+      all[i]->view.dtype = MLK_F32;
+      all[i]->view.rank = 4;
+      memset(all[i]->stride, 0, sizeof all[i]->stride);
+      for (j = 3; j >= 0; j--) {
+        const int64_t size = all[i]->shape[j];
+        all[i]->view.shape[j] = size;
+        all[i]->view.stride[j] = all[i]->stride[j] = j == axis ? (backwards ? -far_apart : far_apart) : step;
+        if (j != axis) step *= size;
+      }
+      all[i]->first = where[i] + (backwards ? (all[i]->shape[axis] - 1) * far_apart : 0);
+      all[i]->view.data = all[i]->first;
+      operand_move(all[i], all[i]->dense, all[i]->first, 1);
+    }
+    out = problem_out(&p);
+    for (r = 0; r < crew.rows; r++) {
+      mlk_context *ctx = crew_get(crew.isas[r], 2);
+      float got[SIZE * SIZE * SIZE * SIZE];
+      if (!ctx) continue;
+      note_problem(&p, "far strides", crew.isas[r], 2, "");
+      mlkt_rogue_f32(got, out->count);
+      operand_move(out, got, out->first, 1);
+      CHECK_OK(ctx, call(&p, ctx, NULL));
+      operand_move(out, got, out->first, 0);
+      CHECK_BITS_F32_N(got, p.want, out->count);
+    }
+  }
+  crew_close();
+  problem_free(&p);
+  for (i = 0; i < 3; i++) munmap(where[i], bytes);
+#else
+  mlkt_skip("needs mmap with MAP_NORESERVE and 64-bit addresses");
+#endif
+}
+
 const mlkt_case mlkt_conv_cases[] = {{"conv/sweep", sweep_conv},
                                      {"conv/sweep_grad_input", sweep_grad_input},
                                      {"conv/sweep_grad_weights", sweep_grad_weights},
@@ -2453,4 +2528,5 @@ const mlkt_case mlkt_conv_cases[] = {{"conv/sweep", sweep_conv},
                                      {"conv/plans", plans},
                                      {"conv/plans_of_large_layers", plans_of_large_layers},
                                      {"conv/sizes", sizes},
+                                     {"conv/far_strides", far_strides},
                                      {NULL, NULL}};
