@@ -70,7 +70,7 @@ probe:
 	@echo 'emulators    $(call have,qemu-aarch64) $(call have,qemu-x86_64)  (none: make test leaves their stages out and says so)'
 
 # --- programs -------------------------------------------------------------------------------------------------------
-$(B)/test/%.o: tests/%.c tests/test.h mlk.h Makefile
+$(B)/test/%.o: tests/%.c $(wildcard tests/*.h) mlk.h Makefile
 	@mkdir -p $(@D)
 	$(CC) $(WARN) $(CFLAGS) $(OPENMP) $(PTHREAD) -I. -c $< -o $@
 

@@ -39,6 +39,7 @@ typedef struct mlkt_case {
 extern const mlkt_case mlkt_context_cases[];
 extern const mlkt_case mlkt_matmul_cases[];
 extern const mlkt_case mlkt_conv_cases[];
+extern const mlkt_case mlkt_conv_shapes_cases[];
 extern const mlkt_case mlkt_knn_cases[];
 extern const mlkt_case mlkt_layer_cases[];
 extern const mlkt_case mlkt_math_cases[];
