@@ -2252,6 +2252,15 @@ struct mlki_kernels {
   /* lane (phase + i) % 16 of column j goes on with x[i * x_rs + j], i < n; lane l of column j at lanes[l * width + j] */
   void (*reduce_columns)(mlk_reduce_op op, float *lanes, int64_t width, const float *x, int64_t x_rs, int64_t n,
                          int64_t phase);
+  /* sums[i] = the 16 lanes at lanes + 16 i to one; sums[j] = those at lanes[l * width + j]. Destroy the lanes. */
+  void (*reduce_tree_rows)(mlk_reduce_op op, float *lanes, int64_t rows, float *sums);
+  void (*reduce_tree_columns)(mlk_reduce_op op, float *lanes, int64_t width, float *sums);
+  /* the first i < n with x[i] == value, or both NaN; n: there is none */
+  int64_t (*find)(const float *x, int64_t n, float value);
+  /* first[j] = the first i < n + base with x[i - base][j] == value[j] or both NaN, where first[j] < 0; gives how many
+     columns of width still have none */
+  int64_t (*find_columns)(const float *x, int64_t x_rs, int64_t n, int64_t width, const float *value, int64_t base,
+                          int64_t *first);
   void (*sgd)(const mlki_optimizer *o, float *p, const float *g, float *v, int64_t n); /* v NULL: no velocity */
   void (*adamw)(const mlki_optimizer *o, float *p, const float *g, float *m, float *v, int64_t n);
   /* see >>layer_kernels */
@@ -3398,6 +3407,92 @@ MLKI_KERNEL void MLKI_FN(mlki_reduce_columns)(mlk_reduce_op op, float *lanes, in
   }
 }
 
+/* The tree of NUMERICS for columns; op is a constant, SUM for all sums. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_reduce_tree_strips)(const mlk_reduce_op op, float *lanes, int64_t width,
+                                                      float *sums) {
+  mlki_vec t[16];
+  int64_t j;
+  int half, l;
+  for (j = 0; j < width; j += MLKI_LANES) {
+    const int64_t n = mlki_min(width - j, MLKI_LANES);
+    MLKI_UNROLL for (l = 0; l < 16; l++) t[l] = MLKI_FN(mlki_load_any)(lanes + l * width + j, 1, n);
+    MLKI_UNROLL for (half = 8; half >= 1; half /= 2) {
+      MLKI_UNROLL for (l = 0; l < half; l++) t[l] = MLKI_FN(mlki_reduce_step)(op, t[l], t[l + half]);
+    }
+    MLKI_FN(mlki_store_any)(sums + j, 1, n, t[0]);
+  }
+}
+
+MLKI_KERNEL void MLKI_FN(mlki_reduce_tree_columns)(mlk_reduce_op op, float *lanes, int64_t width, float *sums) {
+  if (op == MLK_MAX)
+    MLKI_FN(mlki_reduce_tree_strips)(MLK_MAX, lanes, width, sums);
+  else if (op == MLK_MIN)
+    MLKI_FN(mlki_reduce_tree_strips)(MLK_MIN, lanes, width, sums);
+  else
+    MLKI_FN(mlki_reduce_tree_strips)(MLK_SUM, lanes, width, sums);
+}
+
+MLKI_KERNEL void MLKI_FN(mlki_reduce_tree_rows)(mlk_reduce_op op, float *lanes, int64_t rows, float *sums) {
+  mlki_vec t[MLKI_V16];
+  int64_t i, l;
+  int half, v;
+  for (i = 0; i < rows; i++, lanes += 16) {
+    if (op != MLK_MAX && op != MLK_MIN) {
+      for (v = 0; v < MLKI_V16; v++) t[v] = mlki_v_load(lanes + v * MLKI_LANES);
+      sums[i] = mlki_v_sum16(t);
+      continue;
+    }
+    for (half = 8; half >= 1; half /= 2)
+      for (l = 0; l < half; l += MLKI_LANES) {
+        const int64_t n = mlki_min(half - l, MLKI_LANES);
+        const mlki_vec a = mlki_v_load_n(lanes + l, n), b = mlki_v_load_n(lanes + half + l, n);
+        mlki_v_store_n(
+            lanes + l,
+            op == MLK_MAX ? MLKI_FN(mlki_reduce_step)(MLK_MAX, a, b) : MLKI_FN(mlki_reduce_step)(MLK_MIN, a, b), n);
+      }
+    sums[i] = lanes[0];
+  }
+}
+
+/* Lanes of x that are value, or NaN where that is NaN. */
+MLKI_INLINE_ISA unsigned MLKI_FN(mlki_is_value)(mlki_vec x, mlki_vec value) {
+  return mlki_v_bits(mlki_v_eq(x, value)) | (~mlki_v_bits(mlki_v_eq(x, x)) & ~mlki_v_bits(mlki_v_eq(value, value)));
+}
+
+MLKI_KERNEL int64_t MLKI_FN(mlki_find)(const float *x, int64_t n, float value) {
+  const mlki_vec wanted = mlki_v_set1(value);
+  int64_t i;
+  for (i = 0; i < n; i += MLKI_LANES) {
+    const int64_t lanes = mlki_min(n - i, MLKI_LANES);
+    const mlki_vec t = MLKI_FN(mlki_load_any)(x + i, 1, lanes);
+    unsigned hits = MLKI_FN(mlki_is_value)(t, wanted) & (unsigned)((1ull << lanes) - 1);
+    if (!hits) continue;
+    for (; !(hits & 1); hits >>= 1) i++;
+    return i;
+  }
+  return n;
+}
+
+MLKI_KERNEL int64_t MLKI_FN(mlki_find_columns)(const float *x, int64_t x_rs, int64_t n, int64_t width,
+                                               const float *value, int64_t base, int64_t *first) {
+  int64_t left = 0, i, j;
+  int l;
+  for (j = 0; j < width; j += MLKI_LANES) {
+    const int64_t lanes = mlki_min(width - j, MLKI_LANES);
+    const mlki_vec wanted = MLKI_FN(mlki_load_any)(value + j, 1, lanes);
+    unsigned open = 0, hits;
+    for (l = 0; l < lanes; l++) open |= (unsigned)(first[j + l] < 0) << l;
+    for (i = 0; i < n && open; i++) {
+      hits = MLKI_FN(mlki_is_value)(MLKI_FN(mlki_load_any)(x + i * x_rs + j, 1, lanes), wanted) & open;
+      open ^= hits;
+      for (l = 0; hits; l++, hits >>= 1)
+        if (hits & 1) first[j + l] = base + i;
+    }
+    for (; open; open &= open - 1) left++;
+  }
+  return left;
+}
+
 /* One vector of mlk_sgd. */
 MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_sgd_value)(const mlki_optimizer *o, mlki_vec p, mlki_vec g, mlki_vec *v) {
   const mlki_vec momentum = mlki_v_set1(o->momentum);
@@ -3785,6 +3880,10 @@ static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(mlki_narrow),
     MLKI_FN(mlki_reduce_rows),
     MLKI_FN(mlki_reduce_columns),
+    MLKI_FN(mlki_reduce_tree_rows),
+    MLKI_FN(mlki_reduce_tree_columns),
+    MLKI_FN(mlki_find),
+    MLKI_FN(mlki_find_columns),
     MLKI_FN(mlki_sgd),
     MLKI_FN(mlki_adamw),
     MLKI_FN(mlki_pool),
@@ -6686,6 +6785,7 @@ static mlk_status mlki_distances_prepare(mlk_context *ctx, const mlk_distances_d
 #define MLKI_OPERANDS  4     /* views of one walk, the sorting output first */
 #define MLKI_TILE      1024  /* elements of a tile that is gathered */
 #define MLKI_TILE_SIDE 32    /* its sides where something is transposed */
+#define MLKI_TURN_SIDE 64    /* sides of a tile that is transposed from view to view */
 #define MLKI_RUN       16384 /* elements of a tile that is not */
 #define MLKI_SHORT_ROW 32    /* rows below this are handed over several at a time */
 #define MLKI_MAP_WORK  8     /* one element of a cheap map, in multiply-adds of MLKI_TASK_WORK: it waits for memory */
@@ -6699,6 +6799,7 @@ typedef struct mlki_walk {
   char *p[MLKI_OPERANDS];
   int64_t tile[2], tiles[MLK_MAX_RANK], count; /* elements of a tile, tiles along each axis, all tiles */
   int flat;                                    /* tiles go to the kernel as one row */
+  int turned;                                  /* a transposed copy: the tile goes from operand 1 to operand 0 */
 } mlki_walk;
 
 /* Adds a view; stride: in the axes of the output, outermost first. */
@@ -6756,7 +6857,8 @@ static int mlki_walk_dense(const mlki_walk *w, int k) {
   return w->stride[k][0] == 1 || w->size[0] == 1 || (w->stride[k][0] == 0 && !w->whole[k]);
 }
 
-static void mlki_walk_tiles(mlki_walk *w) {
+/* copies: of two f32 views, to be moved as they are. */
+static void mlki_walk_tiles(mlki_walk *w, int copies) {
   int i, k, dense = 1, transposed = 0;
   for (k = 0; k < w->operands; k++) {
     if (mlki_walk_dense(w, k)) continue;
@@ -6769,6 +6871,11 @@ static void mlki_walk_tiles(mlki_walk *w) {
   w->tile[0] = mlki_min(w->size[0], (dense && !w->flat ? MLKI_RUN : MLKI_TILE) / w->tile[1]);
   if (!transposed || w->flat)
     w->tile[1] = mlki_min(w->size[1], (dense && !w->flat ? MLKI_RUN : MLKI_TILE) / w->tile[0]);
+  w->turned = copies && transposed && w->stride[0][0] == 1 && w->stride[1][1] == 1;
+  if (w->turned) {
+    w->flat = 0;
+    for (i = 0; i < 2; i++) w->tile[i] = mlki_min(w->size[i], MLKI_TURN_SIDE);
+  }
   for (i = 0, w->count = 1; i < w->rank; i++) {
     w->tiles[i] = i < 2 ? mlki_ceil_div(w->size[i], w->tile[i]) : w->size[i];
     w->count *= w->tiles[i];
@@ -6957,6 +7064,12 @@ static void mlki_convert_tile(const void *arg, char *const *p, int64_t cols, int
   mlki_walk_put(w, 0, p[0], cols, rows, &out);
 }
 
+static void mlki_turn_tile(const void *arg, char *const *p, int64_t cols, int64_t rows) {
+  const mlki_mapping *m = (const mlki_mapping *)arg;
+  m->row->place((float *)(void *)p[0], cols, m->walk.stride[0][1], rows, (const float *)(const void *)p[1],
+                m->walk.stride[1][0], 1);
+}
+
 static void mlki_map_task(void *arg, int index) {
   const mlki_mapping *m = (const mlki_mapping *)arg;
   const int64_t n = m->walk.count;
@@ -6965,7 +7078,10 @@ static void mlki_map_task(void *arg, int index) {
   else
     mlki_walk_run(&m->walk, n / m->tasks * index + mlki_min(index, n % m->tasks),
                   n / m->tasks * (index + 1) + mlki_min(index + 1, n % m->tasks),
-                  m->convert ? mlki_convert_tile : mlki_map_tile, m);
+                  m->convert       ? mlki_convert_tile
+                  : m->walk.turned ? mlki_turn_tile
+                                   : mlki_map_tile,
+                  m);
 }
 
 static int mlki_map_has_b(mlk_map_op op) {
@@ -7038,7 +7154,7 @@ static mlk_status mlki_map_prepare(mlk_context *ctx, const mlk_map_desc *desc, i
   if (mlki_map_has_b(m->op)) mlki_walk_add(&m->walk, &m->b, m->b.stride, m->out.rank, 0);
   if (!eo.count) return MLK_OK; /* a walk of no tiles */
   mlki_walk_merge(&m->walk);
-  mlki_walk_tiles(&m->walk);
+  mlki_walk_tiles(&m->walk, m->op == MLK_COPY && !m->convert);
   m->tasks = mlki_walk_tasks(ctx, &m->walk, (double)eo.count * (m->op > MLK_DIV ? 2 : 1) * MLKI_MAP_WORK);
   return MLK_OK;
 }
@@ -7048,18 +7164,21 @@ static void mlki_map_execute(mlk_context *ctx, mlki_mapping *m) {
 }
 
 /* Reductions. The reduced axes keep their order, that of the elements' numbers; the kept axes are free. Whatever lies
-   dense decides how: rows (16 lanes along the last reduced axis), columns (one output a lane, the 16 lanes of NUMERICS
-   as 16 accumulators), or neither: then runs of the last reduced axis are gathered into rows. */
-#define MLKI_REDUCE_WIDTH 64  /* columns that run together */
-#define MLKI_REDUCE_DEPTH 256 /* rows of them between two visits of the lanes in memory; a multiple of 16 */
+   dense decides how: rows (16 lanes along the last reduced axis), or columns (one output a lane, the 16 lanes of
+   NUMERICS as 16 accumulators). Where neither is, and where rows are so short that their ends would cost more than
+   they, tiles are gathered: into columns, or with few outputs into rows. */
+#define MLKI_REDUCE_WIDTH 128 /* columns that run together */
+#define MLKI_REDUCE_DEPTH 128 /* rows of them between two visits of the lanes in memory; a multiple of 16 */
+#define MLKI_REDUCE_SHORT 128 /* sums of fewer terms are turned into columns */
 
 typedef enum mlki_reduce_variant {
   MLKI_REDUCE_ROWWISE,
   MLKI_REDUCE_COLUMNWISE,
+  MLKI_REDUCE_TURNED, /* gathered into columns */
   MLKI_REDUCE_GATHERED,
   MLKI_REDUCE_REFERENCE
 } mlki_reduce_variant;
-static const char *const mlki_reduce_variant_names[] = {"rows", "columns", "gathered", "reference"};
+static const char *const mlki_reduce_variant_names[] = {"rows", "columns", "turned", "gathered", "reference"};
 
 typedef struct mlki_reduction {
   const mlki_kernels *row;
@@ -7082,46 +7201,56 @@ typedef struct mlki_reduction {
 } mlki_reduction;
 
 static mlk_reduce_op mlki_reduce_join_op(mlk_reduce_op op) {
-  return op == MLK_SUM_SQUARES || op == MLK_MEAN ? MLK_SUM : op;
+  return op == MLK_SUM_SQUARES || op == MLK_MEAN ? MLK_SUM : op == MLK_ARGMAX ? MLK_MAX : op;
 }
 
-/* 16 lanes at lanes[l * step] to one. */
-static float mlki_reduce_tree(mlk_reduce_op op, float *lanes, int64_t step) {
-  int half, l;
-  for (half = 8; half >= 1; half /= 2)
-    for (l = 0; l < half; l++) lanes[l * step] = mlki_ref_reduce_step(op, lanes[l * step], lanes[(l + half) * step]);
-  return lanes[0];
+/* Elements from element number from on that follow each other by one stride: how many of limit, the first at *run. */
+static int64_t mlki_reduce_next(const mlki_reduction *r, int64_t from, int64_t limit, const float **run) {
+  const int64_t at = from % r->size[0];
+  int64_t left = from / r->size[0];
+  int i;
+  *run += at * r->stride[0];
+  for (i = 1; i < r->rank; i++) *run += left % r->size[i] * r->stride[i], left /= r->size[i];
+  return mlki_min(r->size[0] - at, limit);
 }
 
 /* Elements [from, to) of the sums of width outputs, x at the first one: their 16 lanes, then their tree. */
 static void mlki_reduce_segment(const mlki_reduction *r, const float *x, int64_t width, int64_t from, int64_t to,
                                 float *sums) {
   float lanes[16 * MLKI_REDUCE_WIDTH], block[MLKI_TILE + 16];
-  const float start = mlki_ref_reduce_start(r->op);
-  const mlk_reduce_op join = mlki_reduce_join_op(r->op);
+  const mlk_reduce_op op = r->op == MLK_ARGMAX ? MLK_MAX : r->op;
+  const float start = mlki_ref_reduce_start(op);
+  const int columns = r->variant == MLKI_REDUCE_COLUMNWISE || r->variant == MLKI_REDUCE_TURNED;
   int64_t j, n;
-  for (j = 0; j < 16 * width; j++) lanes[j] = start;
+  if (start == 0.0f)
+    memset(lanes, 0, (size_t)(16 * width) * sizeof *lanes);
+  else
+    for (j = 0; j < 16 * width; j++) lanes[j] = start;
   for (; from < to; from += n) {
-    const int64_t at = from % r->size[0], x_rs = r->width == 1 ? 0 : r->kept_x[0];
-    const float *run = x + at * r->stride[0];
-    int64_t left = from / r->size[0];
-    int i;
-    for (i = 1; i < r->rank; i++) run += left % r->size[i] * r->stride[i], left /= r->size[i];
-    n = mlki_min(r->size[0] - at, to - from);
-    if (r->variant == MLKI_REDUCE_COLUMNWISE) {
+    const float *run = x;
+    n = mlki_reduce_next(r, from, to - from, &run);
+    switch (r->variant) {
+    case MLKI_REDUCE_COLUMNWISE:
       n = mlki_min(n, MLKI_REDUCE_DEPTH - from % 16);
-      r->row->reduce_columns(r->op, lanes, width, run, r->stride[0], n, from % 16);
-    } else if (r->variant == MLKI_REDUCE_ROWWISE) {
-      r->row->reduce_rows(r->op, lanes, width, run, x_rs, n, from % 16);
-    } else {
+      r->row->reduce_columns(op, lanes, width, run, r->stride[0], n, from % 16);
+      break;
+    case MLKI_REDUCE_TURNED:
+      n = mlki_min(n, MLKI_TILE / width);
+      mlki_gather(r->row, block, run, 4, r->kept_x[0], r->stride[0], width, n);
+      r->row->reduce_columns(op, lanes, width, block, width, n, from % 16);
+      break;
+    case MLKI_REDUCE_ROWWISE: r->row->reduce_rows(op, lanes, width, run, r->kept_x[0], n, from % 16); break;
+    default:
       n = mlki_min(n, MLKI_TILE);
-      for (j = 0; j < n; j++) block[j] = run[j * r->stride[0]];
-      r->row->reduce_rows(r->op, lanes, 1, block, 0, n, from % 16);
+      mlki_gather(r->row, block, run, 4, r->stride[0], 0, n, 1);
+      r->row->reduce_rows(op, lanes, 1, block, 0, n, from % 16);
+      break;
     }
   }
-  for (j = 0; j < width; j++)
-    sums[j] = r->variant == MLKI_REDUCE_COLUMNWISE ? mlki_reduce_tree(join, lanes + j, width)
-                                                   : mlki_reduce_tree(join, lanes + 16 * j, 1);
+  if (columns)
+    r->row->reduce_tree_columns(op, lanes, width, sums);
+  else
+    r->row->reduce_tree_rows(op, lanes, width, sums);
 }
 
 static void mlki_reduce_finish(const mlki_reduction *r, float *out, float total) {
@@ -7129,24 +7258,32 @@ static void mlki_reduce_finish(const mlki_reduction *r, float *out, float total)
   *out = r->beta != 0.0f ? mlki_fma1(r->beta, *out, total) : total;
 }
 
-/* The first largest of width outputs. */
-static void mlki_reduce_argmax(const mlki_reduction *r, const float *x, int64_t width, int64_t *out) {
-  float most[MLKI_REDUCE_WIDTH];
-  int64_t from, n, i, j;
-  for (j = 0; j < width; j++) out[j * r->kept_out[0]] = -1;
-  for (from = 0; from < r->count; from += n) {
+/* Where the largest element of each of width outputs is: the first that equals most. */
+static void mlki_reduce_argmax(const mlki_reduction *r, const float *x, int64_t width, const float *most,
+                               int64_t *out) {
+  int64_t first[MLKI_REDUCE_WIDTH], from, n, i, j, left = width;
+  for (j = 0; j < width; j++) first[j] = -1;
+  for (from = 0; left; from += n) { /* ends: each of them is somewhere */
     const float *run = x;
-    int64_t left = from / r->size[0];
-    int axis;
-    for (axis = 1; axis < r->rank; axis++) run += left % r->size[axis] * r->stride[axis], left /= r->size[axis];
-    n = r->size[0];
-    for (i = 0; i < n; i++, run += r->stride[0])
-      for (j = 0; j < width; j++) {
-        const float v = run[j * r->kept_x[0]];
-        if (from + i == 0 || v > most[j] || (v != v && most[j] == most[j]))
-          most[j] = v, out[j * r->kept_out[0]] = from + i;
+    n = mlki_reduce_next(r, from, r->count - from, &run);
+    if (r->variant == MLKI_REDUCE_COLUMNWISE) {
+      n = mlki_min(n, MLKI_REDUCE_DEPTH);
+      left = r->row->find_columns(run, r->stride[0], n, width, most, from, first);
+      continue;
+    }
+    for (j = 0; j < width; j++) {
+      const float *row = run + j * r->kept_x[0];
+      if (first[j] >= 0) continue;
+      if (r->stride[0] == 1) {
+        i = r->row->find(row, n, most[j]);
+      } else {
+        for (i = 0; i < n && !(row[i * r->stride[0]] == most[j]); i++)
+          if (row[i * r->stride[0]] != row[i * r->stride[0]] && most[j] != most[j]) break;
       }
+      if (i < n) first[j] = from + i, left--;
+    }
   }
+  for (j = 0; j < width; j++) out[j * r->kept_out[0]] = first[j];
 }
 
 /* Where unit number unit starts in x and out; gives how many outputs it makes. */
@@ -7167,10 +7304,6 @@ static void mlki_reduce_unit(const mlki_reduction *r, int64_t unit) {
   float total[MLKI_REDUCE_WIDTH], sums[MLKI_REDUCE_WIDTH];
   const mlk_reduce_op join = mlki_reduce_join_op(r->op);
   int64_t x, out, number, j, s, width = mlki_reduce_place(r, unit % r->units, &x, &out, &number);
-  if (r->op == MLK_ARGMAX) {
-    mlki_reduce_argmax(r, r->x + x, width, r->ids + out);
-    return;
-  }
   if (r->parts > 1) { /* one segment only: its sums are joined later */
     s = unit / r->units;
     mlki_reduce_segment(r, r->x + x, width, s * MLK_REDUCE_SEGMENT, mlki_min((s + 1) * MLK_REDUCE_SEGMENT, r->count),
@@ -7178,13 +7311,16 @@ static void mlki_reduce_unit(const mlki_reduction *r, int64_t unit) {
     for (j = 0; j < width; j++) r->partial[(number + j) * r->segments + s] = sums[j];
     return;
   }
-  for (j = 0; j < width; j++) total[j] = mlki_ref_reduce_start(r->op);
-  for (s = 0; s < r->segments; s++) {
+  mlki_reduce_segment(r, r->x + x, width, 0, mlki_min(MLK_REDUCE_SEGMENT, r->count), total);
+  for (s = 1; s < r->segments; s++) {
     mlki_reduce_segment(r, r->x + x, width, s * MLK_REDUCE_SEGMENT, mlki_min((s + 1) * MLK_REDUCE_SEGMENT, r->count),
                         sums);
-    for (j = 0; j < width; j++) total[j] = s == 0 ? sums[j] : mlki_ref_reduce_step(join, total[j], sums[j]);
+    for (j = 0; j < width; j++) total[j] = mlki_ref_reduce_step(join, total[j], sums[j]);
   }
-  for (j = 0; j < width; j++) mlki_reduce_finish(r, r->sums + out + j * r->kept_out[0], total[j]);
+  if (r->op == MLK_ARGMAX)
+    mlki_reduce_argmax(r, r->x + x, width, total, r->ids + out);
+  else
+    for (j = 0; j < width; j++) mlki_reduce_finish(r, r->sums + out + j * r->kept_out[0], total[j]);
 }
 
 static void mlki_reduce_join(const mlki_reduction *r) {
@@ -7263,6 +7399,14 @@ static void mlki_swap(int64_t *a, int64_t *b) {
   *b = t;
 }
 
+static mlki_reduce_variant mlki_reduce_choose(const mlki_reduction *r) {
+  const int wide = r->kept_size[0] >= 16, dense = r->stride[0] == 1 || r->size[0] == 1;
+  const int brief = r->size[0] < 16 || r->count < MLKI_REDUCE_SHORT; /* rows end too often */
+  if (r->kept_x[0] == 1 && r->kept_size[0] > 1 && (!dense || (wide && brief))) return MLKI_REDUCE_COLUMNWISE;
+  if (wide && (dense ? brief : r->kept_x[0] < r->stride[0])) return MLKI_REDUCE_TURNED;
+  return dense ? MLKI_REDUCE_ROWWISE : MLKI_REDUCE_GATHERED;
+}
+
 /* Merges what merges, and chooses the variant. Only for count > 0 and kept > 0. */
 static void mlki_reduce_arrange(mlki_reduction *r) {
   int i, j, k;
@@ -7303,13 +7447,11 @@ static void mlki_reduce_arrange(mlki_reduction *r) {
     }
   }
   r->kept_rank = i + 1;
-  r->variant = r->stride[0] == 1 || r->size[0] == 1       ? MLKI_REDUCE_ROWWISE
-               : r->kept_x[0] == 1 && r->kept_size[0] > 1 ? MLKI_REDUCE_COLUMNWISE
-                                                          : MLKI_REDUCE_GATHERED;
-  if (r->kept_x[0] == 1 && r->kept_size[0] >= 16 && r->size[0] < 16) r->variant = MLKI_REDUCE_COLUMNWISE;
-  r->width = mlki_min(r->kept_size[0], r->variant == MLKI_REDUCE_ROWWISE      ? MLKI_REDUCE_ROWS
-                                       : r->variant == MLKI_REDUCE_COLUMNWISE ? MLKI_REDUCE_WIDTH
-                                                                              : 1);
+  r->variant = mlki_reduce_choose(r);
+  r->width = mlki_min(r->kept_size[0], r->variant == MLKI_REDUCE_ROWWISE    ? MLKI_REDUCE_ROWS
+                                       : r->variant == MLKI_REDUCE_GATHERED ? 1
+                                       : r->variant == MLKI_REDUCE_TURNED   ? MLKI_REDUCE_WIDTH / 2
+                                                                            : MLKI_REDUCE_WIDTH);
 }
 
 /* share: may tasks share one sum? That takes a workspace. */
@@ -7354,9 +7496,11 @@ static mlk_status mlki_reduce_prepare(mlk_context *ctx, const mlk_reduce_desc *d
     r->parts = 1, r->tasks = 1, r->width = 1, r->segments = plain.segments, r->variant = MLKI_REDUCE_REFERENCE;
     if (!r->kept_rank) r->kept_size[0] = 1, r->kept_rank = 1;
   }
+  work = (double)ex.count * MLKI_MAP_WORK / MLKI_TASK_WORK;
+  if (r->variant == MLKI_REDUCE_COLUMNWISE && work >= 2) /* narrower strips, so that there is one for each task */
+    r->width = mlki_min(r->width, mlki_round_up(mlki_ceil_div(r->kept, mlki_task_limit(ctx)), 16));
   r->units = r->kept / r->kept_size[0] * mlki_ceil_div(r->kept_size[0], r->width);
   if (r->variant == MLKI_REDUCE_REFERENCE) return MLK_OK;
-  work = (double)ex.count * MLKI_MAP_WORK / MLKI_TASK_WORK;
   if (share && !argmax && r->segments > 1 && r->units < 4 * (int64_t)mlki_task_limit(ctx) && work >= 2) {
     r->parts = r->segments;
     r->workspace_bytes = 4 * (uint64_t)(r->kept * r->segments);
@@ -7565,7 +7709,7 @@ static mlk_status mlki_step_prepare(mlk_context *ctx, int run, const char *const
   s->flops = (uint64_t)extent[0].count;
   if (!extent[0].count) return MLK_OK;
   mlki_walk_merge(&s->walk);
-  mlki_walk_tiles(&s->walk);
+  mlki_walk_tiles(&s->walk, 0);
   s->tasks = mlki_walk_tasks(ctx, &s->walk, (double)extent[0].count * 2 * MLKI_MAP_WORK);
   return MLK_OK;
 }
