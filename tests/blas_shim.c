@@ -9,8 +9,10 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#ifndef MLK_SHIM_LINKED /* else the implementation comes as an object */
 #define MLK_STATIC
 #define MLK_IMPLEMENTATION
+#endif
 #include "mlk.h"
 
 #include <stdio.h>

@@ -2,11 +2,17 @@
 # hygiene.sh - is mlk.h a good header? Compiles it in every language mode and through every awkward include, looks at the
 # objects and at the text. Each line of tests/README.md, "hygiene", is a group of checks here.
 # usage: tests/hygiene.sh [--cost]      --cost prints only compile time and object size of the implementation
-# MLK_HEADER: the header to look at (default: mlk.h of this tree)
+# MLK_HEADER: the header to look at (default: mlk.h of this tree). MLK_JOBS: checks at once (default: the processors).
+# MLK_VERBOSE=1: a line for passed checks too. Ends with "N passed, N failed, N skipped"; status 1 when something failed.
 
 set -u
 cd "$(dirname "$0")/.." || exit 2
 root=$PWD
+case ${1:-} in
+  "" | --cost) ;;
+  --help | -h) sed -n '2,6s/^# //p' tests/hygiene.sh; exit 0 ;;
+  *) echo "hygiene.sh: unknown argument $1; try --help" >&2; exit 2 ;;
+esac
 header=${MLK_HEADER:-$root/mlk.h}
 . tests/checks.sh
 
@@ -25,21 +31,18 @@ printf '#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n
 $first -fopenmp "$out/omp.c" -o "$out/omp" 2>/dev/null && openmp=-fopenmp
 
 # --- cost, for the README ---------------------------------------------------------------------------------------------
-# The object that the symbol checks look at, and what it costs: user time, which other work on the machine does not move.
-object() {
-  local TIMEFORMAT=%U seconds
-  seconds=$({ time "$1" -O2 $openmp -fno-pie -x c -DMLK_IMPLEMENTATION -c "$inc/mlk.h" -o "$out/object_$1.o" 2>"$out/object_$1.said"; } 2>&1)
-  [ -f "$out/object_$1.o" ] || { cat "$out/object_$1.said"; return 1; }
+# User time, which other work on the machine does not move.
+cost() {
+  local TIMEFORMAT=%U seconds o=$out/cost_$1.o
+  seconds=$({ time "$1" -O2 $openmp -I"$inc" -c tests/hygiene_impl.c -o "$o" 2>"$o.said"; } 2>&1)
+  [ -f "$o" ] || { cat "$o.said"; return 1; }
   echo "$1 -O2 $openmp: compiles in $seconds s, code and constants" \
-    "$(size -A "$out/object_$1.o" | awk '$1 ~ /^\.(text|rodata|data)/ {n += $2} END {print int((n + 512) / 1024)}') KiB" >"$out/object_$1.cost"
+    "$(size -A "$o" | awk '$1 ~ /^\.(text|rodata|data)/ {n += $2} END {print int((n + 512) / 1024)}') KiB"
 }
-cost() { for c in "${c_compilers[@]}"; do cat "$out/object_$c.cost" 2>/dev/null; done; }
 if [ "${1:-}" = --cost ]; then
-  for c in "${c_compilers[@]}"; do object "$c"; done
-  cost
+  for c in "${c_compilers[@]}"; do cost "$c"; done
   exit
 fi
-for c in "${c_compilers[@]}"; do check "implementation as an object of its own, $c" object "$c"; done
 
 # --- language modes ---------------------------------------------------------------------------------------------------
 quiet() { # a compiler that says nothing and gives 0
@@ -47,13 +50,12 @@ quiet() { # a compiler that says nothing and gives 0
   said=$("$@" 2>&1) || { echo "$*"; echo "$said"; return 1; }
   [ -z "$said" ] || { echo "$*"; echo "$said"; return 1; }
 }
-modes() { # modes COMPILER STANDARD LANGUAGE
-  local level levels=0
-  case $2 in c99 | c++11) levels="0 2" ;; esac # the optimiser sees the same code in every mode
-  for level in $levels; do
-    check "declarations, $1 -std=$2 -O$level" quiet "$1" -std="$2" -x "$3" $W -O$level -I"$inc" -c tests/hygiene_use.c -o "$out/d_$1_$2_$level.o"
-    check "implementation, $1 -std=$2 -O$level" quiet "$1" -std="$2" -x "$3" $W -O$level -I"$inc" -c tests/hygiene_impl.c -o "$out/i_$1_$2_$level.o"
-  done
+scalar_only="-DMLK_NO_AVX2 -DMLK_NO_AVX512 -DMLK_NO_NEON" # for what does not depend on the rows: a third of the work
+modes() { # modes COMPILER STANDARD LANGUAGE: a whole object in the oldest standard of each language, else the parser's view
+  local how=-fsyntax-only
+  case $2 in c99 | c++11) how="-O0 $openmp -fno-pie -c -o $out/impl_$1.o" ;; esac
+  check "implementation, $1 -std=$2" quiet "$1" -std="$2" -x "$3" $W $how -I"$inc" tests/hygiene_impl.c
+  check "declarations, $1 -std=$2" quiet "$1" -std="$2" -x "$3" $W -O2 -I"$inc" -c tests/hygiene_use.c -o "$out/use_$1_$2.o"
 }
 for c in "${c_compilers[@]}"; do
   for std in c99 c11; do modes "$c" $std c; done
@@ -67,7 +69,7 @@ done
 for c in clang gcc; do have $c || check "modes of $c" skip "no $c"; done
 more="-Wundef -Wdouble-promotion -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wwrite-strings -Wcast-align"
 for c in "${c_compilers[@]}"; do
-  check "more warnings, $c" quiet "$c" -std=c99 $W $more -O0 $openmp -I"$inc" -c tests/hygiene_impl.c -o "$out/more_$c.o"
+  check "more warnings, $c" quiet "$c" -std=c99 $W $more $openmp -I"$inc" -fsyntax-only tests/hygiene_impl.c
 done
 for cross in aarch64-linux-gnu-gcc aarch64-linux-gnu-g++ x86_64-w64-mingw32-gcc; do
   case $cross in *++) std=c++17 lang=c++ ;; *) std=c99 lang=c ;; esac
@@ -90,36 +92,34 @@ builds() { # builds COMPILER FLAGS...: hygiene_use in one file, run
   local program=$out/one_$BASHPID
   "$@" -I"$inc" -DHYGIENE_ONE_FILE tests/hygiene_use.c -o "$program" -lm && prints_the_same "$program" "${LEFT_OUT:-}"
 }
-two_files() { # two_files LINKER LANGUAGE_OF_IMPLEMENTATION LANGUAGE_OF_USER
-  local o=$out/two_$BASHPID
-  "$1" $openmp -x "$2" -I"$inc" -c tests/hygiene_impl.c -o "${o}_i.o" && "$1" -x "$3" -I"$inc" -c tests/hygiene_use.c -o "${o}_u.o" &&
-    "$1" $openmp "${o}_i.o" "${o}_u.o" -o "$o" -lm && prints_the_same "$o"
+two_files() { # two_files COMPILER_OF_IMPLEMENTATION COMPILER_OF_USER LINKER: the objects of the language modes
+  local program=$out/two_$BASHPID use
+  for use in "$out/use_$2"_c99.o "$out/use_$2"_c++11.o; do [ ! -f "$use" ] || break; done
+  "$3" $openmp -no-pie "$out/impl_$1.o" "$use" -o "$program" -lm && prints_the_same "$program"
 }
 static_twice() { # static_twice COMPILER LANGUAGE
   local o=$out/static_$BASHPID
-  "$1" $W -x "$2" -O1 -I"$inc" -c tests/hygiene_static.c -o "${o}_a.o" &&
-    "$1" $W -x "$2" -O1 -I"$inc" -DHYGIENE_SECOND -c tests/hygiene_static.c -o "${o}_b.o" &&
+  "$1" $W -x "$2" -O0 $scalar_only -I"$inc" -c tests/hygiene_static.c -o "${o}_a.o" &&
+    "$1" $W -x "$2" -O0 $scalar_only -I"$inc" -DHYGIENE_SECOND -c tests/hygiene_static.c -o "${o}_b.o" &&
     "$1" "${o}_a.o" "${o}_b.o" -o "$o" -lm && [ "$("$o")" = "6 6" ] || return 1
   ! nm -g --defined-only "${o}_a.o" | awk '{print $3}' | grep -v -E '^(main|DW\.ref\..*)$' || { echo "MLK_STATIC leaves external symbols"; return 1; }
 }
+wait # for the objects of the language modes
 for c in "${c_compilers[@]}"; do
-  check "two files, $c" two_files "$c" c c
+  check "two files, $c" two_files "$c" "$c" "$c"
+  LEFT_OUT=' (avx2|avx512|neon)' check "runs, $c without any row but scalar" builds "$c" -O0 $W $scalar_only
+  [ -z "$openmp" ] || LEFT_OUT=' (avx2|avx512|neon)' check "runs, $c MLK_NO_OPENMP" builds "$c" -O0 $W -fopenmp -DMLK_NO_OPENMP $scalar_only
   check "MLK_STATIC twice, $c" static_twice "$c" c
-  for flags in -O0 -Os "-O3 -march=native" "-O1 -flto" "-O0 -fvisibility=hidden" "-O0 -std=gnu11" "-O1 -fno-math-errno -fno-trapping-math"; do
-    check "runs, $c $flags" builds "$c" $flags
-  done
-  LEFT_OUT=' avx2' check "runs, $c MLK_NO_AVX2" builds "$c" -O0 $W -DMLK_NO_AVX2
-  LEFT_OUT=' avx512' check "runs, $c MLK_NO_AVX512" builds "$c" -O0 $W -DMLK_NO_AVX512
-  LEFT_OUT=' (avx2|avx512|neon)' check "runs, $c without any row but scalar" builds "$c" -O0 $W -DMLK_NO_AVX2 -DMLK_NO_AVX512 -DMLK_NO_NEON
-  if [ -n "$openmp" ]; then
-    check "runs, $c -fopenmp" builds "$c" -O0 $W -fopenmp
-    check "runs, $c -fopenmp MLK_NO_OPENMP" builds "$c" -O0 $W -fopenmp -DMLK_NO_OPENMP
-  fi
 done
+# The optimisers of the suite, clang and cxx11_native do their stages; what those leave out:
+last=${c_compilers[${#c_compilers[@]} - 1]}
+check "runs, $first -Os -flto -fvisibility=hidden, GNU C" builds "$first" -Os -flto -std=gnu11 -fvisibility=hidden
+check "runs, $last -O1 -flto -march=native -fno-math-errno" builds "$last" -O1 -flto -march=native -fno-math-errno -fno-trapping-math
+LEFT_OUT=' avx2' check "runs, $first MLK_NO_AVX2" builds "$first" -O0 $W -DMLK_NO_AVX2
 if have g++; then
-  check "two files, implementation in C++, user in C++" two_files g++ c++ c++
-  check "two files, implementation in C++, user in C" two_files g++ c++ c
-  check "two files, implementation in C, user in C++" two_files g++ c c++
+  check "two files, implementation in C++, user in C++" two_files g++ g++ g++
+  check "two files, implementation in C++, user in C" two_files g++ "$first" g++
+  check "two files, implementation in C, user in C++" two_files "$first" g++ g++
   check "MLK_STATIC twice, C++" static_twice g++ c++
 fi
 
@@ -129,15 +129,23 @@ mkdir -p "$tree/third_party" "$tree/src/deep" "$tree/a folder" "$tree/links"
 cp "$header" "$tree/third_party/mlk.h"
 cp "$header" "$tree/a folder/mlk.h"
 ln -s ../third_party/mlk.h "$tree/links/mlk.h"
-unit() { printf '#define HYGIENE_ONE_FILE\n#define HYGIENE_HEADER %s\n#include "%s/tests/hygiene_use.c"\n' "$2" "$root" >"$tree/$1"; }
 direct() { # direct FILE INCLUDE: a unit that includes the header itself, so that the path is relative to the unit
   { printf '#define MLK_IMPLEMENTATION\n#include %s\n' "$2"; } >"$tree/$1"
 }
+# What comes out of the preprocessor is the plain include's, token for token: then it is the program that runs above.
+tokens() { "$@" -E -P | tr -s '[:space:]' '\n'; }
+for c in "${c_compilers[@]}"; do tokens "$c" -x c -I"$inc" -DMLK_IMPLEMENTATION "$inc/mlk.h" >"$out/tokens_$c"; done
+same_tokens() { # same_tokens FOLDER COMPILER ARGUMENTS...
+  local file=$out/tokens_$BASHPID folder=$1
+  shift
+  grep -q mlki_ "$out/tokens_$1" || { echo "no plain include to compare with"; return 1; }
+  (cd "$folder" && tokens "$@") >"$file" || return 1
+  cmp "$out/tokens_$1" "$file"
+}
 awkward() { # awkward FOLDER UNIT COMPILER FLAGS...
-  local folder=$1 file=$2 program=$out/awkward_$BASHPID
-  shift 2
-  (cd "$tree/$folder" && "$@" -c "$file" -o "$program.o") && $first -I"$inc" -c tests/hygiene_use.c -o "${program}_u.o" &&
-    $first "$program.o" "${program}_u.o" -o "$program" -lm && prints_the_same "$program"
+  local folder=$tree/$1 file=$2 compiler=$3
+  shift 3
+  same_tokens "$folder" "$compiler" "$@" "$file"
 }
 direct root.c '"third_party/mlk.h"'
 direct src/up.c '"../third_party/mlk.h"'
@@ -165,27 +173,26 @@ for c in "${c_compilers[@]}"; do
   check "-ffile-prefix-map and an absolute -I, $c" awkward . plain.c "$c" -I"$tree/third_party" -ffile-prefix-map="$tree"=.
   check "the header itself as the file, $c" awkward third_party mlk.h "$c" -x c -DMLK_IMPLEMENTATION
 done
-preprocessed() { # as ccache and distcc compile
+preprocessed() { # as ccache and distcc compile; without the widest row, to see that MLK_NO_AVX512 works
   local o=$out/pre_$BASHPID
-  "$1" -O0 -I"$inc" -DHYGIENE_ONE_FILE -E tests/hygiene_use.c -o "$o.i" && "$1" -O0 -c "$o.i" -o "$o.o" &&
-    "$1" "$o.o" -o "$o" -lm && prints_the_same "$o"
+  "$1" -O0 -DMLK_NO_AVX512 -I"$inc" -DHYGIENE_ONE_FILE -E tests/hygiene_use.c -o "$o.i" && "$1" -O0 -c "$o.i" -o "$o.o" &&
+    "$1" "$o.o" -o "$o" -lm && prints_the_same "$o" ' avx512'
 }
 renamed() { # renamed COMPILER: a copy under another name, next to it a different mlk.h
-  local d=$out/renamed_$BASHPID program=$out/renamed_$BASHPID/program
+  local d=$out/renamed_$BASHPID
   mkdir "$d" && cp "$header" "$d/vector_kernels.h" && echo '#error "the wrong file was included"' >"$d/mlk.h"
   printf '#define MLK_FILENAME "vector_kernels.h"\n#define MLK_IMPLEMENTATION\n#include "vector_kernels.h"\n' >"$d/unit.c"
-  "$1" $W -c "$d/unit.c" -o "$d/unit.o" && "$1" -I"$inc" -c tests/hygiene_use.c -o "$d/use.o" &&
-    "$1" "$d/unit.o" "$d/use.o" -o "$program" -lm && prints_the_same "$program"
+  same_tokens "$d" "$1" unit.c
 }
 renamed_in_silence() { # without MLK_FILENAME: works, or stops with a sentence that names the macro; never something else
   local d=$out/silent_$BASHPID
   mkdir "$d" && cp "$header" "$d/vector_kernels.h"
-  printf '#define HYGIENE_HEADER "%s/vector_kernels.h"\n#define HYGIENE_ONE_FILE\n#include "%s/tests/hygiene_use.c"\n' "$d" "$root" >"$d/unit.c"
-  if "$1" -O0 "$d/unit.c" -o "$d/unit" -lm 2>"$d/said"; then prints_the_same "$d/unit"
+  printf '#define MLK_IMPLEMENTATION\n#include "vector_kernels.h"\n' >"$d/unit.c"
+  if "$1" -fsyntax-only "$d/unit.c" 2>"$d/said"; then same_tokens "$d" "$1" unit.c
   else grep -E 'error.*MLK_FILENAME' "$d/said" || { head -n 20 "$d/said"; return 1; }; fi
 }
 for c in "${c_compilers[@]}"; do
-  check "preprocessed first, $c" preprocessed "$c"
+  check "preprocessed first, MLK_NO_AVX512, $c" preprocessed "$c"
   check "renamed copy with MLK_FILENAME, $c" renamed "$c"
   check "renamed copy without MLK_FILENAME, $c" renamed_in_silence "$c"
 done
@@ -196,7 +203,7 @@ refuses_fast_math() {
   said=$("$1" "$2" -I"$inc" -DHYGIENE_ONE_FILE -c tests/hygiene_use.c -o "$out/fast_$BASHPID.o" 2>&1) && { echo "compiled"; return 1; }
   echo "$said" | grep -E 'error.*MLK_ALLOW_FAST_MATH' || { echo "$said" | head; return 1; }
   "$1" "$2" -I"$inc" -c tests/hygiene_use.c -o "$out/fast_$BASHPID.o" || { echo "declarations refused as well"; return 1; }
-  "$1" "$2" -I"$inc" -DMLK_ALLOW_FAST_MATH -DHYGIENE_ONE_FILE -c tests/hygiene_use.c -o "$out/fast_$BASHPID.o"
+  "$1" "$2" -I"$inc" -DMLK_ALLOW_FAST_MATH -DHYGIENE_ONE_FILE -fsyntax-only tests/hygiene_use.c
 }
 for c in "${c_compilers[@]}"; do
   check "-ffast-math is refused, $c" refuses_fast_math "$c" -ffast-math
@@ -204,9 +211,8 @@ for c in "${c_compilers[@]}"; do
 done
 
 # --- objects ------------------------------------------------------------------------------------------------------------
-wait # for the objects made at the beginning
 external_names() {
-  local o=$out/object_$1.o found
+  local o=$out/impl_$1.o found
   [ -f "$o" ] || return 1
   found=$(nm -g --defined-only "$o" | awk 'NF {print $NF}' | grep -v '^mlk_[a-z]')
   [ -z "$found" ] || { echo "external names without mlk_: $found"; return 1; }
@@ -215,13 +221,13 @@ external_names() {
        <(sed -n 's/^MLK_API .*[ *]\(mlk_[a-z0-9_]*\)(.*/\1/p' "$inc/mlk.h" | sort -u) || { echo "not the functions of >>api"; return 1; }
 }
 no_writable_state() {
-  local o=$out/object_$1.o
+  local o=$out/impl_$1.o
   [ -f "$o" ] || return 1
   size -A "$o" | awk '$1 ~ /^\.(data|bss|tdata|tbss|init_array|fini_array|ctors|dtors|preinit_array)/ && $1 !~ /^\.data\.rel\.ro/ && $2 > 0 \
     {print "section " $1 " holds " $2 " bytes"; bad = 1} END {exit bad}' || { nm -S "$o" | grep -E ' [bBdDsSC] '; return 1; }
 }
 guest_manners() { # no output, no exit, no handlers, no rounding mode: none of these is even referenced
-  local o=$out/object_$1.o found
+  local o=$out/impl_$1.o found
   [ -f "$o" ] || return 1
   found=$(nm -u "$o" | awk '{print $NF}' | grep -E -x '_?(exit|_exit|abort|__assert_fail|printf|puts|putchar|fprintf|__printf_chk|__fprintf_chk|vprintf|fopen|fwrite|stdout|stderr|signal|sigaction|raise|longjmp|setlocale|fesetround|fesetenv|feholdexcept|pthread_create|atexit|__cxa_atexit|getenv|system|rand)')
   [ -z "$found" ] || { echo "references $found"; return 1; }
@@ -252,6 +258,12 @@ declarations_are_light() { # two small headers of C, nothing else
 }
 check "the declarations include only stddef.h and stdint.h" declarations_are_light
 
+# --- programs that nothing else compiles, once -----------------------------------------------------------------------------
+bench_starts() {
+  quiet "$first" -std=c99 $W -O0 $openmp -pthread -I. bench/bench.c -o "$out/bench" -ldl -lm && "$out/bench" --help >/dev/null
+}
+if [ "$(uname -s)" = Linux ]; then check "bench compiles without warnings and starts" bench_starts; fi
+
 # --- text ---------------------------------------------------------------------------------------------------------------
 tags_agree() {
   diff <(awk '/CONTENTS/ {on = 1; next} on && !/>>/ {exit} on {sub(/.*>>/, ""); sub(/ .*/, ""); print}' "$inc/mlk.h") \
@@ -280,6 +292,12 @@ only_in() { # only_in PATTERN SECTIONS: what matches stands in these sections
   ! [ -s "$out/only_$BASHPID.txt" ]
 }
 machine='__GNUC__|__clang__|_MSC_VER|__INTEL|__MINGW|__AVX|__SSE|__FMA__|__F16C__|__x86_64__|__i386__|_M_X64|_M_IX86|_M_ARM|__aarch64__|__arm__|__ARM_|_WIN32|__APPLE__|__linux__|__unix__|__has_[a-z]+|__CUDACC__|__NVCC__|__FAST_MATH__|__FINITE_MATH'
+operators_are_tested() { # each in the table that the tests of what every operator must do walk over
+  diff <(sed -n 's/^MLK_API mlk_status mlk_\([a-z0-9_]*\)_plan(.*;$/\1/p' "$inc/mlk.h" | sort) \
+       <(sed -n '/^#define OPERATORS(X)/,/[^\\]$/s/^  X(\([a-z0-9_]*\),.*/\1/p' tests/test_context.c | sort) ||
+    { echo "< operators of >>api, > OPERATORS of tests/test_context.c"; return 1; }
+}
+check "every operator is in the table of tests/test_context.c" operators_are_tested
 check "the contents list and the sections agree" tags_agree
 check "every tag mentioned is a section" tags_are_known
 check "compiler and machine macros stand in five sections" only_in "$machine" 'config|platform|cpu|vec|isa'
@@ -308,14 +326,15 @@ consumer() { # consumer WAY FLAGS...
     test -f "$b/prefix/include/mlk.h" || return 1
   fi
   cmake -S tests/hygiene_cmake -B "$b/build" -DWAY="$way" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_PREFIX_PATH="$b/prefix" "$@" && cmake --build "$b/build" &&
-    "$b/build/user" >"$b/user.txt" && "$b/build/user_cxx" >/dev/null && diff "$plain.txt" "$b/user.txt"
+    "$b/build/user_cxx" >/dev/null && prints_the_same "$b/build/user" "${LEFT_OUT:-}"
 }
 if have cmake; then
-  check "cmake, find_package" consumer installed
-  check "cmake, add_subdirectory" consumer subdirectory
+  LEFT_OUT=' (avx2|avx512|neon)'
+  for way in installed subdirectory; do
+    check "cmake, $way" consumer $way -DCMAKE_C_FLAGS="$scalar_only" -DCMAKE_CXX_FLAGS="$scalar_only"
+  done
 else
   check "cmake" skip "no cmake"
 fi
 
-cost
 finish

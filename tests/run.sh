@@ -51,9 +51,11 @@ cxx_warnings() { echo "-x c++ -std=$1 -Wall -Wextra -Wpedantic -Wshadow -Wconver
 dispatched="--one-in 60 --filter context/rows --filter context/open --filter /sweep --filter /bits --filter matmul/epilogues
   --filter math/special --filter math/place --filter knn/base_order --filter knn/shards --filter knn/faiss_5327"
 
-stage_program() { # the test program as make builds it; several stages run it
-  build suite CC="$CC" CFLAGS="$CFLAGS" ${OPENMP+"OPENMP=$OPENMP"}
+# The test program as make builds it, and the library in it as an object: compiled once, for several stages.
+stage_program() {
+  build suite CC="$CC" CFLAGS="$CFLAGS -fPIC -Werror" ${OPENMP+"OPENMP=$OPENMP"}
 }
+library=$PWD/$base/suite/test/test_mlk.o
 
 stage_suite() { # everything
   stage_program
@@ -66,26 +68,18 @@ stage_clang() {
   "$base/clang/mlk_test" --quick
 }
 
-stage_cxx11() {
+stage_cxx11_native() { # C++11; and the compiler may use this machine's instructions everywhere, and contract: the bits must stay
   have g++ || skip "no g++"
-  build cxx11 CC=g++ CFLAGS="-O1 -Werror" WARN="$(cxx_warnings c++11)"
-  "$base/cxx11/mlk_test" --quick $dispatched
+  build cxx11_native CC=g++ CFLAGS="-O2 -march=native -ffp-contract=fast -Werror" WARN="$(cxx_warnings c++11)"
+  "$base/cxx11_native/mlk_test" --quick $dispatched
 }
 
-stage_cxx17_clang() {
-  have clang++ || skip "no clang++"
-  build cxx17 CC=clang++ CFLAGS="-O1 -Werror" WARN="$(cxx_warnings c++17) -Wno-deprecated"
-  "$base/cxx17/mlk_test" --quick $dispatched
-}
-
-stage_native() { # the compiler may use this machine's instructions everywhere, and contract: the bits must stay
-  build native CC="$CC" CFLAGS="-O3 -march=native -ffp-contract=fast"
-  "$base/native/mlk_test" --quick $dispatched
-}
-
-stage_O0_serial() { # without optimisation, and as a compiler without OpenMP builds it
-  build O0_serial CC="$CC" CFLAGS=-O0 OPENMP=
-  "$base/O0_serial/mlk_test" --quick $dispatched
+stage_cxx17_plain() { # C++17; without optimisation, and as a compiler without OpenMP builds it
+  local cxx=clang++
+  have $cxx || cxx=g++
+  have $cxx || skip "no clang++ and no g++"
+  build cxx17_plain CC=$cxx CFLAGS="-O0 -Werror -Wno-deprecated" WARN="$(cxx_warnings c++17)" OPENMP=
+  "$base/cxx17_plain/mlk_test" --quick $dispatched
 }
 
 sanitizer_works() { # sanitizer_works COMPILER FLAGS: links, and the program starts
@@ -202,10 +196,16 @@ stage_dispatch_avx2() {
 }
 
 stage_hygiene() { MLK_JOBS=$cores bash tests/hygiene.sh; }
-stage_blas() { MLK_JOBS=$cores bash tests/blas_testers.sh; }
+stage_blas() {
+  stage_program
+  MLK_OBJECT=$library MLK_JOBS=$cores bash tests/blas_testers.sh
+}
 stage_snippets() { MLK_JOBS=$cores bash tests/snippets.sh; }
 
-stage_demo() { CC=$CC CFLAGS=$CFLAGS bash tests/test_demo.sh; }
+stage_demo() {
+  stage_program
+  MLK_OBJECT=$library CC=$CC CFLAGS=$CFLAGS bash tests/test_demo.sh
+}
 
 stage_valgrind() { # reads of uninitialised memory; this valgrind knows no AVX-512, so the rows below it run
   have valgrind || skip "no valgrind"
@@ -224,11 +224,11 @@ stage_coverage() { # how much of mlk.h the suite runs; printed, not judged
   have gcov || skip "no gcov"
   build coverage CC=gcc CFLAGS="-O0 --coverage" OPENMP=
   "$base/coverage/mlk_test" >"$base/coverage/said" || { tail -n 30 "$base/coverage/said"; return 1; }
-  (cd "$base/coverage/test" && gcov -b test_main.gcda 2>/dev/null | grep -A 4 "mlk.h'")
+  (cd "$base/coverage/test" && gcov -b test_mlk.gcda 2>/dev/null | grep -A 4 "mlk.h'")
 }
 
 # The program first, alone; then the longest first, so that the cores stay busy to the end.
-stages="program suite asan hygiene neon tsan demo msan ubsan cxx11 dispatch_sse dispatch_avx2 native clang O0_serial cxx17_clang snippets blas"
+stages="program suite asan ubsan hygiene neon demo tsan msan cxx11_native clang cxx17_plain dispatch_sse dispatch_avx2 snippets blas"
 [ $long = 0 ] || stages="$stages valgrind seeds coverage"
 
 if [ ${#wanted[@]} -gt 0 ]; then
@@ -237,7 +237,7 @@ if [ ${#wanted[@]} -gt 0 ]; then
     for word in "${wanted[@]}"; do case $stage in *"$word"*) chosen="$chosen $stage"; break ;; esac; done
   done
   [ -n "$chosen" ] || { echo "run.sh: no stage has such a name; there are: $stages" >&2; exit 2; }
-  case $chosen in *suite* | *dispatch* | *seeds*) chosen="program $chosen" ;; esac
+  case $chosen in *program*) ;; *suite* | *dispatch* | *seeds* | *demo* | *blas*) chosen="program $chosen" ;; esac
   stages=$chosen
 fi
 if [ $list = 1 ]; then printf '%s\n' $stages; exit; fi
@@ -246,10 +246,10 @@ if [ $list = 1 ]; then printf '%s\n' $stages; exit; fi
 counts='^([0-9]+) passed, ([0-9]+) failed, ([0-9]+) skipped'
 
 run_stage() {
-  local stage=$1 from to status line guard pid user system passed=0 failed=0 skipped=0 word=ok
+  local stage=$1 from to status line guard pid busy passed=0 failed=0 skipped=0 word=ok
   from=$(date +%s)
   set -m # a process group of its own: whatever the stage started dies with it
-  ( TIMEFORMAT='%0U %0S'; { time (stage_"$stage") >"$log/$stage" 2>&1 </dev/null; } 2>"$log/$stage.time" ) &
+  ((stage_"$stage") >"$log/$stage" 2>&1 </dev/null; status=$?; times >"$log/$stage.times"; exit $status) &
   pid=$!
   set +m
   echo "$pid" >"$log/$stage.group"
@@ -281,13 +281,13 @@ run_stage() {
   echo "$passed $failed $skipped" >"$log/$stage.counts"
   if [ $word = skip ]; then printf '%-4s %-14s %s\n' SKIP "$stage" "$(tail -n 1 "$log/$stage" | sed 's/^skipped: //')"
   else
-    read -r user system <"$log/$stage.time" || user=0 system=0
+    busy=$(tail -n 1 "$log/$stage.times" 2>/dev/null | tr 'ms' '  ' | awk '{print int($1 * 60 + $2 + $3 * 60 + $4 + 0.5)}')
     printf '%-4s %-14s %5d passed, %d failed, %d skipped %5d s, %d s of processor\n' \
-      $word "$stage" "$passed" "$failed" "$skipped" $((to - from)) $((user + system))
+      $word "$stage" "$passed" "$failed" "$skipped" $((to - from)) "${busy:-0}"
   fi
 }
 
-rm -f "$log"/*.counts "$log"/*.group
+rm -f "$log"/*.counts "$log"/*.group "$log"/*.times
 give_up() { # the stages are in process groups of their own, which the terminal's interrupt does not reach
   local file
   for file in "$log"/*.group; do [ ! -f "$file" ] || kill -KILL -- "-$(cat "$file")" 2>/dev/null; done

@@ -1,6 +1,7 @@
 /* test.h - the runner's vocabulary: checks, random numbers, guarded buffers, a counting allocator, parallel hooks.
 
-   One binary, build/mlk_test, from tests/test_*.c; test_main.c holds the runner and the one implementation of mlk.h.
+   One binary, build/mlk_test, from tests/test_*.c; test_main.c holds the runner, test_mlk.c the
+   implementation of mlk.h.
    A test file ends in a table { {"area/case", function}, ..., {NULL, NULL} } declared below. Compiles as C99 and C++11. */
 
 #ifndef MLK_TEST_H

@@ -3,7 +3,8 @@
 # tests/demo_expected.txt, its options, its refusal of wrong arguments and files, its JSON; then the network of
 # examples/02_fashion_cnn.c: its weights everywhere, its checkpoints under kill -9, damage and a full disk; then the rest.
 #
-# usage: tests/test_demo.sh     from anywhere; CC, CFLAGS and OPENMP are taken from the environment
+# usage: tests/test_demo.sh     from anywhere; CC, CFLAGS and OPENMP are taken from the environment, and MLK_OBJECT: the
+#                               implementation of mlk.h as an object, to save compiling it
 # Last line: N passed, N failed, N skipped. Exit code 1 when something failed.
 
 cd "$(dirname "$0")/.." || exit 1
@@ -27,12 +28,16 @@ links() { # flags, program
   printf '%b' "$2" >"$work/probe.c" && $CC "$work/probe.c" -o "$work/probe" $1 >/dev/null 2>&1 && "$work/probe"
 }
 
-build() { # name, flags, libraries
-  if $CC $WARN $CFLAGS $2 -I. examples/00_knn_pictures.c -o "$work/$1" -lm $3 >"$work/log" 2>&1 && ! [ -s "$work/log" ]; then
+# The library is compiled once; the programs, which have it inside them for their users, are compiled without it.
+# tests/snippets.sh compiles them as users do.
+library=$work/mlk.o
+[ -z "${MLK_OBJECT:-}" ] || library=$MLK_OBJECT
+against_library() { # example, name, flags, libraries
+  sed '/^#define MLK_IMPLEMENTATION$/d' "examples/$1.c" >"$work/$2.c"
+  if $CC $WARN $CFLAGS $3 -I. "$work/$2.c" "$library" $OPENMP -o "$work/$2" -lm $4 >"$work/log" 2>&1 && ! [ -s "$work/log" ]; then
     pass
   else
-    fail "examples/00_knn_pictures.c does not compile without warnings: $CC $WARN $CFLAGS $2 -I. ... $3"
-    head -n 20 "$work/log"
+    fail "examples/$1.c does not compile without warnings: $CC $WARN $CFLAGS $3: $(head -n 5 "$work/log")"
     return 1
   fi
 }
@@ -41,15 +46,17 @@ if [ -z "${OPENMP+set}" ]; then
   OPENMP=
   links -fopenmp '#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n' && OPENMP=-fopenmp
 fi
-# The reader is what the sanitizers look at here; without the vector kernels the build takes a third of the time.
-sanitize='-O1 -DMLK_NO_AVX2 -DMLK_NO_AVX512 -fsanitize=address,undefined -fno-sanitize-recover=all'
+[ -n "${MLK_OBJECT:-}" ] || $CC $WARN $CFLAGS $OPENMP -I. -c tests/test_mlk.c -o "$library" ||
+  { fail "mlk.h does not compile" && echo "$passed passed, $failed failed, $skipped skipped" && exit 1; }
+# The readers are what the sanitizers look at here, not the library.
+sanitize='-O1 -fsanitize=address,undefined -fno-sanitize-recover=all'
 links "$sanitize" 'int main(void) { return 0; }\n' || { skip 'no address sanitizer here' && sanitize=; }
-build demo "$OPENMP" || { echo "$passed passed, $failed failed, $skipped skipped" && exit 1; }
+against_library 00_knn_pictures demo || { echo "$passed passed, $failed failed, $skipped skipped" && exit 1; }
 demo=$work/demo
 checkers=$demo
-[ "$sanitize" ] && build demo_sanitized "$sanitize" && checkers="$checkers $work/demo_sanitized"
+[ "$sanitize" ] && against_library 00_knn_pictures demo_sanitized "$sanitize" && checkers="$checkers $work/demo_sanitized"
 if links -lz '#include <zlib.h>\nint main(void) { return zlibVersion() == 0; }\n'; then
-  build demo_zlib "-DMLK_EXAMPLE_ZLIB $sanitize" -lz && checkers="$checkers $work/demo_zlib"
+  against_library 00_knn_pictures demo_zlib "-DMLK_EXAMPLE_ZLIB $sanitize" -lz && checkers="$checkers $work/demo_zlib"
 else
   skip 'no zlib here'
 fi
@@ -321,18 +328,6 @@ fi
 
 # --- the network of 02_fashion_cnn -----------------------------------------------------------------------------------------
 cnn=$work/cnn
-# The library is compiled once; the programs, which have it inside them for their users, are compiled without it.
-library=$work/mlk.o
-$CC $WARN $CFLAGS $OPENMP -x c -DMLK_IMPLEMENTATION -c mlk.h -o "$library" 2>"$work/log" || { fail "mlk.h: $(head -n 5 "$work/log")" && exit 1; }
-against_library() { # example, name, flags
-  sed '/^#define MLK_IMPLEMENTATION$/d' "examples/$1.c" >"$work/$2.c"
-  if $CC $WARN $CFLAGS $3 -I. "$work/$2.c" "$library" $OPENMP -o "$work/$2" -lm >"$work/log" 2>&1 && ! [ -s "$work/log" ]; then
-    pass
-  else
-    fail "examples/$1.c does not compile without warnings: $CC $WARN $CFLAGS $3: $(head -n 5 "$work/log")"
-    return 1
-  fi
-}
 against_library 02_fashion_cnn cnn || { echo "$passed passed, $failed failed, $skipped skipped" && exit 1; }
 checkers=$cnn
 [ "$sanitize" ] && against_library 02_fashion_cnn cnn_sanitized "$sanitize" && checkers="$checkers $work/cnn_sanitized"

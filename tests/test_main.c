@@ -1,4 +1,4 @@
-/* test_main.c - the runner, the helpers of test.h, and the one implementation of mlk.h in the test binary. */
+/* test_main.c - the runner and the helpers of test.h. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* MAP_ANONYMOUS and clock_gettime under -std=c99 */
@@ -16,9 +16,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
-
-#define MLK_IMPLEMENTATION
-#include "mlk.h"
 
 /* ---- the runner's state ----------------------------------------------------------------------------------------- */
 
