@@ -248,6 +248,14 @@ static inline layer layer_random(mlkt_rng *rng, double macs) {
     if (alike && i > 0)
       l.filter[i] = l.filter[0], l.stride[i] = l.stride[0], l.before[i] = l.before[0], l.after[i] = l.after[0];
   }
+  i = (int)mlkt_int(rng, 0, spatial - 1);
+  switch (mlkt_int(rng, 0, 30)) { /* far beyond the image, or just within it */
+  case 0: l.stride[i] = mlkt_int(rng, 4, 1000); break;
+  case 1: l.stride[i] = mlkt_int(rng, 4, 9), l.before[i] += 9; break;
+  case 2: l.dilation[i] = mlkt_int(rng, 4, 30), l.before[i] += mlkt_int(rng, 0, 60); break;
+  case 3: l.before[i] = 40 + l.in[i]; break;
+  default: break;
+  }
   switch (mlkt_int(rng, 0, 40)) { /* nothing of something */
   case 0: l.n = 0; break;
   case 1: l.c = 0; break;

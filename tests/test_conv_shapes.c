@@ -52,7 +52,7 @@ static void bits_across_threads(void) {
   int i, what;
   memset(&p, 0, sizeof p);
   crew_open();
-  for (i = 0; i < 10; i++)
+  for (i = 0; i < 14; i++)
     for (what = 0; what < OPS && !mlkt_hopeless(); what++, index++) {
       layer l = layer_cube(2, 2, 33, 40, 1, 15, 3, 1, 1);
       switch (i) {
@@ -65,6 +65,10 @@ static void bits_across_threads(void) {
       case 7: l = layer_cube(3, 1, 9, 20, 1, 9, 3, 1, 1); break;
       case 8: l = layer_cube(2, 2, 60, 66, 6, 17, 3, 1, 1); break;
       case 9: l = layer_cube(2, 1, 66, 20, 1, 9, 3, 1, 2), l.dilation[1] = 2, l.after[0] = 0, l.stride[1] = 3; break;
+      case 10: l = layer_cube(2, 1, 4, 1100, 1, 6, 3, 1, 1); break;
+      case 11: l = layer_cube(2, 1, 1100, 4, 1, 6, 3, 1, 1); break;
+      case 12: l = layer_cube(2, 1, 64, 300, 1, 5, 3, 1, 1); break;
+      case 13: l = layer_cube(2, 1, 300, 64, 1, 5, 3, 1, 1); break;
       default: break;
       }
       if (mlkt_keep(index)) bits_of_layer(&p, (op)what, &l, index, &panels);
