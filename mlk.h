@@ -290,7 +290,7 @@ typedef struct mlk_packed {
   int32_t isa;   /* mlk_isa of the context that packed: panels have that row's width */
   int32_t panel; /* columns per panel */
   /* of convolution weights; see mlk_conv_pack */
-  int32_t form, rows, rank;
+  int32_t form, variant, rank;
   int64_t shape[MLK_MAX_RANK], groups, stride[3], dilation[3], pad[3];
 } mlk_packed;
 
@@ -2086,6 +2086,12 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
 #define MLKI_PQ_avx512  5
 #define MLKI_PX_avx512  4
 
+/* Vectors of sums that the tile of planes keeps; with one vector of the image and the weights they fit the registers. */
+#define MLKI_SUMS_scalar 8
+#define MLKI_SUMS_neon   24
+#define MLKI_SUMS_avx2   12
+#define MLKI_SUMS_avx512 24
+
 /* Accumulators of a reduction along columns: 16 where registers allow. */
 #define MLKI_TURN_scalar 8
 #define MLKI_TURN_neon   16
@@ -2103,6 +2109,7 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
 #define MLKI_PQ         MLKI_FN(MLKI_PQ)
 #define MLKI_PX         MLKI_FN(MLKI_PX)
 #define MLKI_TURN       MLKI_FN(MLKI_TURN)
+#define MLKI_SUMS       MLKI_FN(MLKI_SUMS)
 #define MLKI_V16        (16 / MLKI_LANES) /* vectors that hold the 16 lanes of a sum */
 
 #define mlki_vec          MLKI_FN(mlki_vec)
@@ -2168,6 +2175,16 @@ typedef struct mlki_epilogue {
   mlk_activation activation;
   mlki_mat c, bias, residual, preact, d;
 } mlki_epilogue;
+
+/* rows (<= MR) written channels at vectors x LANES places: row i at c + i * c_rs is the chain over terms p < k of
+   w[p * rows + i] times x[at[p] + place]. */
+typedef struct mlki_planes {
+  const float *w, *x;
+  const int32_t *at;
+  float *c;
+  int64_t rows, k, c_rs, vectors;
+  mlki_chain chain; /* MLKI_START or MLKI_ADD */
+} mlki_planes;
 
 typedef enum mlki_pair { MLKI_PAIR_L2, MLKI_PAIR_IP } mlki_pair; /* what a 16-lane sum runs over */
 
@@ -2242,6 +2259,7 @@ struct mlki_kernels {
   void (*read)(const float *from, int64_t n, float *out); /* reads n floats, n a multiple of 128 */
   /* to[p * pitch + i] = from[i * ws + p * ks] for i < width, p < k; nothing else is written */
   void (*place)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws, int64_t ks);
+  void (*planes)(const mlki_planes *s);
   void (*map)(const mlki_map_row *m);
   void (*widen)(mlk_dtype from, const void *p, float *to, int64_t n);  /* f16, bf16 or u8 to f32 */
   void (*narrow)(mlk_dtype to, const float *from, void *p, int64_t n); /* f32 to f16, bf16 or u8 */
@@ -3167,6 +3185,82 @@ MLKI_KERNEL void MLKI_FN(mlki_place)(float *to, int64_t width, int64_t pitch, in
   }
 }
 
+/* rows x vecs vectors of the sums of planes, from place j on; rows and vecs are constants where it is inlined. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_planes_tile)(const int rows, const int vecs, const mlki_planes *s, int64_t j) {
+  const float *w = s->w, *x = s->x + j;
+  const int64_t k = s->k, c_rs = s->c_rs;
+  mlki_vec acc[MLKI_MR][8];
+  float *c = s->c + j;
+  int64_t p;
+  int i, v;
+  MLKI_UNROLL for (i = 0; i < rows; i++) { MLKI_UNROLL for (v = 0; v < vecs; v++) acc[i][v] = mlki_v_zero(); }
+  for (p = 0; p < k; p++, w += rows) {
+    const float *at = x + s->at[p];
+    if (rows <= vecs) {
+      mlki_vec wv[MLKI_MR];
+      MLKI_UNROLL for (i = 0; i < rows; i++) wv[i] = mlki_v_set1(w[i]);
+      MLKI_UNROLL for (v = 0; v < vecs; v++) {
+        const mlki_vec xv = mlki_v_load(at + v * MLKI_LANES);
+        MLKI_UNROLL for (i = 0; i < rows; i++) acc[i][v] = mlki_v_fma(wv[i], xv, acc[i][v]);
+      }
+    } else {
+      mlki_vec xv[8];
+      MLKI_UNROLL for (v = 0; v < vecs; v++) xv[v] = mlki_v_load(at + v * MLKI_LANES);
+      MLKI_UNROLL for (i = 0; i < rows; i++) {
+        const mlki_vec wv = mlki_v_set1(w[i]);
+        MLKI_UNROLL for (v = 0; v < vecs; v++) acc[i][v] = mlki_v_fma(wv, xv[v], acc[i][v]);
+      }
+    }
+  }
+  MLKI_UNROLL for (i = 0; i < rows; i++) {
+    MLKI_UNROLL for (v = 0; v < vecs; v++) {
+      float *to = c + i * c_rs + v * MLKI_LANES;
+      mlki_v_store(to, s->chain == MLKI_ADD ? mlki_v_add(mlki_v_load(to), acc[i][v]) : acc[i][v]);
+    }
+  }
+}
+
+/* A constant number of rows: tiles of the most vectors whose sums fit, then of 4, 2 and 1. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_planes_rows)(const int rows, const mlki_planes *s) {
+  const int most = MLKI_SUMS / rows > 8 ? 8 : MLKI_SUMS / rows < 2 ? 2 : MLKI_SUMS / rows;
+  int64_t left = s->vectors, j = 0;
+  for (; left >= most; left -= most, j += most * MLKI_LANES) MLKI_FN(mlki_planes_tile)(rows, most, s, j);
+  if (most > 4 && left >= 4) {
+    MLKI_FN(mlki_planes_tile)(rows, 4, s, j);
+    left -= 4, j += 4 * MLKI_LANES;
+  }
+  if (most > 2 && left >= 2) {
+    MLKI_FN(mlki_planes_tile)(rows, 2, s, j);
+    left -= 2, j += 2 * MLKI_LANES;
+  }
+  if (left) MLKI_FN(mlki_planes_tile)(rows, 1, s, j);
+}
+
+#define MLKI_PLANES_CASE(r)                                                                                            \
+  case r:                                                                                                              \
+    if (r <= MLKI_MR) MLKI_FN(mlki_planes_rows)(r > MLKI_MR ? 1 : r, s);                                               \
+    break
+
+MLKI_KERNEL void MLKI_FN(mlki_planes_any)(const mlki_planes *s) {
+  switch (s->rows) {
+    MLKI_PLANES_CASE(1);
+    MLKI_PLANES_CASE(2);
+    MLKI_PLANES_CASE(3);
+    MLKI_PLANES_CASE(4);
+    MLKI_PLANES_CASE(5);
+    MLKI_PLANES_CASE(6);
+    MLKI_PLANES_CASE(7);
+    MLKI_PLANES_CASE(8);
+    MLKI_PLANES_CASE(9);
+    MLKI_PLANES_CASE(10);
+    MLKI_PLANES_CASE(11);
+    MLKI_PLANES_CASE(12);
+    MLKI_PLANES_CASE(13);
+    MLKI_PLANES_CASE(14);
+  default: break;
+  }
+}
+
 /* >>map_kernels --------------------------------------------------------------------------------------------------
    Dense rows of elementwise maps, conversions, reductions and optimiser steps. Whatever is not dense is gathered into
    blocks before it comes here (>>map). */
@@ -3875,6 +3969,7 @@ static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(mlki_spin),
     MLKI_FN(mlki_read),
     MLKI_FN(mlki_place),
+    MLKI_FN(mlki_planes_any),
     MLKI_FN(mlki_map),
     MLKI_FN(mlki_widen),
     MLKI_FN(mlki_narrow),
@@ -4872,6 +4967,8 @@ static mlk_status mlki_matmul_run(mlk_context *ctx, const mlk_matmul_desc *desc,
    columns    weights in panels of MR written channels, the image in panels of NR pixels: where the width is dense
    rows       the image in panels of MR pixels, weights in panels of NR written channels: where channels are dense, and
               for small images
+   planes     weights as for columns, the image as it is, copied into a zero-padded buffer whose columns (and rows) are
+             split by their place modulo the step, so that vectors of outputs read it at any tap: few channels
    Panels of the image are packed from the image itself, a tile at a time: no im2col buffer (implicit matrix product;
    Chetlur et al., "cuDNN: efficient primitives for deep learning", 2014). Sums live in a scratch tile until they are
    complete; the epilogue writes the output once. */
@@ -4890,9 +4987,10 @@ typedef enum mlki_conv_variant {
   MLKI_CONV_EMPTY,
   MLKI_CONV_REFERENCE,
   MLKI_CONV_ROWS,
-  MLKI_CONV_COLUMNS
+  MLKI_CONV_COLUMNS,
+  MLKI_CONV_PLANES
 } mlki_conv_variant;
-static const char *const mlki_conv_variant_names[] = {"empty", "reference", "rows", "columns"};
+static const char *const mlki_conv_variant_names[] = {"empty", "reference", "rows", "columns", "planes"};
 
 /* x is what is read, y what is written: X and Y, or DY and DX when transposed. Axes that are not there have size 1. */
 typedef struct mlki_conv {
@@ -4923,6 +5021,11 @@ typedef struct mlki_conv {
   int64_t floats_image, floats; /* workspace of a task */
   float *workspace;             /* of the tasks */
   uint64_t flops, bytes;
+  int pixel_major;                   /* finished sums are [pixel][channel], else [channel][pixel] */
+  int plain;                         /* planes: sums go to y as they are, in runs */
+  int64_t band_rows, band_cols;      /* planes: outputs of a band along the last two axes; several rows are whole */
+  int64_t batch, run;                /* groups that share a buffer; groups of an item, a multiple of batch */
+  int64_t floats_terms, floats_sums; /* of a task's workspace, before and after the buffer; the rest is for finish */
 } mlki_conv;
 
 /* One correlation: along each axis output o < out reads x at o step + t dilation + origin for taps t < taps, and is
@@ -5190,14 +5293,14 @@ static mlki_mat mlki_conv_mat(const mlki_conv *cv, const mlki_conv_phase *ph, co
   if (!y->p) return mat;
   mat.p = mlki_image_at(y, ph, n, c, o);
   mat.rs = y->c, mat.cs = ph->skip[2] * y->s[2];
-  if (cv->variant == MLKI_CONV_ROWS) mlki_swap_axes(&mat);
+  if (cv->pixel_major) mlki_swap_axes(&mat);
   return mat;
 }
 
 /* Writes finished sums: pixels [p, p + np) x channels [k, k + nk) of group g. */
 static void mlki_conv_finish(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t p, int64_t np,
                              int64_t k, int64_t nk, const float *scratch, int64_t pitch) {
-  const int rows = cv->variant == MLKI_CONV_ROWS;
+  const int rows = cv->pixel_major;
   const int64_t run = mlki_conv_run(cv, ph), c = g * cv->cout + k;
   int64_t at = p, n, o[3];
   while (at < p + np) {
@@ -5414,6 +5517,184 @@ static void mlki_conv_direct(const mlki_conv *cv, const mlki_conv_phase *ph, int
   }
 }
 
+/* One axis of the buffer of planes. Taps whose inputs lie a multiple of the step apart share a track: place i of track t
+   holds input first + i step, and tap u reads outputs o from place o + shift on. Where taps lie so far apart that this
+   would hold more than it shares, each has a track of its own. */
+typedef struct mlki_plane_axis {
+  int64_t tracks, turn, spread, places;
+} mlki_plane_axis;
+
+/* block: outputs of a whole band, which decide; outputs: of this one. */
+static mlki_plane_axis mlki_plane_axis_of(const mlki_conv_phase *ph, int a, int64_t block, int64_t outputs) {
+  const int64_t d = ph->dilation[a] < 0 ? -ph->dilation[a] : ph->dilation[a], gcd = mlki_gcd(ph->step[a], d);
+  const int64_t taps = mlki_max(ph->taps[a], 1);
+  mlki_plane_axis axis;
+  axis.tracks = mlki_min(ph->step[a] / gcd, taps), axis.turn = ph->dilation[a] / gcd;
+  axis.spread = (mlki_ceil_div(taps, axis.tracks) - 1) * (d / gcd);
+  if (axis.spread > block) axis.tracks = taps, axis.turn = 0, axis.spread = 0;
+  axis.places = outputs + axis.spread;
+  return axis;
+}
+
+/* Where tap u begins along its track. */
+static int64_t mlki_plane_shift(const mlki_plane_axis *axis, int64_t u) {
+  return u / axis->tracks * axis->turn + (axis->turn < 0 ? axis->spread : 0);
+}
+
+/* The input at place 0 of a track of a band whose first output is o; its places [*begin, *end) lie inside the image. */
+static int64_t mlki_plane_first(const mlki_conv *cv, const mlki_conv_phase *ph, int a, const mlki_plane_axis *axis,
+                                int64_t o, int64_t track, int64_t *begin, int64_t *end) {
+  const int64_t step = ph->step[a];
+  const int64_t first = (o - (axis->turn < 0 ? axis->spread : 0)) * step + track * ph->dilation[a] + ph->origin[a];
+  *begin = first >= 0 ? 0 : mlki_min(mlki_ceil_div(-first, step), axis->places);
+  *end = first >= cv->in[a] ? *begin : mlki_min(mlki_ceil_div(cv->in[a] - first, step), axis->places);
+  *end = mlki_max(*begin, *end);
+  return first;
+}
+
+/* Outputs o[1] .. + rows, o[2] .. + cols of one image and one o[0]. Sums run over flat = rows x pitch places of the
+   buffer, [channel][axis 0][track 1][track 2][place 1][place 2 = pitch]: those beyond cols in a row are dropped. */
+typedef struct mlki_plane_band {
+  mlki_plane_axis axis[3];
+  int64_t n, o[3], rows, cols;
+  int64_t pitch, plane, channel, flat; /* floats: a row, a pair of tracks, a channel; places of all outputs */
+} mlki_plane_band;
+
+static void mlki_plane_band_of(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t rows, int64_t cols,
+                               mlki_plane_band *b) {
+  b->rows = rows, b->cols = cols;
+  b->axis[0] = mlki_plane_axis_of(ph, 0, 1, 1);
+  b->axis[1] = mlki_plane_axis_of(ph, 1, cv->band_rows, rows);
+  b->axis[2] = mlki_plane_axis_of(ph, 2, cv->band_cols, cols);
+  b->pitch = b->axis[2].places;
+  b->plane = b->axis[1].places * b->pitch;
+  b->channel = b->axis[0].tracks * b->axis[0].places * b->axis[1].tracks * b->axis[2].tracks * b->plane;
+  b->channel = mlki_round_up(b->channel, MLKI_LANES_MAX) | MLKI_LANES_MAX; /* not all in the same sets of level 1 */
+  b->flat = (rows - 1) * b->pitch + cols;
+}
+
+/* Copies what lies inside the image: channels from c on of the image. The rest of the buffer stays as it is. */
+static void mlki_conv_fill_planes(const mlki_conv *cv, const mlki_conv_phase *ph, const mlki_plane_band *b, int64_t c,
+                                  int64_t channels, float *to) {
+  const int64_t rs = ph->step[1] * cv->x.s[1], cs = ph->step[2] * cv->x.s[2];
+  int64_t begin[3], end[3], first[3], t0, t1, t2, i, r;
+  for (t0 = 0; t0 < b->axis[0].tracks; t0++)
+    for (t1 = 0; t1 < b->axis[1].tracks; t1++)
+      for (t2 = 0; t2 < b->axis[2].tracks; t2++) {
+        first[0] = mlki_plane_first(cv, ph, 0, &b->axis[0], b->o[0], t0, &begin[0], &end[0]);
+        first[1] = mlki_plane_first(cv, ph, 1, &b->axis[1], b->o[1], t1, &begin[1], &end[1]);
+        first[2] = mlki_plane_first(cv, ph, 2, &b->axis[2], b->o[2], t2, &begin[2], &end[2]);
+        for (i = begin[0]; i < end[0] && begin[1] < end[1] && begin[2] < end[2]; i++) {
+          const float *from = cv->x.p + b->n * cv->x.n + c * cv->x.c + (first[0] + i * ph->step[0]) * cv->x.s[0] +
+                              (first[1] + begin[1] * ph->step[1]) * cv->x.s[1] +
+                              (first[2] + begin[2] * ph->step[2]) * cv->x.s[2];
+          float *at = to +
+                      (((t0 * b->axis[0].places + i) * b->axis[1].tracks + t1) * b->axis[2].tracks + t2) * b->plane +
+                      begin[1] * b->pitch + begin[2];
+          if (cv->x.c == 1 && cs != 1 && channels > 1) {
+            for (r = 0; r < end[1] - begin[1]; r++)
+              cv->row->place(at + r * b->pitch, end[2] - begin[2], b->channel, channels, from + r * rs, cs, 1);
+          } else {
+            for (r = 0; r < channels; r++)
+              cv->row->place(at + r * b->channel, end[2] - begin[2], b->pitch, end[1] - begin[1], from + r * cv->x.c,
+                             cs, rs);
+          }
+        }
+      }
+}
+
+/* Where terms [s, s + kc) read the buffer. */
+static void mlki_planes_terms(const mlki_conv *cv, const mlki_conv_phase *ph, const mlki_plane_band *b, int64_t s,
+                              int64_t kc, int32_t *at) {
+  int64_t p = 0, tap = s / mlki_max(cv->cin, 1), c = s % mlki_max(cv->cin, 1);
+  for (; p < kc; tap++, c = 0) {
+    const int64_t t0 = tap / (ph->taps[1] * ph->taps[2]), t1 = tap / ph->taps[2] % ph->taps[1], t2 = tap % ph->taps[2];
+    const int64_t i0 = t0 % b->axis[0].tracks * b->axis[0].places + mlki_plane_shift(&b->axis[0], t0);
+    int64_t from = (i0 * b->axis[1].tracks + t1 % b->axis[1].tracks) * b->axis[2].tracks + t2 % b->axis[2].tracks;
+    from = from * b->plane + mlki_plane_shift(&b->axis[1], t1) * b->pitch + mlki_plane_shift(&b->axis[2], t2);
+    for (; c < cv->cin && p < kc; c++) at[p++] = (int32_t)(from + c * b->channel);
+  }
+}
+
+/* Writes the sums of channels [c, c + nc) of y. to: room for all of them. */
+static void mlki_conv_finish_planes(const mlki_conv *cv, const mlki_conv_phase *ph, const mlki_plane_band *b, int64_t c,
+                                    int64_t nc, const float *sums, int64_t pitch, float *to) {
+  const int64_t step = ph->skip[2] * cv->y.s[2], np = b->rows * b->cols;
+  const int direct = cv->plain;
+  int64_t i;
+  if (cv->pixel_major) {
+    for (i = 0; i < b->rows; i++) {
+      const int64_t o[3] = {b->o[0], b->o[1] + i, b->o[2]};
+      cv->row->place(direct ? mlki_image_at(&cv->y, ph, b->n, c, o) : to + i * b->cols * nc, nc, direct ? step : nc,
+                     b->cols, sums + i * b->pitch, pitch, 1);
+    }
+  } else {
+    for (i = 0; i < nc; i++)
+      cv->row->place(direct ? mlki_image_at(&cv->y, ph, b->n, c + i, b->o) : to + i * np, b->cols,
+                     direct ? ph->skip[1] * cv->y.s[1] : b->cols, b->rows, sums + i * pitch, 1, b->pitch);
+  }
+  if (!direct)
+    mlki_conv_finish(cv, ph, 0, ((b->n * ph->out[0] + b->o[0]) * ph->out[1] + b->o[1]) * ph->out[2] + b->o[2], np, c,
+                     nc, to, cv->pixel_major ? nc : np);
+}
+
+/* One item by planes: groups [g, end) of a band. */
+static void mlki_conv_planes(const mlki_conv *cv, const mlki_conv_phase *ph, const mlki_plane_band *b, int64_t g,
+                             int64_t end, float *workspace) {
+  int32_t *at = (int32_t *)(void *)workspace;
+  float *image = workspace + cv->floats_terms, *sums = image + cv->floats_image, *to = sums + cv->floats_sums;
+  const int64_t pitch = mlki_conv_pitch(cv, b->flat);
+  int64_t table = -1, k, s, i, j;
+  mlki_planes planes;
+  planes.at = at, planes.c_rs = pitch, planes.vectors = mlki_ceil_div(b->flat, cv->row->lanes);
+  memset(image, 0, (size_t)cv->floats_image * 4);
+  for (; g < end; g += cv->batch) {
+    const int64_t batch = mlki_min(cv->batch, end - g);
+    if (ph->terms) mlki_conv_fill_planes(cv, ph, b, g * cv->cin, batch * cv->cin, image);
+    for (k = 0; k < cv->cout; k += cv->block_channels) {
+      const int64_t nk = mlki_min(cv->block_channels, cv->cout - k);
+      for (s = 0; s == 0 || s < ph->terms; s += MLK_SEGMENT) {
+        planes.k = mlki_min(ph->terms - s, MLK_SEGMENT);
+        planes.chain = s == 0 ? MLKI_START : MLKI_ADD;
+        if (table != s) mlki_planes_terms(cv, ph, b, table = s, planes.k, at);
+        for (j = 0; j < batch; j++) {
+          const float *panels = cv->panels + (g + j) * cv->panel_floats + mlki_conv_panels_at(cv, ph);
+          planes.x = image + j * cv->cin * b->channel;
+          for (i = k; i < k + nk; i += cv->width) {
+            planes.rows = mlki_min(cv->width, cv->cout - i);
+            planes.w = panels + i * ph->terms + s * planes.rows;
+            planes.c = sums + (j * cv->cout + i - k) * pitch;
+            cv->row->planes(&planes);
+          }
+        }
+      }
+      mlki_conv_finish_planes(cv, ph, b, g * cv->cout + k, batch > 1 ? batch * cv->cout : nk, sums, pitch, to);
+    }
+  }
+}
+
+/* Phases are neighbours: each writes only every other element of the same lines. */
+static void mlki_conv_planes_task(void *arg, int index) {
+  mlki_conv *cv = (mlki_conv *)arg;
+  const int64_t phases = cv->phases[0] * cv->phases[1] * cv->phases[2], runs = mlki_ceil_div(cv->groups, cv->run);
+  const int64_t o0 = mlki_ceil_div(cv->out[0], cv->transposed ? cv->stride[0] : 1);
+  for (;;) {
+    int64_t item = cv->tasks == 1 ? cv->next++ : mlki_take(&cv->next), g;
+    mlki_conv_phase ph;
+    mlki_plane_band b;
+    if (item >= cv->items) break;
+    mlki_conv_phase_at(cv, item % phases, &ph), item /= phases;
+    b.o[2] = item % cv->channel_blocks * cv->band_cols, item /= cv->channel_blocks;
+    b.o[1] = item % cv->pixel_blocks * cv->band_rows, item /= cv->pixel_blocks;
+    g = item % runs * cv->run, item /= runs;
+    b.o[0] = item % o0, b.n = item / o0;
+    if (b.o[0] >= ph.out[0] || b.o[1] >= ph.out[1] || b.o[2] >= ph.out[2]) continue;
+    mlki_plane_band_of(cv, &ph, mlki_min(cv->band_rows, ph.out[1] - b.o[1]),
+                       mlki_min(cv->band_cols, ph.out[2] - b.o[2]), &b);
+    mlki_conv_planes(cv, &ph, &b, g, mlki_min(g + cv->run, cv->groups), cv->workspace + index * cv->floats);
+  }
+}
+
 static void mlki_conv_task(void *arg, int index) {
   mlki_conv *cv = (mlki_conv *)arg;
   float *image = cv->workspace + index * cv->floats, *scratch = image + cv->floats_image;
@@ -5457,6 +5738,105 @@ static double mlki_conv_cost(const mlki_conv *cv, int rows) {
   const int dense = rows ? cv->y.c == 1 : cv->y.s[2] == 1 && !(cv->transposed && cv->stride[2] > 1);
   return terms * tiles + terms * (double)pixels * copy * per_cycle +
          (dense ? 0.2 : 2.0) * per_cycle * (double)along * (double)across;
+}
+
+/* The same for planes, given their bands. What the other variants pay for a call to place a piece of a tap is part of
+   the comparison. */
+static double mlki_conv_planes_cost(const mlki_conv *cv, const mlki_conv_phase *ph) {
+  const double per_cycle = 2 * cv->row->lanes;
+  const double terms = (double)(cv->taps[0] * cv->taps[1] * cv->taps[2] * cv->cin) /
+                       (double)(cv->phases[0] * cv->phases[1] * cv->phases[2]);
+  double bands = (double)cv->images;
+  const int64_t last[3] = {1, cv->band_rows, cv->band_cols};
+  mlki_plane_band b;
+  double vectors, chains, sums, copy;
+  int a;
+  mlki_plane_band_of(cv, ph, cv->band_rows, cv->band_cols, &b);
+  for (a = 0; a < 3; a++)
+    bands *= (double)mlki_ceil_div(mlki_ceil_div(cv->out[a], cv->transposed ? cv->stride[a] : 1), last[a]);
+  vectors = (double)mlki_ceil_div(b.flat, cv->row->lanes);
+  chains = (double)cv->width * (vectors < 8 ? vectors : 8);
+  sums = terms * vectors * cv->row->lanes * (double)cv->cout * (cv->width == 1 ? 2 : 1) * (chains < 8 ? 8 / chains : 1);
+  copy = ph->step[2] * cv->x.s[2] == 1 ? 0.1 : cv->x.c == 1 && cv->batch > 1 ? 0.4 : 1.5;
+  return bands * (sums + per_cycle * (copy * (double)(cv->cin * b.channel) +
+                                      (cv->plain         ? 0.1
+                                       : cv->pixel_major ? 0.5
+                                                         : 0.3) *
+                                          (double)(cv->cout * b.flat) +
+                                      100));
+}
+
+#define MLKI_CONV_BAND    2048       /* most outputs of a band along an axis */
+#define MLKI_CONV_TAPS    4096       /* most taps for planes: the buffer may hold a row for each */
+#define MLKI_CONV_LEVEL_1 (24 << 10) /* bytes of level 1 for a band where every vector read is used but once or twice */
+
+/* Floats of a task's workspace for bands of rows x cols; ph: a phase with the most taps. */
+static int64_t mlki_conv_planes_floats(mlki_conv *cv, const mlki_conv_phase *ph, int64_t rows, int64_t cols) {
+  const int64_t channels = cv->batch > 1 ? cv->batch * cv->cout : cv->block_channels;
+  mlki_plane_band b;
+  cv->band_rows = rows, cv->band_cols = cols;
+  mlki_plane_band_of(cv, ph, rows, cols, &b);
+  b.flat += rows * (cols - b.axis[2].spread); /* a phase with fewer taps may share a track where this one does not */
+  cv->floats_terms = MLK_SEGMENT;
+  cv->floats_image = cv->batch * cv->cin * b.channel + 2 * MLKI_LANES_MAX;
+  cv->floats_sums = channels * mlki_conv_pitch(cv, b.flat);
+  cv->floats = cv->floats_terms + cv->floats_image + cv->floats_sums +
+               (cv->plain ? 0 : mlki_round_up(channels * rows * cols, MLKI_LANES_MAX));
+  return cv->floats;
+}
+
+/* The largest bands of out[] outputs whose buffers stay small; 0 where there are none. ph: a phase with the most taps. */
+static int mlki_conv_planes_bands(const mlk_context *ctx, mlki_conv *cv, const mlki_conv_phase *ph,
+                                  const int64_t *out) {
+  const int64_t step = (cv->transposed ? cv->stride[2] : 1) * cv->y.s[2], widest = mlki_max(cv->cin, cv->cout);
+  const int64_t budget = cv->width > 2 ? ctx->l2_bytes / 32 : MLKI_CONV_LEVEL_1 / 4;
+  int64_t rows = mlki_min(out[1], MLKI_CONV_BAND), cols = mlki_min(out[2], MLKI_CONV_BAND);
+  cv->pixel_major = cv->y.c == 1 && step != 1 && cv->groups * cv->cout > 1;
+  cv->plain = cv->alpha == 1.0f && cv->beta == 0.0f && !cv->bias && !cv->residual.p && !cv->preact.p &&
+              cv->activation == MLK_NONE && (cv->pixel_major || step == 1);
+  cv->batch = 1;
+  if (cv->x.c == 1 || cv->y.c == 1) cv->batch = mlki_max(mlki_min(MLKI_LANES_MAX / widest, cv->groups), 1);
+  cv->block_channels = cv->batch > 1     ? cv->cout
+                       : cv->pixel_major ? mlki_min(cv->cout, mlki_max(64 / cv->width, 1) * cv->width)
+                                         : cv->width;
+  if (cols < out[2]) rows = 1;
+  while (rows > 1 && mlki_conv_planes_floats(cv, ph, rows, cols) > budget) rows = (rows + 1) / 2;
+  rows = mlki_ceil_div(out[1], mlki_ceil_div(out[1], rows));
+  while (cols > 2 * cv->row->nr && mlki_conv_planes_floats(cv, ph, rows, cols) > budget) cols = (cols + 1) / 2;
+  if (cols < out[2]) rows = 1;
+  return mlki_conv_planes_floats(cv, ph, rows, cols) <= ctx->l2_bytes / 8;
+}
+
+/* Decides for planes if they cost less than the variant so far, then chooses their items. */
+static int mlki_conv_block_planes(const mlk_context *ctx, mlki_conv *cv, int64_t tasks) {
+  const int64_t taps = cv->taps[0] * cv->taps[1] * cv->taps[2], want = tasks == 1 ? 1 : 4 * tasks;
+  int64_t out[3], leader[3], bands;
+  mlki_conv trial = *cv;
+  mlki_conv_phase ph;
+  int a;
+  if (taps > MLKI_CONV_TAPS || cv->cin > MLKI_CONV_CHANNELS || cv->cin == 0 || (taps == 1 && cv->groups == 1) ||
+      (cv->panels && cv->variant != MLKI_CONV_COLUMNS))
+    return 0;
+  for (a = 0; a < 3; a++) {
+    out[a] = cv->transposed ? mlki_ceil_div(cv->out[a], cv->stride[a]) : cv->out[a];
+    leader[a] = mlki_modulo(-cv->pad[a], cv->stride[a]);
+  }
+  mlki_conv_phase_of(cv, leader, &ph);
+  trial.variant = MLKI_CONV_PLANES;
+  trial.width = mlki_panel_rows(cv->cout, cv->row->mr), trial.panel_floats = taps * cv->cin * cv->cout;
+  if (!mlki_conv_planes_bands(ctx, &trial, &ph, out)) return 0;
+  if (mlki_conv_planes_cost(&trial, &ph) > mlki_conv_cost(cv, cv->variant == MLKI_CONV_ROWS)) return 0;
+  *cv = trial;
+  cv->pixel_blocks = mlki_ceil_div(out[1], cv->band_rows), cv->channel_blocks = mlki_ceil_div(out[2], cv->band_cols);
+  bands = cv->images * out[0] * cv->pixel_blocks * cv->channel_blocks;
+  cv->run = mlki_round_up(mlki_ceil_div(cv->groups, mlki_ceil_div(want, bands)), cv->batch);
+  if (cv->transposed) /* what one item writes is still in level 2 for the next phase */
+    cv->run = mlki_min(cv->run, mlki_round_up(mlki_ceil_div(ctx->l2_bytes / 16,
+                                                            cv->band_rows * cv->band_cols * cv->stride[2] * cv->cout),
+                                              cv->batch));
+  cv->items = cv->phases[0] * cv->phases[1] * cv->phases[2] * mlki_ceil_div(cv->groups, cv->run) * bands;
+  cv->tasks = (int)mlki_min(tasks, cv->items);
+  return 1;
 }
 
 /* Items of a direct convolution; 0 where packing is better: rows too short to fill a tile, or too many phases. */
@@ -5527,7 +5907,10 @@ static void mlki_conv_block(const mlk_context *ctx, mlki_conv *cv) {
     cv->variant = MLKI_CONV_REFERENCE;
   if (cv->variant == MLKI_CONV_EMPTY || cv->variant == MLKI_CONV_REFERENCE) return;
   cv->pack = !cv->panels;
+  cv->pixel_major = cv->variant == MLKI_CONV_ROWS;
   tasks = mlki_max(mlki_min(mlki_task_limit(ctx), (int64_t)(work / MLKI_TASK_WORK)), 1);
+
+  if (mlki_conv_block_planes(ctx, cv, tasks)) return;
 
   cv->block_channels = mlki_min(cv->cout, MLKI_CONV_CHANNELS / cv->width * cv->width);
   cv->direct = cv->variant == MLKI_CONV_ROWS && mlki_conv_block_direct(ctx, cv, tasks);
@@ -5669,7 +6052,7 @@ static mlk_status mlki_conv_check_packed(mlk_context *ctx, const mlki_conv_args 
   for (i = 0; i < p->rank; i++) filter[i] = p->shape[i];
   cv->panels = (const float *)p->data;
   cv->width = p->panel;
-  cv->variant = p->rows ? MLKI_CONV_ROWS : MLKI_CONV_COLUMNS;
+  cv->variant = (mlki_conv_variant)p->variant;
   return MLK_OK;
 }
 
@@ -9868,7 +10251,7 @@ static mlk_status mlki_conv_run_of(mlk_context *ctx, mlki_conv_args *t) {
     cv.workspace += mlki_round_up(cv.groups * cv.panel_floats, MLKI_LANES_MAX);
     mlki_parallel_for(ctx, packing.tasks, mlki_conv_pack_task, &packing);
   }
-  mlki_parallel_for(ctx, cv.tasks, mlki_conv_task, &cv);
+  mlki_parallel_for(ctx, cv.tasks, cv.variant == MLKI_CONV_PLANES ? mlki_conv_planes_task : mlki_conv_task, &cv);
   return MLK_OK;
 }
 
@@ -9884,7 +10267,7 @@ static mlk_status mlki_conv_pack_of(mlk_context *ctx, mlki_conv_args *t, void *b
   if (ctx->reference) return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "isa: the reference does not read packed panels");
   t->alpha = NULL;
   if ((status = mlki_conv_prepare(ctx, t, 0, &cv)) != MLK_OK) return status;
-  mlki_conv_form(&cv); /* an empty output has chosen no variant */
+  if (cv.variant == MLKI_CONV_EMPTY) mlki_conv_form(&cv); /* an empty output has chosen no variant */
   bytes = 4 * (uint64_t)(cv.groups * cv.panel_floats);
   if (buffer && bytes > buffer_bytes)
     return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buffer_bytes: is %llu, but must be at least %llu",
@@ -9900,7 +10283,7 @@ static mlk_status mlki_conv_pack_of(mlk_context *ctx, mlki_conv_args *t, void *b
   packed->isa = (int32_t)ctx->row->isa;
   packed->panel = (int32_t)cv.width;
   packed->form = t->transposed ? MLKI_FORM_CONV_TRANSPOSED : MLKI_FORM_CONV;
-  packed->rows = cv.variant == MLKI_CONV_ROWS;
+  packed->variant = (int32_t)(cv.variant == MLKI_CONV_PLANES ? MLKI_CONV_COLUMNS : cv.variant);
   packed->rank = t->w.rank;
   for (i = 0; i < t->w.rank; i++) packed->shape[i] = t->w.shape[i];
   packed->groups = cv.groups;
