@@ -1402,6 +1402,7 @@ static mlk_status mlki_broadcast(mlk_context *ctx, const char *name, const mlk_t
      load_f16(p) load_bf16(p) load_u8(p)      LANES elements of that type, widened exactly
      store_f16(p, v) store_bf16(p, v)         rounded to nearest even; NaN stays NaN
      store_u8(p, v)         towards zero, values beyond 0 .. 255 to the nearer end, NaN to 0
+     even(a, b)             lanes 0, 2, 4, ... of a, then of b
      transpose(r)           r[0 .. LANES): the square block r[i] lane j becomes r[j] lane i
      sum16(r)               16 lanes in 16 / LANES vectors added as the tree of NUMERICS
 */
@@ -1647,6 +1648,10 @@ MLKI_INLINE void mlki_v_store_u8_scalar(uint8_t *p, mlki_vec_scalar v) {
   int i;
   MLKI_EACH4(i) p[i] = mlki_f32_to_u8(v.f[i]);
 }
+MLKI_INLINE mlki_vec_scalar mlki_v_even_scalar(mlki_vec_scalar a, mlki_vec_scalar b) {
+  mlki_vec_scalar r = {{a.f[0], a.f[2], b.f[0], b.f[2]}};
+  return r;
+}
 MLKI_INLINE void mlki_v_transpose_scalar(mlki_vec_scalar *r) {
   int i, j;
   MLKI_EACH4(i) for (j = 0; j < i; j++) {
@@ -1761,6 +1766,10 @@ MLKI_V_avx2 void mlki_v_store_u8_avx2(uint8_t *p, __m256 v) {
   const __m256 in = _mm256_min_ps(_mm256_max_ps(v, _mm256_setzero_ps()), _mm256_set1_ps(255.0f));
   const __m128i h = mlki_v_narrow_avx2(_mm256_cvttps_epi32(in));
   _mm_storel_epi64((__m128i *)(void *)p, _mm_packus_epi16(h, h));
+}
+MLKI_V_avx2 __m256 mlki_v_even_avx2(__m256 a, __m256 b) { /* a0 a2 b0 b2 a4 a6 b4 b6, then halves in order */
+  const __m256 t = _mm256_shuffle_ps(a, b, 0x88);
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(t), 0xd8));
 }
 MLKI_V_avx2 void mlki_v_transpose_avx2(__m256 *r) {
   __m256 t[8], u[8];
@@ -1886,6 +1895,10 @@ MLKI_V_avx512 void mlki_v_store_bf16_avx512(uint16_t *p, __m512 v) {
 MLKI_V_avx512 void mlki_v_store_u8_avx512(uint8_t *p, __m512 v) {
   const __m512 in = _mm512_min_ps(_mm512_max_ps(v, _mm512_setzero_ps()), _mm512_set1_ps(255.0f));
   _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(in)));
+}
+MLKI_V_avx512 __m512 mlki_v_even_avx512(__m512 a, __m512 b) {
+  const __m512i which = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  return _mm512_permutex2var_ps(a, which, b);
 }
 MLKI_V_avx512 void mlki_v_transpose_avx512(__m512 *r) {
   __m512 t[16], u[16];
@@ -2017,6 +2030,7 @@ MLKI_V_neon void mlki_v_store_u8_neon(uint8_t *p, float32x4_t v) { /* the conver
   const uint32_t four = vget_lane_u32(vreinterpret_u32_u8(vqmovn_u16(vcombine_u16(h, h))), 0);
   memcpy(p, &four, 4);
 }
+MLKI_V_neon float32x4_t mlki_v_even_neon(float32x4_t a, float32x4_t b) { return vuzp1q_f32(a, b); }
 MLKI_V_neon void mlki_v_transpose_neon(float32x4_t *r) {
   const float32x4x2_t a = vtrnq_f32(r[0], r[1]), b = vtrnq_f32(r[2], r[3]);
   r[0] = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
@@ -2146,6 +2160,7 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
 #define mlki_v_store_f16  MLKI_FN(mlki_v_store_f16)
 #define mlki_v_store_bf16 MLKI_FN(mlki_v_store_bf16)
 #define mlki_v_store_u8   MLKI_FN(mlki_v_store_u8)
+#define mlki_v_even       MLKI_FN(mlki_v_even)
 #define mlki_v_transpose  MLKI_FN(mlki_v_transpose)
 #define mlki_v_sum16      MLKI_FN(mlki_v_sum16)
 #define mlki_v_skip       MLKI_FN(mlki_v_skip)
@@ -3172,6 +3187,23 @@ MLKI_KERNEL void MLKI_FN(mlki_place_transposed)(float *to, int64_t width, int64_
   }
 }
 
+/* The same where every second float is wanted. Reads no further than the last of them. */
+MLKI_KERNEL void MLKI_FN(mlki_place_even)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from,
+                                          int64_t ks) {
+  int64_t p, i;
+  for (p = 0; p < k; p++, from += ks, to += pitch) {
+    for (i = 0; i + MLKI_LANES < width; i += MLKI_LANES)
+      mlki_v_store(to + i, mlki_v_even(mlki_v_load(from + 2 * i), mlki_v_load(from + 2 * i + MLKI_LANES)));
+    if (i < width) {
+      const int64_t reach = 2 * (width - i) - 1, high = reach - MLKI_LANES;
+      mlki_v_store_n(to + i,
+                     mlki_v_even(mlki_v_load_n(from + 2 * i, mlki_min(reach, MLKI_LANES)),
+                                 high > 0 ? mlki_v_load_n(from + 2 * i + MLKI_LANES, high) : mlki_v_zero()),
+                     width - i);
+    }
+  }
+}
+
 MLKI_KERNEL void MLKI_FN(mlki_place)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws,
                                      int64_t ks) {
   int64_t p, i;
@@ -3179,6 +3211,8 @@ MLKI_KERNEL void MLKI_FN(mlki_place)(float *to, int64_t width, int64_t pitch, in
     MLKI_FN(mlki_place_runs)(to, width, pitch, k, from, ks);
   } else if (ks == 1) {
     MLKI_FN(mlki_place_transposed)(to, width, pitch, k, from, ws);
+  } else if (ws == 2) {
+    MLKI_FN(mlki_place_even)(to, width, pitch, k, from, ks);
   } else {
     for (p = 0; p < k; p++)
       for (i = 0; i < width; i++) to[p * pitch + i] = from[i * ws + p * ks];
@@ -4975,6 +5009,7 @@ static mlk_status mlki_matmul_run(mlk_context *ctx, const mlk_matmul_desc *desc,
 
 #define MLKI_CONV_PIXELS    512  /* most pixels of an item */
 #define MLKI_CONV_CHANNELS  1024 /* most written channels of an item */
+#define MLKI_CONV_FILTERS   4096 /* weights transposed at a time: 16 KiB of the stack */
 #define MLKI_CONV_PANEL_MAX 32   /* pixels of a panel: MR or NR */
 #define MLKI_CONV_PANELS    8    /* panels of weights that stay in level 2 with one segment of their terms: 512 KiB */
 
@@ -5159,22 +5194,49 @@ static int64_t mlki_conv_pitch(const mlki_conv *cv, int64_t n) {
   return pitch % 512 ? pitch : pitch + MLKI_LANES_MAX;
 }
 
-/* Packs the weights of one panel: written channels [k, k + width) of group g, all terms of a phase; to[term][width],
-   missing channels of the last panel 0 where panels have a fixed pitch. */
-static void mlki_conv_pack_weights(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t k, float *to) {
-  const int64_t width = mlki_min(cv->width, cv->cout - k);
-  const int64_t pitch = cv->variant == MLKI_CONV_ROWS ? cv->width : width;
-  const float *w = cv->w + g * cv->w_group + k * cv->w_out;
+/* Where tap t of a phase lies among the weights of a channel pair. */
+static int64_t mlki_conv_tap_at(const mlki_conv *cv, const mlki_conv_phase *ph, const int64_t *t) {
+  int64_t at = 0;
+  int a;
+  for (a = 0; a < 3; a++) at += (ph->tap_first[a] + t[a] * ph->tap_skip[a]) * cv->w_tap[a];
+  return at;
+}
+
+/* Packs read channels [c, c + count) of a panel where channels and taps are dense in memory, as [channel][tap]: these
+   are transposed to block first, whose rows then go to their places. */
+static void mlki_conv_pack_filters(const mlki_conv *cv, const mlki_conv_phase *ph, const float *w, int64_t c,
+                                   int64_t count, int64_t width, int64_t pitch, float *to) {
+  const int64_t taps = cv->taps[0] * cv->taps[1] * cv->taps[2];
+  float block[MLKI_CONV_FILTERS];
   int64_t t[3];
-  if (width < pitch) memset(to, 0, (size_t)(ph->terms * pitch) * 4);
+  cv->row->place(block, width, width, count * taps, w + c * taps, cv->w_out, 1);
   for (t[0] = 0; t[0] < ph->taps[0]; t[0]++)
     for (t[1] = 0; t[1] < ph->taps[1]; t[1]++)
-      for (t[2] = 0; t[2] < ph->taps[2]; t[2]++, to += cv->cin * pitch) {
-        int64_t at = 0;
-        int a;
-        for (a = 0; a < 3; a++) at += (ph->tap_first[a] + t[a] * ph->tap_skip[a]) * cv->w_tap[a];
-        cv->row->place(to, width, pitch, cv->cin, w + at, cv->w_out, cv->w_in);
-      }
+      for (t[2] = 0; t[2] < ph->taps[2]; t[2]++, to += cv->cin * pitch)
+        cv->row->place(to + c * pitch, width, pitch, count, block + mlki_conv_tap_at(cv, ph, t) * width, 1,
+                       taps * width);
+}
+
+/* Packs the weights of one panel: written channels [k, k + width) of group g, all terms of a phase, to[term][pitch];
+   channels that are missing in the last panel are 0. */
+static void mlki_conv_pack_weights(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t k, float *to) {
+  const int64_t width = mlki_min(cv->width, cv->cout - k), taps = cv->taps[0] * cv->taps[1] * cv->taps[2];
+  const int64_t pitch = cv->variant == MLKI_CONV_ROWS ? cv->width : width;
+  const float *w = cv->w + g * cv->w_group + k * cv->w_out;
+  const int dense = (cv->taps[2] == 1 || cv->w_tap[2] == 1) && (cv->taps[1] == 1 || cv->w_tap[1] == cv->taps[2]) &&
+                    (cv->taps[0] == 1 || cv->w_tap[0] == cv->taps[1] * cv->taps[2]);
+  int64_t t[3], c;
+  if (width < pitch) memset(to, 0, (size_t)(ph->terms * pitch) * 4);
+  if (taps > 1 && dense && cv->w_in == taps && taps * width <= MLKI_CONV_FILTERS) {
+    const int64_t step = MLKI_CONV_FILTERS / (taps * width);
+    for (c = 0; c < cv->cin; c += step)
+      mlki_conv_pack_filters(cv, ph, w, c, mlki_min(step, cv->cin - c), width, pitch, to);
+    return;
+  }
+  for (t[0] = 0; t[0] < ph->taps[0]; t[0]++)
+    for (t[1] = 0; t[1] < ph->taps[1]; t[1]++)
+      for (t[2] = 0; t[2] < ph->taps[2]; t[2]++, to += cv->cin * pitch)
+        cv->row->place(to, width, pitch, cv->cin, w + mlki_conv_tap_at(cv, ph, t), cv->w_out, cv->w_in);
 }
 
 /* Where the panels of a phase begin within those of a group. */
