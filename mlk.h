@@ -8530,7 +8530,8 @@ static double mlki_log64(double x) {
 
 /* log of a sum of exponentials: 1 or more, infinite or NaN. */
 static float mlki_log_sum(float sum) {
-  return sum >= 1.0f && sum <= FLT_MAX ? (float)mlki_log64(sum) : sum; /* sum + 0 of a row of -infinity is 1 by then */
+  return sum >= 1.0f && sum <= FLT_MAX ? (float)mlki_log64((double)sum)
+                                       : sum; /* sum + 0 of a row of -infinity is 1 by then */
 }
 
 /* --- pooling --- */
@@ -9822,7 +9823,7 @@ static mlki_frequency mlki_frequency_of(float radians) {
     carry >>= 32;
   }
   product[0] = (uint32_t)carry;
-  f.radians = radians;
+  f.radians = (double)radians;
   for (i = 0; i < 4; i++) {
     const int first = 32 * (i + 1) + shift + 320; /* place of the first bit, the word before the point at 320 */
     const int word = first / 32 - 10, bit = first % 32;
@@ -9867,7 +9868,7 @@ static void mlki_rotation(const mlki_frequency *f, int64_t position, float *cosi
   const double size = f->radians < 0 ? -f->radians : f->radians;
   double angle = mlki_mul64((double)position, size), s, c;
   unsigned quarter = 0;
-  if (!(size <= FLT_MAX)) { /* an infinite frequency, or NaN */
+  if (!(size <= (double)FLT_MAX)) { /* an infinite frequency, or NaN */
     *cosine = *sine = NAN;
     return;
   }
