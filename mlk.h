@@ -24,6 +24,8 @@
      mlk_distances  f32              x          x       x        x      -
      mlk_pool mlk_softmax mlk_cross_entropy mlk_norm mlk_embedding mlk_rotary and gradients,
                     f32              x          x       x        x      -
+     mlk_map mlk_reduce mlk_clip_norm mlk_sgd mlk_adamw
+                    f32              x          x       x        x      -    (mlk_map converts f16, bf16, u8, i64)
 
    CONTENTS (search for the tag)
      >>manual          concepts, numerics, threads, memory, errors, configuration, how to add things
@@ -98,6 +100,7 @@
                - k-NN results are *defined* by these distances: nearest first (ascending for L2SQ and L2, descending for
                  INNER_PRODUCT and COSINE), equal distances by ascending id. Fast paths only skip
                  rows that a proven error bound shows to lie outside; see >>knn.
+               - reductions: segments of MLK_REDUCE_SEGMENT terms, each in 16 lanes as a distance: see mlk_reduce_op.
                - activations: error in ulp of the exact result for the f32 input (tested over all floats): see
                  mlk_activation.
                - pooling, softmax, cross-entropy, normalisation, embedding, rotary positions: the arithmetic stands at
@@ -2627,12 +2630,17 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_activate)(mlk_activation activation, mlki_
   return MLKI_FN(mlki_activate_called)(activation, x);
 }
 
+/* dy where x > 0, 0 elsewhere, NaN for NaN. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_relu_grad)(mlki_vec x, mlki_vec dy) {
+  const mlki_vec rest = mlki_v_select(mlki_v_lt(x, mlki_v_set1(1.0f)), mlki_v_zero(), x);
+  return mlki_v_select(mlki_v_gt(x, mlki_v_zero()), dy, rest);
+}
+
 /* dy act'(x) of mlk_activation. */
 MLKI_KERNEL mlki_vec MLKI_FN(mlki_activate_grad)(mlk_activation activation, mlki_vec x, mlki_vec dy) {
   mlki_vec zero = mlki_v_zero(), one = mlki_v_set1(1.0f), a = mlki_v_abs(x);
   switch (activation) {
-  case MLK_RELU: /* NaN for NaN */
-    return mlki_v_select(mlki_v_gt(x, zero), dy, mlki_v_select(mlki_v_lt(x, one), zero, x));
+  case MLK_RELU: return MLKI_FN(mlki_relu_grad)(x, dy);
   case MLK_GELU: return mlki_v_mul(dy, MLKI_FN(mlki_gelu_slope)(x));
   case MLK_GELU_TANH: return mlki_v_mul(dy, MLKI_FN(mlki_gelu_tanh_slope)(x));
   case MLK_SILU:
@@ -3311,9 +3319,11 @@ MLKI_KERNEL mlki_vec MLKI_FN(mlki_map_called)(mlk_map_op op, mlk_activation acti
   }
 }
 
-/* One operation of mlk_map_op; op is a constant where it is inlined in a loop. */
-MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_map_value)(const mlk_map_op op, mlk_activation activation, mlki_vec alpha,
+/* One operation of mlk_map_op; op, and activation where it is RELU, are constants where it is inlined in a loop. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_map_value)(const mlk_map_op op, const mlk_activation activation, mlki_vec alpha,
                                                  mlki_vec beta, mlki_vec a, mlki_vec b) {
+  if (activation == MLK_RELU && op == MLK_ACT) return MLKI_FN(mlki_activate)(MLK_RELU, a);
+  if (activation == MLK_RELU && op == MLK_ACT_GRAD) return MLKI_FN(mlki_relu_grad)(a, b);
   switch (op) {
   case MLK_COPY: return a;
   case MLK_SCALE: return mlki_v_mul(alpha, a);
@@ -3326,21 +3336,22 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_map_value)(const mlk_map_op op, mlk_activa
   }
 }
 
-MLKI_INLINE_ISA void MLKI_FN(mlki_map_loop)(const mlk_map_op op, const mlki_map_row *m) {
+MLKI_INLINE_ISA void MLKI_FN(mlki_map_loop)(const mlk_map_op op, const mlk_activation activation,
+                                            const mlki_map_row *m) {
   const mlki_vec alpha = mlki_v_set1(m->alpha), beta = mlki_v_set1(m->beta);
   const int64_t a_step = m->a_steps * MLKI_LANES, b_step = m->b_steps * MLKI_LANES, last = m->n % MLKI_LANES;
   const float *a = m->a, *b = m->b;
   float *out = m->out, *const end = out + (m->n - last);
   for (; out < end; out += MLKI_LANES, a += a_step, b += b_step)
-    mlki_v_store(out, MLKI_FN(mlki_map_value)(op, m->activation, alpha, beta, mlki_v_load(a), mlki_v_load(b)));
+    mlki_v_store(out, MLKI_FN(mlki_map_value)(op, activation, alpha, beta, mlki_v_load(a), mlki_v_load(b)));
   if (last)
-    mlki_v_store_n(
-        out, MLKI_FN(mlki_map_value)(op, m->activation, alpha, beta, mlki_v_load_n(a, last), mlki_v_load_n(b, last)),
-        last);
+    mlki_v_store_n(out,
+                   MLKI_FN(mlki_map_value)(op, activation, alpha, beta, mlki_v_load_n(a, last), mlki_v_load_n(b, last)),
+                   last);
 }
 
 #define MLKI_MAP_CASE(op)                                                                                              \
-  case op: MLKI_FN(mlki_map_loop)(op, m); break
+  case op: MLKI_FN(mlki_map_loop)(op, MLK_NONE, m); break
 
 MLKI_KERNEL void MLKI_FN(mlki_map)(const mlki_map_row *m) {
   switch (m->op) {
@@ -3351,7 +3362,14 @@ MLKI_KERNEL void MLKI_FN(mlki_map)(const mlki_map_row *m) {
     MLKI_MAP_CASE(MLK_MUL);
     MLKI_MAP_CASE(MLK_DIV);
     MLKI_MAP_CASE(MLK_SQRT);
-  default: MLKI_FN(mlki_map_loop)(m->op, m); break;
+  default:
+    if (m->activation == MLK_RELU && m->op == MLK_ACT)
+      MLKI_FN(mlki_map_loop)(MLK_ACT, MLK_RELU, m);
+    else if (m->activation == MLK_RELU && m->op == MLK_ACT_GRAD)
+      MLKI_FN(mlki_map_loop)(MLK_ACT_GRAD, MLK_RELU, m);
+    else
+      MLKI_FN(mlki_map_loop)(m->op, m->activation, m);
+    break;
   }
 }
 
