@@ -465,7 +465,8 @@ typedef struct operation {
   op_kind kind;
   const char *name;
   mlk_plan plan;
-  double seconds;
+  double seconds; /* of all calls so far */
+  int64_t calls;
   union {
     mlk_conv_desc conv;
     mlk_conv_grad_input_desc conv_grad_input;
@@ -545,7 +546,7 @@ static int run_tape(mlk_context *ctx, tape *t) {
     const mlk_status status = call(ctx, &t->op[i], NULL);
     if (status != MLK_OK) return library_failed(ctx, t->op[i].name, status);
     after = now_seconds();
-    t->op[i].seconds += after - before;
+    t->op[i].seconds += after - before, t->op[i].calls++;
   }
   return 0;
 }
@@ -1507,21 +1508,23 @@ static void print_confusion(const training *t) {
   fputc('\n', stdout);
 }
 
+static double seconds_a_call(const operation *op) { return op->calls ? op->seconds / (double)op->calls : 0; }
+
+/* The calls of a training step in their order, each with its mean time ("forward" runs for the test pictures too). */
 static void print_profile(const training *t, const mlk_info *info) {
   const tape *part[2];
   double all = 0;
   int i, j;
   part[0] = &t->net.forward, part[1] = &t->net.learn;
   for (i = 0; i < 2; i++)
-    for (j = 0; j < part[i]->count; j++) all += part[i]->op[j].seconds;
-  printf("\n%-28s %-24s  share  GFLOP/s  of peak    GB/s\n", "call", "variant");
-  for (i = 0; i < 2 && all > 0; i++)
+    for (j = 0; j < part[i]->count; j++) all += seconds_a_call(&part[i]->op[j]);
+  printf("\n%-28s %-12s       ms   share  GFLOP/s  of peak    GB/s\n", "call", "variant");
+  for (i = 0; i < 2; i++)
     for (j = 0; j < part[i]->count; j++) {
       const operation *op = &part[i]->op[j];
-      const int64_t calls = t->step - t->first_step;
-      const double each = op->seconds / (double)calls;
-      printf("%-28s %-24s  %4.1f %%  %7.1f  %5.1f %%  %6.1f\n", op->name, op->plan.variant, 100 * op->seconds / all,
-             (double)op->plan.flops / each / 1e9, 100 * (double)op->plan.flops / each / info->ceilings.flops_all,
+      const double each = seconds_a_call(op), flops = (double)op->plan.flops / each;
+      printf("%-28s %-12s %8.3f  %4.1f %%  %7.1f  %5.1f %%  %6.1f\n", op->name, op->plan.variant, each * 1e3,
+             100 * each / all, flops / 1e9, 100 * flops / info->ceilings.flops_all,
              (double)op->plan.bytes / each / 1e9);
     }
 }
