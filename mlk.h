@@ -6397,7 +6397,64 @@ static void mlki_conv_pack_dy(const mlki_conv_weights *gw, int64_t g, int64_t k,
   }
 }
 
-/* Columns [j, j + width) of the image of group g as DW's sums see it, at pixels [p, p + kc): to[pixel][NR]. */
+/* Columns of one panel next to each other in memory: (tap, c) and what follows it on the last axis of the filter. */
+typedef struct mlki_conv_columns_run {
+  int64_t count, step; /* floats from one to the next */
+  int64_t d0, d1, d2;  /* input of output 0, per axis */
+  int64_t reach;       /* taps it runs over, less 1, times the dilation */
+  int64_t c;
+} mlki_conv_columns_run;
+
+/* The run from column col on, of at most most columns. It runs over several taps where these lie one after another in
+   x, and is then whole only for outputs that have all of them inside; with one_tap set it never does. */
+static void mlki_conv_columns_at(const mlki_conv *cv, int64_t col, int64_t most, int one_tap,
+                                 mlki_conv_columns_run *run) {
+  const int64_t tap = col / cv->cin, t2 = tap % cv->taps[2], t1 = tap / cv->taps[2] % cv->taps[1],
+                t0 = tap / cv->taps[2] / cv->taps[1], next = cv->dilation[2] * cv->x.s[2];
+  run->c = col % cv->cin;
+  run->d0 = t0 * cv->dilation[0] - cv->pad[0], run->d1 = t1 * cv->dilation[1] - cv->pad[1],
+  run->d2 = t2 * cv->dilation[2] - cv->pad[2];
+  run->step = cv->cin == 1 ? next : cv->x.c;
+  run->count = mlki_min(most, cv->cin - run->c), run->reach = 0;
+  if (one_tap || (cv->cin > 1 && next != cv->cin * cv->x.c)) return;
+  run->count = mlki_min(most, (cv->taps[2] - t2) * cv->cin - run->c);
+  run->reach = (run->c + run->count - 1) / cv->cin * cv->dilation[2];
+}
+
+/* Columns [j, j + width) of the image of group g as DW's sums see it, for outputs o[2] .. o[2] + count of one row of
+   image n: to[output][NR]. What lies in the padding was set to 0 before. */
+static void mlki_conv_pack_columns(const mlki_conv *cv, int64_t g, int64_t j, int64_t width, int64_t n,
+                                   const int64_t *o, int64_t count, int one_tap, float *to) {
+  const int64_t nr = cv->row->nr, stride = cv->stride[2];
+  int64_t col;
+  mlki_conv_columns_run run;
+  for (col = j; col < j + width; col += run.count) {
+    int64_t i0, i1, begin, end;
+    mlki_conv_columns_at(cv, col, j + width - col, one_tap, &run);
+    i0 = o[0] * cv->stride[0] + run.d0, i1 = o[1] * cv->stride[1] + run.d1;
+    begin = mlki_max(o[2], run.d2 >= 0 ? 0 : mlki_ceil_div(-run.d2, stride));
+    end = run.d2 + run.reach >= cv->in[2] ? 0 : mlki_ceil_div(cv->in[2] - run.d2 - run.reach, stride);
+    end = mlki_min(o[2] + count, end);
+    if (i0 < 0 || i0 >= cv->in[0] || i1 < 0 || i1 >= cv->in[1]) continue;
+    if (begin < end)
+      cv->row->place(to + (begin - o[2]) * nr + (col - j), run.count, nr, end - begin,
+                     cv->x.p + n * cv->x.n + (g * cv->cin + run.c) * cv->x.c + i0 * cv->x.s[0] + i1 * cv->x.s[1] +
+                         (begin * stride + run.d2) * cv->x.s[2],
+                     run.step, stride * cv->x.s[2]);
+    if (run.reach) { /* outputs at the borders, that have only some of the taps inside: tap by tap */
+      int64_t edge[3];
+      edge[0] = o[0], edge[1] = o[1], edge[2] = o[2];
+      begin = mlki_min(mlki_max(begin, o[2]), o[2] + count), end = mlki_max(end, begin);
+      if (begin > o[2]) mlki_conv_pack_columns(cv, g, col, run.count, n, edge, begin - o[2], 1, to + (col - j));
+      edge[2] = end;
+      if (end < o[2] + count)
+        mlki_conv_pack_columns(cv, g, col, run.count, n, edge, o[2] + count - end, 1,
+                               to + (end - o[2]) * nr + (col - j));
+    }
+  }
+}
+
+/* The same for pixels [p, p + kc), with the zeros of the padding. */
 static void mlki_conv_pack_terms(const mlki_conv_weights *gw, int64_t g, int64_t j, int64_t width, int64_t p,
                                  int64_t kc, float *to) {
   const mlki_conv *cv = &gw->cv;
@@ -6405,31 +6462,14 @@ static void mlki_conv_pack_terms(const mlki_conv_weights *gw, int64_t g, int64_t
   int64_t at, n, o[3];
   for (at = p; at < p + kc;) {
     const int64_t count = mlki_min(cv->out[2] - at % cv->out[2], p + kc - at);
-    int64_t col, next;
-    int whole = 1, pass;
+    int a, padded = 0;
     mlki_conv_pixel(&gw->ph, at, &n, o);
-    for (pass = 0; pass < 2; pass++) { /* looks for padding first: zeros go in before anything else */
-      for (col = j; col < j + width; col = next) {
-        const int64_t tap = col / cv->cin, c = col % cv->cin;
-        const int64_t t0 = tap / (cv->taps[1] * cv->taps[2]), t1 = tap / cv->taps[2] % cv->taps[1],
-                      t2 = tap % cv->taps[2];
-        const int64_t i0 = o[0] * cv->stride[0] + t0 * cv->dilation[0] - cv->pad[0],
-                      i1 = o[1] * cv->stride[1] + t1 * cv->dilation[1] - cv->pad[1],
-                      d2 = t2 * cv->dilation[2] - cv->pad[2];
-        const int64_t begin = mlki_max(o[2], d2 >= 0 ? 0 : mlki_ceil_div(-d2, cv->stride[2])),
-                      end = mlki_min(o[2] + count, d2 >= cv->in[2] ? 0 : mlki_ceil_div(cv->in[2] - d2, cv->stride[2]));
-        const int inside = i0 >= 0 && i0 < cv->in[0] && i1 >= 0 && i1 < cv->in[1] && begin < end;
-        next = mlki_min(j + width, col - c + cv->cin);
-        if (pass == 0)
-          whole &= inside && end - begin == count;
-        else if (inside)
-          cv->row->place(to + (at - p + begin - o[2]) * nr + (col - j), next - col, nr, end - begin,
-                         cv->x.p + n * cv->x.n + (g * cv->cin + c) * cv->x.c + i0 * cv->x.s[0] + i1 * cv->x.s[1] +
-                             (begin * cv->stride[2] + d2) * cv->x.s[2],
-                         cv->x.c, cv->stride[2] * cv->x.s[2]);
-      }
-      if (pass == 0 && !whole) memset(to + (at - p) * nr, 0, (size_t)(count * nr) * 4);
+    for (a = 0; a < 3; a++) {
+      const int64_t low = o[a] * cv->stride[a] - cv->pad[a], last = a == 2 ? o[a] + count - 1 : o[a];
+      padded |= low < 0 || last * cv->stride[a] - cv->pad[a] + (cv->taps[a] - 1) * cv->dilation[a] >= cv->in[a];
     }
+    if (padded) memset(to + (at - p) * nr, 0, (size_t)(count * nr) * 4);
+    mlki_conv_pack_columns(cv, g, j, width, n, o, count, 0, to + (at - p) * nr);
     at += count;
   }
 }
