@@ -2278,6 +2278,12 @@ struct mlki_kernels {
   /* to[p * pitch + i] = from[i * ws + p * ks] for i < width, p < k; nothing else is written */
   void (*place)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws, int64_t ks);
   void (*planes)(const mlki_planes *s);
+  /* to[p * pitch + l] = from[lane[l] + p * ks] for l < lanes, 0 for lanes <= l < LANES; p < k */
+  void (*spread)(float *to, int64_t pitch, int64_t k, const float *from, const int64_t *lane, int64_t lanes,
+                 int64_t ks);
+  /* Continues n chains of LANES floats each: chain j by dy[i * LANES ..] x[at[j] + i * step ..] for i < count. */
+  void (*lanes_chains)(float *chain, int64_t n, const float *dy, const float *x, const int32_t *at, int64_t count,
+                       int64_t step);
   void (*map)(const mlki_map_row *m);
   void (*widen)(mlk_dtype from, const void *p, float *to, int64_t n);  /* f16, bf16 or u8 to f32 */
   void (*narrow)(mlk_dtype to, const float *from, void *p, int64_t n); /* f32 to f16, bf16 or u8 */
@@ -3303,6 +3309,71 @@ MLKI_KERNEL void MLKI_FN(mlki_planes_any)(const mlki_planes *s) {
   }
 }
 
+MLKI_KERNEL void MLKI_FN(mlki_spread)(float *to, int64_t pitch, int64_t k, const float *from, const int64_t *lane,
+                                      int64_t lanes, int64_t ks) {
+  int64_t p;
+  int v;
+  if (ks == 1) { /* square blocks are transposed in registers */
+    for (p = 0; p < k; p += MLKI_LANES) {
+      const int64_t n = mlki_min(k - p, MLKI_LANES);
+      mlki_vec r[MLKI_LANES];
+      MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) {
+        const float *at = from + (v < lanes ? lane[v] : 0) + p;
+        r[v] = v >= lanes ? mlki_v_zero() : n == MLKI_LANES ? mlki_v_load(at) : mlki_v_load_n(at, n);
+      }
+      mlki_v_transpose(r);
+      MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) if (v < n) mlki_v_store(to + (p + v) * pitch, r[v]);
+    }
+    return;
+  }
+  if (lane[lanes - 1] - lane[0] == lanes - 1) { /* one after the other: offsets never fall */
+    for (p = 0; p < k; p++) mlki_v_store(to + p * pitch, mlki_v_load_n(from + lane[0] + p * ks, lanes));
+    return;
+  }
+  for (p = 0; p < k; p++, from += ks, to += pitch) {
+    for (v = 0; v < MLKI_LANES; v++) to[v] = v < lanes ? from[lane[v]] : 0.0f;
+  }
+}
+
+#define MLKI_CHAINS 9 /* that go on side by side: a filter of 3 x 3; at least 8 hide the latency */
+
+/* n chains, a constant where it is inlined. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_lanes_tile)(const int n, float *chain, const float *dy, const float *x,
+                                              const int32_t *at, int64_t count, int64_t step) {
+  mlki_vec acc[MLKI_CHAINS];
+  const float *from[MLKI_CHAINS];
+  int64_t i;
+  int j;
+  MLKI_UNROLL for (j = 0; j < n; j++) acc[j] = mlki_v_load(chain + j * MLKI_LANES), from[j] = x + at[j];
+  for (i = 0; i < count; i++) {
+    const mlki_vec d = mlki_v_load(dy + i * MLKI_LANES);
+    MLKI_UNROLL for (j = 0; j < n; j++) acc[j] = mlki_v_fma(d, mlki_v_load(from[j] + i * step), acc[j]);
+  }
+  MLKI_UNROLL for (j = 0; j < n; j++) mlki_v_store(chain + j * MLKI_LANES, acc[j]);
+}
+
+#define MLKI_LANES_CASE(r)                                                                                             \
+  case r: MLKI_FN(mlki_lanes_tile)(r, chain, dy, x, at, count, step); break
+
+MLKI_KERNEL void MLKI_FN(mlki_lanes_chains)(float *chain, int64_t n, const float *dy, const float *x, const int32_t *at,
+                                            int64_t count, int64_t step) {
+  const int64_t height = mlki_ceil_div(n, mlki_ceil_div(n, MLKI_CHAINS));
+  for (; n > 0; n -= height, chain += height * MLKI_LANES, at += height) {
+    switch (mlki_min(n, height)) {
+      MLKI_LANES_CASE(1);
+      MLKI_LANES_CASE(2);
+      MLKI_LANES_CASE(3);
+      MLKI_LANES_CASE(4);
+      MLKI_LANES_CASE(5);
+      MLKI_LANES_CASE(6);
+      MLKI_LANES_CASE(7);
+      MLKI_LANES_CASE(8);
+      MLKI_LANES_CASE(9);
+    default: break;
+    }
+  }
+}
+
 /* >>map_kernels --------------------------------------------------------------------------------------------------
    Dense rows of elementwise maps, conversions, reductions and optimiser steps. Whatever is not dense is gathered into
    blocks before it comes here (>>map). */
@@ -4022,6 +4093,8 @@ static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(mlki_read),
     MLKI_FN(mlki_place),
     MLKI_FN(mlki_planes_any),
+    MLKI_FN(mlki_spread),
+    MLKI_FN(mlki_lanes_chains),
     MLKI_FN(mlki_map),
     MLKI_FN(mlki_widen),
     MLKI_FN(mlki_narrow),
@@ -5021,6 +5094,8 @@ static mlk_status mlki_matmul_run(mlk_context *ctx, const mlk_matmul_desc *desc,
               for small images
    planes     weights as for columns, the image as it is, copied into a zero-padded buffer whose columns (and rows) are
              split by their place modulo the step, so that vectors of outputs read it at any tap: few channels
+   lanes      a vector is LANES written channels, of several groups if they are small: see mlki_lane_window; weight
+             gradients of small groups
    Panels of the image are packed from the image itself, a tile at a time: no im2col buffer (implicit matrix product;
    Chetlur et al., "cuDNN: efficient primitives for deep learning", 2014). Sums live in a scratch tile until they are
    complete; the epilogue writes the output once. */
@@ -5041,9 +5116,10 @@ typedef enum mlki_conv_variant {
   MLKI_CONV_REFERENCE,
   MLKI_CONV_ROWS,
   MLKI_CONV_COLUMNS,
-  MLKI_CONV_PLANES
+  MLKI_CONV_PLANES,
+  MLKI_CONV_LANES
 } mlki_conv_variant;
-static const char *const mlki_conv_variant_names[] = {"empty", "reference", "rows", "columns", "planes"};
+static const char *const mlki_conv_variant_names[] = {"empty", "reference", "rows", "columns", "planes", "lanes"};
 
 /* x is what is read, y what is written: X and Y, or DY and DX when transposed. Axes that are not there have size 1. */
 typedef struct mlki_conv {
@@ -6345,7 +6421,8 @@ typedef struct mlki_conv_weights {
   mlk_tensor dy, dbias; /* as tensors, for the reduction */
   int64_t cols;         /* taps x cin */
   int64_t block_rows, block_cols, row_blocks, col_blocks;
-  int64_t floats_dy, floats_x; /* of a task's workspace; the rest is scratch */
+  int64_t floats_dy, floats_x;  /* of a task's workspace; the rest is scratch */
+  int64_t band_rows, band_cols; /* lanes: outputs of a band along the last two axes; several rows are whole */
 } mlki_conv_weights;
 
 static void mlki_conv_weights_reference(const mlki_conv_weights *gw) {
@@ -6510,6 +6587,176 @@ static void mlki_conv_weights_item(const mlki_conv_weights *gw, int64_t g, int64
   }
 }
 
+/* Outputs o[1] .. + rows, o[2] .. + cols of one image and one o[0], for LANES written channels from channel first on.
+   Their input as these channels see it, padded, is the window [tap of axis 0][row][column][c][LANES]: a channel that
+   several lanes read is there several times. */
+typedef struct mlki_lane_window {
+  int64_t n, o[3], rows, cols;
+  int64_t low[3], wide[3];      /* the first input along each axis, and how many; of axis 0: of tap 0, and taps */
+  int64_t first, lanes;         /* written channels of the tensor, all groups counted */
+  int64_t lane[MLKI_LANES_MAX]; /* where the first channel that a lane reads lies in x */
+} mlki_lane_window;
+
+static void mlki_lane_window_of(const mlki_conv_phase *ph, int64_t rows, int64_t cols, mlki_lane_window *w) {
+  const int64_t count[3] = {1, rows, cols};
+  int a;
+  for (a = 0; a < 3; a++) {
+    int64_t high;
+    mlki_conv_reach(ph, a, w->o[a], count[a], &w->low[a], &high);
+    w->wide[a] = high - w->low[a] + 1;
+  }
+  w->low[0] = w->o[0] * ph->step[0] + ph->origin[0], w->wide[0] = ph->taps[0];
+  w->rows = rows, w->cols = cols;
+}
+
+static void mlki_conv_fill_window(const mlki_conv *cv, const mlki_conv_phase *ph, const mlki_lane_window *w,
+                                  float *to) {
+  const int64_t lanes = cv->row->lanes, pitch = cv->cin * lanes, line = w->wide[2] * pitch;
+  const int64_t begin = mlki_min(mlki_max(-w->low[2], 0), w->wide[2]),
+                end = mlki_max(mlki_min(cv->in[2] - w->low[2], w->wide[2]), begin);
+  int64_t t, r, c;
+  for (t = 0; t < w->wide[0]; t++)
+    for (r = 0; r < w->wide[1]; r++, to += line) {
+      const int64_t i0 = w->low[0] + t * ph->dilation[0], i1 = w->low[1] + r;
+      const float *from = cv->x.p + w->n * cv->x.n + i0 * cv->x.s[0] + i1 * cv->x.s[1] +
+                          (w->low[2] + begin) * cv->x.s[2];
+      if (i0 < 0 || i0 >= cv->in[0] || i1 < 0 || i1 >= cv->in[1] || begin == end) {
+        memset(to, 0, (size_t)line * 4);
+        continue;
+      }
+      memset(to, 0, (size_t)(begin * pitch) * 4);
+      memset(to + end * pitch, 0, (size_t)((w->wide[2] - end) * pitch) * 4);
+      for (c = 0; c < cv->cin; c++)
+        cv->row->spread(to + begin * pitch + c * lanes, pitch, end - begin, from + c * cv->x.c, w->lane, w->lanes,
+                        cv->x.s[2]);
+    }
+}
+
+/* Where the terms (tap, channel) read a window, from the place of an output. */
+static void mlki_lane_terms(const mlki_conv *cv, const mlki_conv_phase *ph, const mlki_lane_window *w, int32_t *at) {
+  const int64_t lanes = cv->row->lanes;
+  int64_t t[3], c, low1, low2, high;
+  mlki_conv_reach(ph, 1, 0, 1, &low1, &high), mlki_conv_reach(ph, 2, 0, 1, &low2, &high);
+  for (t[0] = 0; t[0] < ph->taps[0]; t[0]++)
+    for (t[1] = 0; t[1] < ph->taps[1]; t[1]++)
+      for (t[2] = 0; t[2] < ph->taps[2]; t[2]++) {
+        const int64_t row = t[0] * w->wide[1] + t[1] * ph->dilation[1] + ph->origin[1] - low1;
+        const int64_t column = row * w->wide[2] + t[2] * ph->dilation[2] + ph->origin[2] - low2;
+        for (c = 0; c < cv->cin; c++) *at++ = (int32_t)((column * cv->cin + c) * lanes);
+      }
+}
+
+static void mlki_lane_channels(const mlki_conv *cv, int64_t first, mlki_lane_window *w) {
+  int64_t l;
+  w->first = first, w->lanes = mlki_min(cv->row->lanes, cv->groups * cv->cout - first);
+  for (l = 0; l < w->lanes; l++) w->lane[l] = (first + l) / cv->cout * cv->cin * cv->x.c;
+}
+
+/* Adds the outputs of a window to the chains of DW, which end every MLK_SEGMENT outputs of the whole sum: p is the
+   number of the first. */
+static void mlki_conv_weights_window(const mlki_conv_weights *gw, const mlki_lane_window *w, int64_t p,
+                                     const int32_t *at, const float *x, const float *dy, float *chain, float *total) {
+  const mlki_conv *cv = &gw->cv;
+  const int64_t lanes = cv->row->lanes, step = cv->stride[2] * cv->cin * lanes;
+  int64_t r, i, count;
+  for (r = 0; r < w->rows; r++)
+    for (i = 0; i < w->cols; i += count, p += count, dy += count * lanes) {
+      count = mlki_min(w->cols - i, MLK_SEGMENT - p % MLK_SEGMENT);
+      cv->row->lanes_chains(chain, gw->cols, dy, x + r * cv->stride[1] * w->wide[2] * cv->cin * lanes + i * step, at,
+                            count, step);
+      if ((p + count) % MLK_SEGMENT && p + count < gw->ph.pixels) continue;
+      if (p < MLK_SEGMENT)
+        memcpy(total, chain, (size_t)(gw->cols * lanes) * 4);
+      else
+        cv->row->add(total, chain, gw->cols * lanes);
+      memset(chain, 0, (size_t)(gw->cols * lanes) * 4);
+    }
+}
+
+/* Writes the sums of one item by lanes. */
+static void mlki_conv_weights_store(const mlki_conv_weights *gw, const mlki_lane_window *w, const float *total) {
+  const mlki_conv *cv = &gw->cv;
+  int64_t j, l;
+  for (j = 0; j < gw->cols; j++, total += cv->row->lanes) {
+    const int64_t tap = j / cv->cin, c = j % cv->cin;
+    float *dw = gw->dw.p + w->first * gw->dw.n + c * gw->dw.c + tap / (cv->taps[1] * cv->taps[2]) * gw->dw.s[0] +
+                tap / cv->taps[2] % cv->taps[1] * gw->dw.s[1] + tap % cv->taps[2] * gw->dw.s[2];
+    for (l = 0; l < w->lanes; l++, dw += gw->dw.n)
+      *dw = gw->beta != 0.0f ? mlki_fma1(gw->beta, *dw, total[l]) : total[l];
+  }
+}
+
+/* One item by lanes: DW of LANES written channels from first on, in one pass over all outputs. */
+static void mlki_conv_weights_lanes(const mlki_conv_weights *gw, int64_t first, float *workspace) {
+  const mlki_conv *cv = &gw->cv;
+  const mlki_conv_phase *ph = &gw->ph;
+  const int64_t lanes = cv->row->lanes, sums = mlki_round_up(gw->cols * lanes, MLKI_LANES_MAX);
+  float *chain = workspace, *total = chain + sums, *dy = total + sums, *x = dy + gw->floats_dy;
+  int32_t *at = (int32_t *)(void *)(x + gw->floats_x);
+  int64_t lane[MLKI_LANES_MAX], p = 0, r;
+  mlki_lane_window w;
+  mlki_lane_channels(cv, first, &w);
+  for (r = 0; r < w.lanes; r++) lane[r] = r * cv->y.c;
+  memset(chain, 0, (size_t)(2 * sums) * 4);
+  while (p < ph->pixels) {
+    mlki_conv_pixel(ph, p, &w.n, w.o);
+    mlki_lane_window_of(ph, mlki_min(gw->band_rows, ph->out[1] - w.o[1]), mlki_min(gw->band_cols, ph->out[2] - w.o[2]),
+                        &w);
+    mlki_lane_terms(cv, ph, &w, at);
+    mlki_conv_fill_window(cv, ph, &w, x);
+    for (r = 0; r < w.rows; r++) {
+      const int64_t o[3] = {w.o[0], w.o[1] + r, w.o[2]};
+      cv->row->spread(dy + r * w.cols * lanes, lanes, w.cols, mlki_image_at(&cv->y, ph, w.n, first, o), lane, w.lanes,
+                      cv->y.s[2]);
+    }
+    mlki_conv_weights_window(gw, &w, p, at, x, dy, chain, total);
+    p += w.rows * w.cols;
+  }
+  mlki_conv_weights_store(gw, &w, total);
+}
+
+static void mlki_conv_weights_lanes_task(void *arg, int index) {
+  mlki_conv_weights *gw = (mlki_conv_weights *)arg;
+  mlki_conv *cv = &gw->cv;
+  for (;;) {
+    const int64_t item = cv->tasks == 1 ? cv->next++ : mlki_take(&cv->next);
+    if (item >= cv->items) break;
+    mlki_conv_weights_lanes(gw, item * cv->row->lanes, cv->workspace + index * cv->floats);
+  }
+}
+
+#define MLKI_LANES_COUT  8         /* most written channels of a group: more fill the tile of a matrix product */
+#define MLKI_LANES_COLS  256       /* most outputs of a row at once */
+#define MLKI_LANES_TERMS (1 << 12) /* most taps x channels */
+
+/* Chooses bands and items of lanes; 0 where the matrix product is better, or a window would be large. */
+static int mlki_conv_weights_block_lanes(const mlk_context *ctx, mlki_conv_weights *gw, int64_t tasks) {
+  mlki_conv *cv = &gw->cv;
+  const int64_t lanes = ctx->row->lanes;
+  mlki_lane_window w;
+  if (cv->groups == 1 || cv->cout > MLKI_LANES_COUT || gw->cols > MLKI_LANES_TERMS) return 0;
+  memset(&w, 0, sizeof w);
+  gw->band_cols = mlki_max(mlki_min(cv->out[2], MLKI_LANES_COLS), 1);
+  gw->band_rows = gw->band_cols < cv->out[2] ? 1 : mlki_max(mlki_min(cv->out[1], MLKI_LANES_COLS), 1);
+  for (;; gw->band_rows = (gw->band_rows + 1) / 2) {
+    mlki_lane_window_of(&gw->ph, gw->band_rows, gw->band_cols, &w);
+    if ((double)w.wide[1] * (double)w.wide[2] * (double)(cv->taps[0] * cv->cin * lanes) < (double)ctx->l2_bytes / 64)
+      break;
+    if (gw->band_rows == 1) break;
+  }
+  if ((double)w.wide[1] * (double)w.wide[2] * (double)(cv->taps[0] * cv->cin * lanes) > (double)ctx->l2_bytes / 16)
+    return 0;
+  gw->floats_x = w.wide[1] * w.wide[2] * cv->taps[0] * cv->cin * lanes;
+  gw->floats_x = mlki_round_up(gw->floats_x, MLKI_LANES_MAX);
+  gw->floats_dy = mlki_round_up(gw->band_rows * gw->band_cols * lanes, MLKI_LANES_MAX);
+  cv->floats = 2 * mlki_round_up(gw->cols * lanes, MLKI_LANES_MAX) + gw->floats_dy + gw->floats_x +
+               mlki_round_up(gw->cols, MLKI_LANES_MAX);
+  cv->items = mlki_ceil_div(cv->groups * cv->cout, lanes);
+  cv->tasks = (int)mlki_min(tasks, cv->items);
+  cv->variant = MLKI_CONV_LANES;
+  return 1;
+}
+
 static void mlki_conv_weights_task(void *arg, int index) {
   mlki_conv_weights *gw = (mlki_conv_weights *)arg;
   mlki_conv *cv = &gw->cv;
@@ -6535,6 +6782,7 @@ static void mlki_conv_weights_block(const mlk_context *ctx, mlki_conv_weights *g
                 : ctx->reference                            ? MLKI_CONV_REFERENCE
                                                             : MLKI_CONV_COLUMNS;
   if (cv->variant <= MLKI_CONV_REFERENCE) return;
+  if (mlki_conv_weights_block_lanes(ctx, gw, tasks)) return;
   gw->block_rows = mlki_min(cv->cout, MLKI_CONV_CHANNELS / 2);
   gw->block_cols = ctx->l2_bytes / 8 / (kc + gw->block_rows + 1);
   if (cv->groups * mlki_ceil_div(gw->cols, mlki_max(gw->block_cols, nr)) * mlki_ceil_div(cv->cout, gw->block_rows) <
@@ -10496,7 +10744,9 @@ MLK_API mlk_status mlk_conv_grad_weights(mlk_context *ctx, const mlk_conv_grad_w
   if ((status = mlki_workspace(ctx, 4 * (uint64_t)(gw.cv.floats * gw.cv.tasks))) != MLK_OK) return status;
   gw.cv.workspace = (float *)mlki_workspace_base(ctx);
   if (gw.cv.variant == MLKI_CONV_REFERENCE) mlki_conv_weights_reference(&gw);
-  if (gw.cv.variant > MLKI_CONV_REFERENCE) mlki_parallel_for(ctx, gw.cv.tasks, mlki_conv_weights_task, &gw);
+  if (gw.cv.variant > MLKI_CONV_REFERENCE)
+    mlki_parallel_for(ctx, gw.cv.tasks,
+                      gw.cv.variant == MLKI_CONV_LANES ? mlki_conv_weights_lanes_task : mlki_conv_weights_task, &gw);
   return gw.dbias.data ? mlki_reduce_execute(ctx, &bias) : MLK_OK;
 }
 
