@@ -20,6 +20,8 @@
 
    OPERATORS                     CPU scalar   AVX2   AVX-512   NEON   CUDA
      mlk_matmul     f32              x          x       x        x      -
+     mlk_conv mlk_conv_grad_input mlk_conv_grad_weights
+                    f32              x          x       x        x      -    (1-D to 3-D; also transposed)
      mlk_knn        f32              x          x       x        x      -
      mlk_distances  f32              x          x       x        x      -
      mlk_pool mlk_softmax mlk_cross_entropy mlk_norm mlk_embedding mlk_rotary and gradients,
@@ -93,6 +95,8 @@
                      |acc - exact| <= (min(K, S) + ceil(K / S)) u (1 + 2^-10) sum_k |a_k b_k|      (K < 2^13 S)
                  Epilogue, in this order, absent terms skipped:
                      t = fma(alpha, acc, bias)     t = fma(beta, C, t)     preact = t     D = act(t) + residual
+               - convolution: the same sums. k runs over taps (row-major), then channels; for the weight gradient over
+                 images, then output positions. Padding is zeros that take part. The layout does not matter.
                - distances: each sum over an axis of length D runs in 16 lanes: lane l is a chain of fused
                  multiply-adds from +0 over elements l, l + 16, ... ascending, elements past the end counting as
                  zeros up to a multiple of 16, and the lanes are added as a tree (l with l + 8, then + 4, + 2, + 1).
