@@ -248,7 +248,7 @@ static void test_views(void) {
   mlkt_rng rng = mlkt_rng_case();
   team t = team_open();
   int round;
-  for (round = 0; round < (mlkt_opt.quick ? 200 : 1500) && !mlkt_hopeless(); round++) {
+  for (round = 0; round < (mlkt_opt.quick ? 200 : 600) && !mlkt_hopeless(); round++) {
     int64_t shape[MLK_MAX_RANK];
     const int rank = shape_new(&rng, shape);
     const float alpha = mlkt_signed(&rng), beta = mlkt_signed(&rng);
