@@ -133,7 +133,7 @@ direct() { # direct FILE INCLUDE: a unit that includes the header itself, so tha
   { printf '#define MLK_IMPLEMENTATION\n#include %s\n' "$2"; } >"$tree/$1"
 }
 # What comes out of the preprocessor is the plain include's, token for token: then it is the program that runs above.
-tokens() { "$@" -E -P | tr -s '[:space:]' '\n'; }
+tokens() { "$@" -E -P | tr -s '[:space:]' '\n' | sed '/^$/d'; }
 for c in "${c_compilers[@]}"; do tokens "$c" -x c -I"$inc" -DMLK_IMPLEMENTATION "$inc/mlk.h" >"$out/tokens_$c"; done
 same_tokens() { # same_tokens FOLDER COMPILER ARGUMENTS...
   local file=$out/tokens_$BASHPID folder=$1
@@ -267,17 +267,17 @@ if [ "$(uname -s)" = Linux ]; then check "bench compiles without warnings and st
 # --- text ---------------------------------------------------------------------------------------------------------------
 tags_agree() {
   diff <(awk '/CONTENTS/ {on = 1; next} on && !/>>/ {exit} on {sub(/.*>>/, ""); sub(/ .*/, ""); print}' "$inc/mlk.h") \
-       <(sed -n 's,^/\* >>\([a-z]*\).*,\1,p' "$inc/mlk.h") || { echo "< contents, > sections"; return 1; }
+       <(sed -n 's,^/\* >>\([a-z_]*\).*,\1,p' "$inc/mlk.h") || { echo "< contents, > sections"; return 1; }
 }
 tags_are_known() { # every >>tag mentioned anywhere is a section
   local tags
-  tags=$(sed -n 's,^/\* >>\([a-z]*\).*,\1,p' "$inc/mlk.h")
-  grep -o '>>[a-z]\{3,\}' "$inc/mlk.h" | sed 's/>>//' | sort -u | grep -v -x -F "$tags" | sed 's/^/no section: >>/' | tee "$out/tags.txt"
+  tags=$(sed -n 's,^/\* >>\([a-z_]*\).*,\1,p' "$inc/mlk.h")
+  grep -o '>>[a-z_]\{3,\}' "$inc/mlk.h" | sed 's/>>//' | sort -u | grep -v -x -F "$tags" | sed 's/^/no section: >>/' | tee "$out/tags.txt"
   ! [ -s "$out/tags.txt" ]
 }
 code_by_section() { # the header without comments, each line as "section:number: text"
   awk '{ text = $0
-         if (match(text, /^\/\* >>[a-z]+/)) section = substr(text, 6, RLENGTH - 5)
+         if (match(text, /^\/\* >>[a-z_]+/)) section = substr(text, 6, RLENGTH - 5)
          kept = ""
          while (text != "") {
            if (inside) { i = index(text, "*/"); if (!i) break; text = substr(text, i + 2); inside = 0 }
