@@ -325,6 +325,11 @@ static void packing_layer(problem *p, op what, const layer *l, mlk_isa isa, mlkt
       CHECK_MSG(has_word(mlk_last_error(crew_get((mlk_isa)i, 1)), mlk_isa_name(isa)),
                 "the sentence does not name %s: \"%s\"", mlk_isa_name(isa), mlk_last_error(crew_get((mlk_isa)i, 1)));
     }
+  if (crew_get(MLK_ISA_REFERENCE, 1)) { /* which packs nothing */
+    mlk_context *plain = crew_get(MLK_ISA_REFERENCE, 1);
+    CHECK_STATUS(plain, call(p, plain, &packed), MLK_ERR_UNSUPPORTED);
+    CHECK_STATUS(plain, call_pack(p, plain, NULL, 0, &bad), MLK_ERR_UNSUPPORTED);
+  }
   { /* w as well */
     mlk_conv_desc conv = conv_desc(p, NULL);
     mlk_conv_grad_input_desc input = grad_input_desc(p, NULL);
@@ -372,6 +377,10 @@ static void packing_layer(problem *p, op what, const layer *l, mlk_isa isa, mlkt
     refuse_packed(p, ctx, &packed, 0, i == 0 ? "stride differs" : i == 1 ? "dilation differs" : "pad_before differs");
   }
   /* and calls it was not made for */
+  other = layer_cube(l->spatial % 3 + 1, 1, l->c, l->k, l->groups, 5, 1, 1, 0);
+  problem_shape(p, what, &other, &rng);
+  problem_layout(p, FORM_DENSE, &rng);
+  refuse_packed(p, ctx, &packed, 1, "other spatial axes");
   for (i = 0; i < 5; i++) {
     static const char *const why[] = {"C differs", "K differs", "groups differ", "a filter axis is longer",
                                       "a filter axis is shorter"};
@@ -554,6 +563,7 @@ static void bad_conv(void) {
 
   BAD(desc.x = mlk_f32(bad_x, 2, 6, 9, 7, 1), MLK_ERR_SHAPE, "x", "5"); /* y's rank rules */
   BAD(desc.w.shape[2] = 0, MLK_ERR_SHAPE, "w", "0");
+  BAD((desc.w.shape[2] = INT64_C(1) << 40, desc.geometry.dilation[0] = INT64_C(1) << 30), MLK_ERR_SIZE, "w", NULL);
   BAD(desc.w.shape[0] = 10, MLK_ERR_SHAPE, "y", "8");
   BAD(desc.w.shape[1] = 6, MLK_ERR_SHAPE, "w", "6");
   BAD(desc.w.shape[1] = 1, MLK_ERR_SHAPE, "w", "1");
@@ -669,6 +679,7 @@ static void bad_grad_weights(void) {
   BAD(desc.dw.shape[1] = 6, MLK_ERR_SHAPE, "dw", "6");
   BAD(desc.dw.shape[2] = 5, MLK_ERR_SHAPE, "dy", "5");
   BAD(desc.dw.shape[3] = 0, MLK_ERR_SHAPE, "dw", "0");
+  BAD((desc.dw.shape[2] = INT64_C(1) << 40, desc.geometry.dilation[0] = INT64_C(1) << 30), MLK_ERR_SIZE, "dw", NULL);
   BAD(desc.x.shape[1] = 8, MLK_ERR_SHAPE, "dw", "3");
   BAD(desc.dy.shape[0] = 3, MLK_ERR_SHAPE, "dy", "3");
   BAD(desc.dy.shape[1] = 6, MLK_ERR_SHAPE, "dy", "6");
