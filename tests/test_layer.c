@@ -533,7 +533,7 @@ static void test_pool(void) {
   crew all;
   int i;
   memset(&all, 0, sizeof all);
-  for (i = 0; i < 500 && !mlkt_hopeless(); i++) {
+  for (i = 0; i < 160 && !mlkt_hopeless(); i++) {
     const pool_shape p = pool_random(&rng, i % 5 ? 9 : 140, i % 3 ? 12 : 45);
     call c, g;
     char about[160];
@@ -625,7 +625,7 @@ static void test_softmax(void) {
   crew all;
   int i;
   memset(&all, 0, sizeof all);
-  for (i = 0; i < 300 && !mlkt_hopeless(); i++) {
+  for (i = 0; i < 120 && !mlkt_hopeless(); i++) {
     call c = call_new(SOFTMAX), g = call_new(SOFTMAX_GRAD);
     int64_t shape[MLK_MAX_RANK];
     const int rank = random_rows(&rng, shape, 1, 40, i % 4 ? 40 : 1100);
@@ -685,7 +685,7 @@ static void test_cross_entropy(void) {
   crew all;
   int i;
   memset(&all, 0, sizeof all);
-  for (i = 0; i < 300 && !mlkt_hopeless(); i++) {
+  for (i = 0; i < 120 && !mlkt_hopeless(); i++) {
     call c = call_new(ENTROPY);
     int64_t shape[MLK_MAX_RANK], j;
     const int rank = random_rows(&rng, shape, 2, 40, i % 4 ? 20 : 700);
@@ -859,7 +859,7 @@ static void test_norm(void) {
   crew all;
   int i;
   memset(&all, 0, sizeof all);
-  for (i = 0; i < 260 && !mlkt_hopeless(); i++) {
+  for (i = 0; i < 120 && !mlkt_hopeless(); i++) {
     call c = call_new(NORM), g;
     int64_t shape[MLK_MAX_RANK];
     int rank = random_rows(&rng, shape, 1, 40, i % 4 ? 40 : 800);
@@ -910,7 +910,7 @@ static void test_embedding(void) {
   crew all;
   int i;
   memset(&all, 0, sizeof all);
-  for (i = 0; i < 200 && !mlkt_hopeless(); i++) {
+  for (i = 0; i < 80 && !mlkt_hopeless(); i++) {
     call c = call_new(EMBEDDING), g = call_new(EMBEDDING_GRAD);
     int64_t table[2], shape[MLK_MAX_RANK], j, k, d;
     const int rank = (int)mlkt_int(&rng, 1, 3);
@@ -1016,7 +1016,7 @@ static void test_rotary(void) {
   crew all;
   int i;
   memset(&all, 0, sizeof all);
-  for (i = 0; i < 240 && !mlkt_hopeless(); i++) {
+  for (i = 0; i < 120 && !mlkt_hopeless(); i++) {
     call c = call_new(ROTARY);
     int64_t shape[MLK_MAX_RANK], half, j;
     const int rank = (int)mlkt_int(&rng, 3, 5);
