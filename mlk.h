@@ -2285,6 +2285,10 @@ struct mlki_kernels {
   /* to[p * pitch + l] = from[lane[l] + p * ks] for l < lanes, 0 for lanes <= l < LANES; p < k */
   void (*spread)(float *to, int64_t pitch, int64_t k, const float *from, const int64_t *lane, int64_t lanes,
                  int64_t ks);
+  /* pixels sums of lanes channels each: to[i * to_step + l] = chain over p < k of w[p * LANES + l] times
+     x[at[p] + i * step + l]; chain: MLKI_START or MLKI_ADD */
+  void (*lanes_sums)(float *to, int64_t to_step, int64_t lanes, int64_t pixels, const float *w, const float *x,
+                     const int32_t *at, int64_t k, int64_t step, mlki_chain chain);
   /* Continues n chains of LANES floats each: chain j by dy[i * LANES ..] x[at[j] + i * step ..] for i < count. */
   void (*lanes_chains)(float *chain, int64_t n, const float *dy, const float *x, const int32_t *at, int64_t count,
                        int64_t step);
@@ -3330,13 +3334,52 @@ MLKI_KERNEL void MLKI_FN(mlki_spread)(float *to, int64_t pitch, int64_t k, const
     }
     return;
   }
-  if (lane[lanes - 1] - lane[0] == lanes - 1) { /* one after the other: offsets never fall */
+  for (v = 1; v < lanes && lane[v] == lane[0] + v;) v++;
+  if (v >= lanes) { /* one after the other */
     for (p = 0; p < k; p++) mlki_v_store(to + p * pitch, mlki_v_load_n(from + lane[0] + p * ks, lanes));
     return;
   }
   for (p = 0; p < k; p++, from += ks, to += pitch) {
     for (v = 0; v < MLKI_LANES; v++) to[v] = v < lanes ? from[lane[v]] : 0.0f;
   }
+}
+
+/* pixels sums, a constant where it is inlined. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_lanes_pixels)(const int pixels, float *to, int64_t to_step, int64_t lanes,
+                                                const float *w, const float *x, const int32_t *at, int64_t k,
+                                                int64_t step, mlki_chain chain) {
+  mlki_vec acc[8];
+  int64_t p;
+  int i;
+  MLKI_UNROLL for (i = 0; i < pixels; i++) acc[i] = mlki_v_zero();
+  for (p = 0; p < k; p++, w += MLKI_LANES) {
+    const mlki_vec wv = mlki_v_load(w);
+    const float *from = x + at[p];
+    MLKI_UNROLL for (i = 0; i < pixels; i++) acc[i] = mlki_v_fma(wv, mlki_v_load(from + i * step), acc[i]);
+  }
+  MLKI_UNROLL for (i = 0; i < pixels; i++) {
+    float *c = to + i * to_step;
+    if (lanes == MLKI_LANES)
+      mlki_v_store(c, chain == MLKI_ADD ? mlki_v_add(mlki_v_load(c), acc[i]) : acc[i]);
+    else
+      mlki_v_store_n(c, chain == MLKI_ADD ? mlki_v_add(mlki_v_load_n(c, lanes), acc[i]) : acc[i], lanes);
+  }
+}
+
+MLKI_KERNEL void MLKI_FN(mlki_lanes_sums)(float *to, int64_t to_step, int64_t lanes, int64_t pixels, const float *w,
+                                          const float *x, const int32_t *at, int64_t k, int64_t step,
+                                          mlki_chain chain) {
+  for (; pixels >= 8; pixels -= 8, to += 8 * to_step, x += 8 * step)
+    MLKI_FN(mlki_lanes_pixels)(8, to, to_step, lanes, w, x, at, k, step, chain);
+  if (pixels >= 4) {
+    MLKI_FN(mlki_lanes_pixels)(4, to, to_step, lanes, w, x, at, k, step, chain);
+    pixels -= 4, to += 4 * to_step, x += 4 * step;
+  }
+  if (pixels >= 2) {
+    MLKI_FN(mlki_lanes_pixels)(2, to, to_step, lanes, w, x, at, k, step, chain);
+    pixels -= 2, to += 2 * to_step, x += 2 * step;
+  }
+  if (pixels) MLKI_FN(mlki_lanes_pixels)(1, to, to_step, lanes, w, x, at, k, step, chain);
 }
 
 #define MLKI_CHAINS 9 /* that go on side by side: a filter of 3 x 3; at least 8 hide the latency */
@@ -4098,6 +4141,7 @@ static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(mlki_place),
     MLKI_FN(mlki_planes_any),
     MLKI_FN(mlki_spread),
+    MLKI_FN(mlki_lanes_sums),
     MLKI_FN(mlki_lanes_chains),
     MLKI_FN(mlki_map),
     MLKI_FN(mlki_widen),
@@ -5157,7 +5201,8 @@ typedef struct mlki_conv {
   int pixel_major;                   /* finished sums are [pixel][channel], else [channel][pixel] */
   int plain;                         /* planes: sums go to y as they are, in runs */
   int64_t band_rows, band_cols;      /* planes: outputs of a band along the last two axes; several rows are whole */
-  int64_t batch, run;                /* groups that share a buffer; groups of an item, a multiple of batch */
+  int64_t units;                     /* groups, or by lanes LANES written channels each */
+  int64_t batch, run;                /* groups that share a buffer; units of an item, a multiple of batch */
   int64_t floats_terms, floats_sums; /* of a task's workspace, before and after the buffer; the rest is for finish */
 } mlki_conv;
 
@@ -5833,13 +5878,108 @@ static void mlki_conv_planes(const mlki_conv *cv, const mlki_conv_phase *ph, con
   }
 }
 
+/* Outputs o[1] .. + rows, o[2] .. + cols of one image and one o[0], for LANES written channels from channel first on.
+   Their input as these channels see it, padded, is the window [tap of axis 0][row][column][c][LANES]: a channel that
+   several lanes read is there several times. */
+typedef struct mlki_lane_window {
+  int64_t n, o[3], rows, cols;
+  int64_t low[3], wide[3];      /* the first input along each axis, and how many; of axis 0: of tap 0, and taps */
+  int64_t first, lanes;         /* written channels of the tensor, all groups counted */
+  int64_t lane[MLKI_LANES_MAX]; /* where the first channel that a lane reads lies in x */
+} mlki_lane_window;
+
+static void mlki_lane_window_of(const mlki_conv_phase *ph, int64_t rows, int64_t cols, mlki_lane_window *w) {
+  const int64_t count[3] = {1, rows, cols};
+  int a;
+  for (a = 0; a < 3; a++) {
+    int64_t high;
+    mlki_conv_reach(ph, a, w->o[a], count[a], &w->low[a], &high);
+    w->wide[a] = high - w->low[a] + 1;
+  }
+  w->low[0] = w->o[0] * ph->step[0] + ph->origin[0], w->wide[0] = ph->taps[0];
+  w->rows = rows, w->cols = cols;
+}
+
+static void mlki_conv_fill_window(const mlki_conv *cv, const mlki_conv_phase *ph, const mlki_lane_window *w,
+                                  float *to) {
+  const int64_t lanes = cv->row->lanes, pitch = cv->cin * lanes, line = w->wide[2] * pitch;
+  const int64_t begin = mlki_min(mlki_max(-w->low[2], 0), w->wide[2]),
+                end = mlki_max(mlki_min(cv->in[2] - w->low[2], w->wide[2]), begin);
+  int64_t t, r, c;
+  for (t = 0; t < w->wide[0]; t++)
+    for (r = 0; r < w->wide[1]; r++, to += line) {
+      const int64_t i0 = w->low[0] + t * ph->dilation[0], i1 = w->low[1] + r;
+      const float *from = cv->x.p + w->n * cv->x.n + i0 * cv->x.s[0] + i1 * cv->x.s[1] +
+                          (w->low[2] + begin) * cv->x.s[2];
+      if (i0 < 0 || i0 >= cv->in[0] || i1 < 0 || i1 >= cv->in[1] || begin == end) {
+        memset(to, 0, (size_t)line * 4);
+        continue;
+      }
+      memset(to, 0, (size_t)(begin * pitch) * 4);
+      memset(to + end * pitch, 0, (size_t)((w->wide[2] - end) * pitch) * 4);
+      for (c = 0; c < cv->cin; c++)
+        cv->row->spread(to + begin * pitch + c * lanes, pitch, end - begin, from + c * cv->x.c, w->lane, w->lanes,
+                        cv->x.s[2]);
+    }
+}
+
+/* Where the terms (tap, channel) read a window, from the place of an output. */
+static void mlki_lane_terms(const mlki_conv *cv, const mlki_conv_phase *ph, const mlki_lane_window *w, int32_t *at) {
+  const int64_t lanes = cv->row->lanes;
+  int64_t t[3], c, low1, low2, high;
+  mlki_conv_reach(ph, 1, 0, 1, &low1, &high), mlki_conv_reach(ph, 2, 0, 1, &low2, &high);
+  for (t[0] = 0; t[0] < ph->taps[0]; t[0]++)
+    for (t[1] = 0; t[1] < ph->taps[1]; t[1]++)
+      for (t[2] = 0; t[2] < ph->taps[2]; t[2]++) {
+        const int64_t row = t[0] * w->wide[1] + t[1] * ph->dilation[1] + ph->origin[1] - low1;
+        const int64_t column = row * w->wide[2] + t[2] * ph->dilation[2] + ph->origin[2] - low2;
+        for (c = 0; c < cv->cin; c++) *at++ = (int32_t)((column * cv->cin + c) * lanes);
+      }
+}
+
+static void mlki_lane_channels(const mlki_conv *cv, int64_t first, mlki_lane_window *w) {
+  int64_t l;
+  w->first = first, w->lanes = mlki_min(cv->row->lanes, cv->groups * cv->cout - first);
+  for (l = 0; l < w->lanes; l++) w->lane[l] = (first + l) / cv->cout * cv->cin * cv->x.c;
+}
+
+/* One item by lanes: LANES written channels at a time, from first to end, of a band. Sums are [pixel][LANES], or in y. */
+static void mlki_conv_lanes(const mlki_conv *cv, const mlki_conv_phase *ph, mlki_lane_window *w, int64_t first,
+                            int64_t end, float *workspace) {
+  const int64_t lanes = cv->row->lanes, step = ph->step[2] * cv->cin * lanes;
+  const int64_t to_step = cv->plain ? ph->skip[2] * cv->y.s[2] : lanes;
+  int32_t *at = (int32_t *)(void *)workspace;
+  float *weights = workspace + cv->floats_terms, *x = weights + cv->floats_sums, *sums = x + cv->floats_image;
+  const float *panels = cv->panels + mlki_conv_panels_at(cv, ph);
+  const int64_t p = ((w->n * ph->out[0] + w->o[0]) * ph->out[1] + w->o[1]) * ph->out[2] + w->o[2];
+  mlki_lane_terms(cv, ph, w, at);
+  for (; first < end; first += lanes) {
+    int64_t lane[MLKI_LANES_MAX], r, s, l;
+    mlki_lane_channels(cv, first, w);
+    for (l = 0; l < w->lanes; l++) lane[l] = (first + l) / cv->cout * cv->panel_floats + (first + l) % cv->cout;
+    if (ph->terms) {
+      cv->row->spread(weights, lanes, ph->terms, panels, lane, w->lanes, cv->cout);
+      mlki_conv_fill_window(cv, ph, w, x);
+    }
+    for (r = 0; r < w->rows; r++) {
+      const int64_t o[3] = {w->o[0], w->o[1] + r, w->o[2]};
+      float *to = cv->plain ? mlki_image_at(&cv->y, ph, w->n, first, o) : sums + r * w->cols * lanes;
+      for (s = 0; s == 0 || s < ph->terms; s += MLK_SEGMENT)
+        cv->row->lanes_sums(to, to_step, w->lanes, w->cols, weights + s * lanes,
+                            x + r * ph->step[1] * w->wide[2] * cv->cin * lanes, at + s,
+                            mlki_min(ph->terms - s, MLK_SEGMENT), step, s == 0 ? MLKI_START : MLKI_ADD);
+    }
+    if (!cv->plain) mlki_conv_finish(cv, ph, 0, p, w->rows * w->cols, first, w->lanes, sums, lanes);
+  }
+}
+
 /* Phases are neighbours: each writes only every other element of the same lines. */
-static void mlki_conv_planes_task(void *arg, int index) {
+static void mlki_conv_band_task(void *arg, int index) {
   mlki_conv *cv = (mlki_conv *)arg;
-  const int64_t phases = cv->phases[0] * cv->phases[1] * cv->phases[2], runs = mlki_ceil_div(cv->groups, cv->run);
+  const int64_t phases = cv->phases[0] * cv->phases[1] * cv->phases[2], runs = mlki_ceil_div(cv->units, cv->run);
   const int64_t o0 = mlki_ceil_div(cv->out[0], cv->transposed ? cv->stride[0] : 1);
   for (;;) {
-    int64_t item = cv->tasks == 1 ? cv->next++ : mlki_take(&cv->next), g;
+    int64_t item = cv->tasks == 1 ? cv->next++ : mlki_take(&cv->next), g, end, rows, cols;
     mlki_conv_phase ph;
     mlki_plane_band b;
     if (item >= cv->items) break;
@@ -5849,9 +5989,18 @@ static void mlki_conv_planes_task(void *arg, int index) {
     g = item % runs * cv->run, item /= runs;
     b.o[0] = item % o0, b.n = item / o0;
     if (b.o[0] >= ph.out[0] || b.o[1] >= ph.out[1] || b.o[2] >= ph.out[2]) continue;
-    mlki_plane_band_of(cv, &ph, mlki_min(cv->band_rows, ph.out[1] - b.o[1]),
-                       mlki_min(cv->band_cols, ph.out[2] - b.o[2]), &b);
-    mlki_conv_planes(cv, &ph, &b, g, mlki_min(g + cv->run, cv->groups), cv->workspace + index * cv->floats);
+    rows = mlki_min(cv->band_rows, ph.out[1] - b.o[1]), cols = mlki_min(cv->band_cols, ph.out[2] - b.o[2]);
+    end = mlki_min(g + cv->run, cv->units);
+    if (cv->variant == MLKI_CONV_LANES) {
+      mlki_lane_window w;
+      w.n = b.n, w.o[0] = b.o[0], w.o[1] = b.o[1], w.o[2] = b.o[2];
+      mlki_lane_window_of(&ph, rows, cols, &w);
+      mlki_conv_lanes(cv, &ph, &w, g * cv->row->lanes, mlki_min(end * cv->row->lanes, cv->groups * cv->cout),
+                      cv->workspace + index * cv->floats);
+    } else {
+      mlki_plane_band_of(cv, &ph, rows, cols, &b);
+      mlki_conv_planes(cv, &ph, &b, g, end, cv->workspace + index * cv->floats);
+    }
   }
 }
 
@@ -5967,13 +6116,63 @@ static int mlki_conv_planes_bands(const mlk_context *ctx, mlki_conv *cv, const m
   return mlki_conv_planes_floats(cv, ph, rows, cols) <= ctx->l2_bytes / 8;
 }
 
-/* Decides for planes if they cost less than the variant so far, then chooses their items. */
-static int mlki_conv_block_planes(const mlk_context *ctx, mlki_conv *cv, int64_t tasks) {
+#define MLKI_LANES_COUT  8         /* most written channels of a group: more fill the tile of a matrix product */
+#define MLKI_LANES_COLS  256       /* most outputs of a row at once */
+#define MLKI_LANES_TERMS (1 << 12) /* most taps x channels */
+
+/* The most rows whose window takes little of level 2, and their window; its floats, 0 where it would be large. */
+static int64_t mlki_lane_rows(const mlk_context *ctx, const mlki_conv *cv, const mlki_conv_phase *ph,
+                              const int64_t *out, int64_t *rows, int64_t *cols) {
+  const double depth = (double)(cv->taps[0] * cv->cin * cv->row->lanes);
+  mlki_lane_window w;
+  memset(&w, 0, sizeof w);
+  *cols = mlki_max(mlki_min(out[2], MLKI_LANES_COLS), 1);
+  *rows = *cols < out[2] ? 1 : mlki_max(mlki_min(out[1], MLKI_LANES_COLS), 1);
+  for (;; *rows = (*rows + 1) / 2) {
+    mlki_lane_window_of(ph, *rows, *cols, &w);
+    if (*rows == 1 || (double)w.wide[1] * (double)w.wide[2] * depth < (double)ctx->l2_bytes / 64) break;
+  }
+  if ((double)w.wide[1] * (double)w.wide[2] * depth > (double)ctx->l2_bytes / 16) return 0;
+  return mlki_round_up(w.wide[1] * w.wide[2] * cv->taps[0] * cv->cin * cv->row->lanes, MLKI_LANES_MAX);
+}
+
+/* Bands of lanes, for one read channel per group and dense channels. */
+static int mlki_conv_lanes_bands(const mlk_context *ctx, mlki_conv *cv, const mlki_conv_phase *ph, const int64_t *out) {
+  const int64_t terms = cv->taps[0] * cv->taps[1] * cv->taps[2] * cv->cin, lanes = cv->row->lanes;
+  int64_t rows, cols;
+  if (cv->cin != 1 || cv->cout > MLKI_LANES_COUT || cv->width != cv->cout || cv->groups * cv->cout < lanes / 2 ||
+      cv->x.c != 1 || cv->y.c != 1 || terms > MLKI_LANES_TERMS)
+    return 0;
+  cv->floats_image = mlki_lane_rows(ctx, cv, ph, out, &rows, &cols);
+  if (!cv->floats_image) return 0;
+  cv->band_rows = rows, cv->band_cols = cols, cv->batch = 1;
+  cv->pixel_major = 1;
+  cv->plain = cv->alpha == 1.0f && cv->beta == 0.0f && !cv->bias && !cv->residual.p && !cv->preact.p &&
+              cv->activation == MLK_NONE;
+  cv->floats_terms = mlki_round_up(terms, MLKI_LANES_MAX),
+  cv->floats_sums = mlki_round_up(terms * lanes, MLKI_LANES_MAX);
+  cv->floats = cv->floats_terms + cv->floats_sums + cv->floats_image +
+               (cv->plain ? 0 : mlki_round_up(rows * cols * lanes, MLKI_LANES_MAX));
+  return 1;
+}
+
+/* 1 where W lies in memory as its panels would: one channel from one, a dense filter, one phase. */
+static int mlki_conv_is_packed(const mlki_conv *cv) {
+  int64_t size = 1;
+  int a;
+  if (cv->cin != 1 || cv->cout != 1) return 0;
+  for (a = 2; a >= 0; size *= cv->taps[a--])
+    if ((cv->taps[a] > 1 && cv->w_tap[a] != size) || (cv->transposed && cv->stride[a] > 1)) return 0;
+  return cv->w_group == size;
+}
+
+/* Decides for lanes where they can be, or for planes if they cost less than the variant so far; chooses their items. */
+static int mlki_conv_block_bands(const mlk_context *ctx, mlki_conv *cv, int64_t tasks) {
   const int64_t taps = cv->taps[0] * cv->taps[1] * cv->taps[2], want = tasks == 1 ? 1 : 4 * tasks;
-  int64_t out[3], leader[3], bands;
+  int64_t out[3], leader[3], bands, per_unit;
   mlki_conv trial = *cv;
   mlki_conv_phase ph;
-  int a;
+  int a, lanes;
   if (taps > MLKI_CONV_TAPS || cv->cin > MLKI_CONV_CHANNELS || cv->cin == 0 || (taps == 1 && cv->groups == 1) ||
       (cv->panels && cv->variant != MLKI_CONV_COLUMNS))
     return 0;
@@ -5984,17 +6183,20 @@ static int mlki_conv_block_planes(const mlk_context *ctx, mlki_conv *cv, int64_t
   mlki_conv_phase_of(cv, leader, &ph);
   trial.variant = MLKI_CONV_PLANES;
   trial.width = mlki_panel_rows(cv->cout, cv->row->mr), trial.panel_floats = taps * cv->cin * cv->cout;
-  if (!mlki_conv_planes_bands(ctx, &trial, &ph, out)) return 0;
-  if (mlki_conv_planes_cost(&trial, &ph) > mlki_conv_cost(cv, cv->variant == MLKI_CONV_ROWS)) return 0;
+  lanes = mlki_conv_lanes_bands(ctx, &trial, &ph, out);
+  if (!lanes && !mlki_conv_planes_bands(ctx, &trial, &ph, out)) return 0;
+  if (!lanes && mlki_conv_planes_cost(&trial, &ph) > mlki_conv_cost(cv, cv->variant == MLKI_CONV_ROWS)) return 0;
+  if (lanes) trial.variant = MLKI_CONV_LANES;
   *cv = trial;
+  if (!cv->panels && mlki_conv_is_packed(cv)) cv->panels = cv->w, cv->pack = 0;
+  cv->units = lanes ? mlki_ceil_div(cv->groups * cv->cout, cv->row->lanes) : cv->groups;
+  per_unit = cv->band_rows * cv->band_cols * cv->stride[2] * (lanes ? cv->row->lanes : cv->cout);
   cv->pixel_blocks = mlki_ceil_div(out[1], cv->band_rows), cv->channel_blocks = mlki_ceil_div(out[2], cv->band_cols);
   bands = cv->images * out[0] * cv->pixel_blocks * cv->channel_blocks;
-  cv->run = mlki_round_up(mlki_ceil_div(cv->groups, mlki_ceil_div(want, bands)), cv->batch);
+  cv->run = mlki_round_up(mlki_ceil_div(cv->units, mlki_ceil_div(want, bands)), cv->batch);
   if (cv->transposed) /* what one item writes is still in level 2 for the next phase */
-    cv->run = mlki_min(cv->run, mlki_round_up(mlki_ceil_div(ctx->l2_bytes / 16,
-                                                            cv->band_rows * cv->band_cols * cv->stride[2] * cv->cout),
-                                              cv->batch));
-  cv->items = cv->phases[0] * cv->phases[1] * cv->phases[2] * mlki_ceil_div(cv->groups, cv->run) * bands;
+    cv->run = mlki_min(cv->run, mlki_round_up(mlki_ceil_div(ctx->l2_bytes / 16, per_unit), cv->batch));
+  cv->items = cv->phases[0] * cv->phases[1] * cv->phases[2] * mlki_ceil_div(cv->units, cv->run) * bands;
   cv->tasks = (int)mlki_min(tasks, cv->items);
   return 1;
 }
@@ -6070,7 +6272,7 @@ static void mlki_conv_block(const mlk_context *ctx, mlki_conv *cv) {
   cv->pixel_major = cv->variant == MLKI_CONV_ROWS;
   tasks = mlki_max(mlki_min(mlki_task_limit(ctx), (int64_t)(work / MLKI_TASK_WORK)), 1);
 
-  if (mlki_conv_block_planes(ctx, cv, tasks)) return;
+  if (mlki_conv_block_bands(ctx, cv, tasks)) return;
 
   cv->block_channels = mlki_min(cv->cout, MLKI_CONV_CHANNELS / cv->width * cv->width);
   cv->direct = cv->variant == MLKI_CONV_ROWS && mlki_conv_block_direct(ctx, cv, tasks);
@@ -6591,71 +6793,6 @@ static void mlki_conv_weights_item(const mlki_conv_weights *gw, int64_t g, int64
   }
 }
 
-/* Outputs o[1] .. + rows, o[2] .. + cols of one image and one o[0], for LANES written channels from channel first on.
-   Their input as these channels see it, padded, is the window [tap of axis 0][row][column][c][LANES]: a channel that
-   several lanes read is there several times. */
-typedef struct mlki_lane_window {
-  int64_t n, o[3], rows, cols;
-  int64_t low[3], wide[3];      /* the first input along each axis, and how many; of axis 0: of tap 0, and taps */
-  int64_t first, lanes;         /* written channels of the tensor, all groups counted */
-  int64_t lane[MLKI_LANES_MAX]; /* where the first channel that a lane reads lies in x */
-} mlki_lane_window;
-
-static void mlki_lane_window_of(const mlki_conv_phase *ph, int64_t rows, int64_t cols, mlki_lane_window *w) {
-  const int64_t count[3] = {1, rows, cols};
-  int a;
-  for (a = 0; a < 3; a++) {
-    int64_t high;
-    mlki_conv_reach(ph, a, w->o[a], count[a], &w->low[a], &high);
-    w->wide[a] = high - w->low[a] + 1;
-  }
-  w->low[0] = w->o[0] * ph->step[0] + ph->origin[0], w->wide[0] = ph->taps[0];
-  w->rows = rows, w->cols = cols;
-}
-
-static void mlki_conv_fill_window(const mlki_conv *cv, const mlki_conv_phase *ph, const mlki_lane_window *w,
-                                  float *to) {
-  const int64_t lanes = cv->row->lanes, pitch = cv->cin * lanes, line = w->wide[2] * pitch;
-  const int64_t begin = mlki_min(mlki_max(-w->low[2], 0), w->wide[2]),
-                end = mlki_max(mlki_min(cv->in[2] - w->low[2], w->wide[2]), begin);
-  int64_t t, r, c;
-  for (t = 0; t < w->wide[0]; t++)
-    for (r = 0; r < w->wide[1]; r++, to += line) {
-      const int64_t i0 = w->low[0] + t * ph->dilation[0], i1 = w->low[1] + r;
-      const float *from = cv->x.p + w->n * cv->x.n + i0 * cv->x.s[0] + i1 * cv->x.s[1] +
-                          (w->low[2] + begin) * cv->x.s[2];
-      if (i0 < 0 || i0 >= cv->in[0] || i1 < 0 || i1 >= cv->in[1] || begin == end) {
-        memset(to, 0, (size_t)line * 4);
-        continue;
-      }
-      memset(to, 0, (size_t)(begin * pitch) * 4);
-      memset(to + end * pitch, 0, (size_t)((w->wide[2] - end) * pitch) * 4);
-      for (c = 0; c < cv->cin; c++)
-        cv->row->spread(to + begin * pitch + c * lanes, pitch, end - begin, from + c * cv->x.c, w->lane, w->lanes,
-                        cv->x.s[2]);
-    }
-}
-
-/* Where the terms (tap, channel) read a window, from the place of an output. */
-static void mlki_lane_terms(const mlki_conv *cv, const mlki_conv_phase *ph, const mlki_lane_window *w, int32_t *at) {
-  const int64_t lanes = cv->row->lanes;
-  int64_t t[3], c, low1, low2, high;
-  mlki_conv_reach(ph, 1, 0, 1, &low1, &high), mlki_conv_reach(ph, 2, 0, 1, &low2, &high);
-  for (t[0] = 0; t[0] < ph->taps[0]; t[0]++)
-    for (t[1] = 0; t[1] < ph->taps[1]; t[1]++)
-      for (t[2] = 0; t[2] < ph->taps[2]; t[2]++) {
-        const int64_t row = t[0] * w->wide[1] + t[1] * ph->dilation[1] + ph->origin[1] - low1;
-        const int64_t column = row * w->wide[2] + t[2] * ph->dilation[2] + ph->origin[2] - low2;
-        for (c = 0; c < cv->cin; c++) *at++ = (int32_t)((column * cv->cin + c) * lanes);
-      }
-}
-
-static void mlki_lane_channels(const mlki_conv *cv, int64_t first, mlki_lane_window *w) {
-  int64_t l;
-  w->first = first, w->lanes = mlki_min(cv->row->lanes, cv->groups * cv->cout - first);
-  for (l = 0; l < w->lanes; l++) w->lane[l] = (first + l) / cv->cout * cv->cin * cv->x.c;
-}
-
 /* Adds the outputs of a window to the chains of DW, which end every MLK_SEGMENT outputs of the whole sum: p is the
    number of the first. */
 static void mlki_conv_weights_window(const mlki_conv_weights *gw, const mlki_lane_window *w, int64_t p,
@@ -6729,29 +6866,13 @@ static void mlki_conv_weights_lanes_task(void *arg, int index) {
   }
 }
 
-#define MLKI_LANES_COUT  8         /* most written channels of a group: more fill the tile of a matrix product */
-#define MLKI_LANES_COLS  256       /* most outputs of a row at once */
-#define MLKI_LANES_TERMS (1 << 12) /* most taps x channels */
-
 /* Chooses bands and items of lanes; 0 where the matrix product is better, or a window would be large. */
 static int mlki_conv_weights_block_lanes(const mlk_context *ctx, mlki_conv_weights *gw, int64_t tasks) {
   mlki_conv *cv = &gw->cv;
   const int64_t lanes = ctx->row->lanes;
-  mlki_lane_window w;
   if (cv->groups == 1 || cv->cout > MLKI_LANES_COUT || gw->cols > MLKI_LANES_TERMS) return 0;
-  memset(&w, 0, sizeof w);
-  gw->band_cols = mlki_max(mlki_min(cv->out[2], MLKI_LANES_COLS), 1);
-  gw->band_rows = gw->band_cols < cv->out[2] ? 1 : mlki_max(mlki_min(cv->out[1], MLKI_LANES_COLS), 1);
-  for (;; gw->band_rows = (gw->band_rows + 1) / 2) {
-    mlki_lane_window_of(&gw->ph, gw->band_rows, gw->band_cols, &w);
-    if ((double)w.wide[1] * (double)w.wide[2] * (double)(cv->taps[0] * cv->cin * lanes) < (double)ctx->l2_bytes / 64)
-      break;
-    if (gw->band_rows == 1) break;
-  }
-  if ((double)w.wide[1] * (double)w.wide[2] * (double)(cv->taps[0] * cv->cin * lanes) > (double)ctx->l2_bytes / 16)
-    return 0;
-  gw->floats_x = w.wide[1] * w.wide[2] * cv->taps[0] * cv->cin * lanes;
-  gw->floats_x = mlki_round_up(gw->floats_x, MLKI_LANES_MAX);
+  gw->floats_x = mlki_lane_rows(ctx, cv, &gw->ph, cv->out, &gw->band_rows, &gw->band_cols);
+  if (!gw->floats_x) return 0;
   gw->floats_dy = mlki_round_up(gw->band_rows * gw->band_cols * lanes, MLKI_LANES_MAX);
   cv->floats = 2 * mlki_round_up(gw->cols * lanes, MLKI_LANES_MAX) + gw->floats_dy + gw->floats_x +
                mlki_round_up(gw->cols, MLKI_LANES_MAX);
@@ -10624,7 +10745,7 @@ static mlk_status mlki_conv_run_of(mlk_context *ctx, mlki_conv_args *t) {
     cv.workspace += mlki_round_up(cv.groups * cv.panel_floats, MLKI_LANES_MAX);
     mlki_parallel_for(ctx, packing.tasks, mlki_conv_pack_task, &packing);
   }
-  mlki_parallel_for(ctx, cv.tasks, cv.variant == MLKI_CONV_PLANES ? mlki_conv_planes_task : mlki_conv_task, &cv);
+  mlki_parallel_for(ctx, cv.tasks, cv.variant >= MLKI_CONV_PLANES ? mlki_conv_band_task : mlki_conv_task, &cv);
   return MLK_OK;
 }
 
@@ -10656,7 +10777,7 @@ static mlk_status mlki_conv_pack_of(mlk_context *ctx, mlki_conv_args *t, void *b
   packed->isa = (int32_t)ctx->row->isa;
   packed->panel = (int32_t)cv.width;
   packed->form = t->transposed ? MLKI_FORM_CONV_TRANSPOSED : MLKI_FORM_CONV;
-  packed->variant = (int32_t)(cv.variant == MLKI_CONV_PLANES ? MLKI_CONV_COLUMNS : cv.variant);
+  packed->variant = (int32_t)(cv.variant >= MLKI_CONV_PLANES ? MLKI_CONV_COLUMNS : cv.variant);
   packed->rank = t->w.rank;
   for (i = 0; i < t->w.rank; i++) packed->shape[i] = t->w.shape[i];
   packed->groups = cv.groups;
