@@ -531,17 +531,22 @@ static inline float oracle(problem *p, size_t flat, float *before) {
   return residual ? t + residual->dense[flat] : t;
 }
 
-/* DBIAS: 16 lanes over images, then positions, and a tree. */
+/* DBIAS is a reduction: images, then positions, in segments of MLK_REDUCE_SEGMENT; each in 16 lanes and a tree. */
 static inline float oracle_bias(const problem *p, int64_t k) {
   const size_t positions = (size_t)(p->out[0] * p->out[1] * p->out[2]), count = (size_t)p->l.n * positions;
-  float lane[16];
-  size_t i, half;
-  for (i = 0; i < 16; i++) lane[i] = 0;
-  for (i = 0; i < count; i++)
-    lane[i % 16] += p->y.dense[(i / positions * (size_t)p->l.k + (size_t)k) * positions + i % positions];
-  for (half = 8; half > 0; half /= 2)
-    for (i = 0; i < half; i++) lane[i] += lane[i + half];
-  return p->beta && *p->beta != 0 ? fmaf(*p->beta, p->bias.dense[k], lane[0]) : lane[0];
+  float sum = 0;
+  size_t i, start, half;
+  for (start = 0; start < count; start += MLK_REDUCE_SEGMENT) {
+    const size_t end = count - start < MLK_REDUCE_SEGMENT ? count : start + MLK_REDUCE_SEGMENT;
+    float lane[16];
+    for (i = 0; i < 16; i++) lane[i] = 0;
+    for (i = start; i < end; i++)
+      lane[i % 16] += p->y.dense[(i / positions * (size_t)p->l.k + (size_t)k) * positions + i % positions];
+    for (half = 8; half > 0; half /= 2)
+      for (i = 0; i < half; i++) lane[i] += lane[i + half];
+    sum = start == 0 ? lane[0] : sum + lane[0];
+  }
+  return p->beta && *p->beta != 0 ? fmaf(*p->beta, p->bias.dense[k], sum) : sum;
 }
 
 static inline void reference(problem *p) {

@@ -52,7 +52,7 @@ static void bits_across_threads(void) {
   int i, what;
   memset(&p, 0, sizeof p);
   crew_open();
-  for (i = 0; i < 14; i++)
+  for (i = 0; i < 15; i++)
     for (what = 0; what < OPS && !mlkt_hopeless(); what++, index++) {
       layer l = layer_cube(2, 2, 33, 40, 1, 15, 3, 1, 1);
       switch (i) {
@@ -69,6 +69,7 @@ static void bits_across_threads(void) {
       case 11: l = layer_cube(2, 1, 1100, 4, 1, 6, 3, 1, 1); break;
       case 12: l = layer_cube(2, 1, 64, 300, 1, 5, 3, 1, 1); break;
       case 13: l = layer_cube(2, 1, 300, 64, 1, 5, 3, 1, 1); break;
+      case 14: l = layer_cube(1, 3, 2, 3, 1, 23000, 3, 1, 1); break; /* dbias in three segments */
       default: break;
       }
       if (mlkt_keep(index)) bits_of_layer(&p, (op)what, &l, index, &panels);
