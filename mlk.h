@@ -6704,56 +6704,55 @@ static void mlki_conv_columns_at(const mlki_conv *cv, int64_t col, int64_t most,
   run->reach = (run->c + run->count - 1) / cv->cin * cv->dilation[2];
 }
 
+/* Zeros for the padding: rows x width of to[row][NR]. */
+static void mlki_conv_clear(float *to, int64_t rows, int64_t width, int64_t nr) {
+  int64_t i;
+  for (i = 0; i < rows; i++) memset(to + i * nr, 0, (size_t)width * 4);
+}
+
 /* Columns [j, j + width) of the image of group g as DW's sums see it, for outputs o[2] .. o[2] + count of one row of
-   image n: to[output][NR]. What lies in the padding was set to 0 before. */
+   image n: to[output][NR]. */
 static void mlki_conv_pack_columns(const mlki_conv *cv, int64_t g, int64_t j, int64_t width, int64_t n,
                                    const int64_t *o, int64_t count, int one_tap, float *to) {
-  const int64_t nr = cv->row->nr, stride = cv->stride[2];
-  int64_t col;
+  const int64_t nr = cv->row->nr, stride = cv->stride[2], last = o[2] + count;
   mlki_conv_columns_run run;
-  for (col = j; col < j + width; col += run.count) {
-    int64_t i0, i1, begin, end;
+  int64_t col;
+  for (col = j; col < j + width; col += run.count, to += run.count) {
+    int64_t i0, i1, begin, end; /* outputs begin <= o2 < end have all taps of the run inside */
     mlki_conv_columns_at(cv, col, j + width - col, one_tap, &run);
     i0 = o[0] * cv->stride[0] + run.d0, i1 = o[1] * cv->stride[1] + run.d1;
-    begin = mlki_max(o[2], run.d2 >= 0 ? 0 : mlki_ceil_div(-run.d2, stride));
+    if (i0 < 0 || i0 >= cv->in[0] || i1 < 0 || i1 >= cv->in[1]) {
+      mlki_conv_clear(to, count, run.count, nr);
+      continue;
+    }
+    begin = run.d2 >= 0 ? 0 : mlki_ceil_div(-run.d2, stride);
     end = run.d2 + run.reach >= cv->in[2] ? 0 : mlki_ceil_div(cv->in[2] - run.d2 - run.reach, stride);
-    end = mlki_min(o[2] + count, end);
-    if (i0 < 0 || i0 >= cv->in[0] || i1 < 0 || i1 >= cv->in[1]) continue;
+    begin = mlki_min(mlki_max(begin, o[2]), last), end = mlki_max(mlki_min(end, last), begin);
     if (begin < end)
-      cv->row->place(to + (begin - o[2]) * nr + (col - j), run.count, nr, end - begin,
+      cv->row->place(to + (begin - o[2]) * nr, run.count, nr, end - begin,
                      cv->x.p + n * cv->x.n + (g * cv->cin + run.c) * cv->x.c + i0 * cv->x.s[0] + i1 * cv->x.s[1] +
                          (begin * stride + run.d2) * cv->x.s[2],
                      run.step, stride * cv->x.s[2]);
-    if (run.reach) { /* outputs at the borders, that have only some of the taps inside: tap by tap */
-      int64_t edge[3];
-      edge[0] = o[0], edge[1] = o[1], edge[2] = o[2];
-      begin = mlki_min(mlki_max(begin, o[2]), o[2] + count), end = mlki_max(end, begin);
-      if (begin > o[2]) mlki_conv_pack_columns(cv, g, col, run.count, n, edge, begin - o[2], 1, to + (col - j));
-      edge[2] = end;
-      if (end < o[2] + count)
-        mlki_conv_pack_columns(cv, g, col, run.count, n, edge, o[2] + count - end, 1,
-                               to + (end - o[2]) * nr + (col - j));
+    if (run.reach) { /* at the borders some taps of the run are inside: tap by tap */
+      const int64_t low[3] = {o[0], o[1], o[2]}, high[3] = {o[0], o[1], end};
+      mlki_conv_pack_columns(cv, g, col, run.count, n, low, begin - o[2], 1, to);
+      mlki_conv_pack_columns(cv, g, col, run.count, n, high, last - end, 1, to + (end - o[2]) * nr);
+    } else {
+      mlki_conv_clear(to, begin - o[2], run.count, nr);
+      mlki_conv_clear(to + (end - o[2]) * nr, last - end, run.count, nr);
     }
   }
 }
 
-/* The same for pixels [p, p + kc), with the zeros of the padding. */
+/* The same for pixels [p, p + kc). */
 static void mlki_conv_pack_terms(const mlki_conv_weights *gw, int64_t g, int64_t j, int64_t width, int64_t p,
                                  int64_t kc, float *to) {
   const mlki_conv *cv = &gw->cv;
-  const int64_t nr = cv->row->nr;
-  int64_t at, n, o[3];
-  for (at = p; at < p + kc;) {
-    const int64_t count = mlki_min(cv->out[2] - at % cv->out[2], p + kc - at);
-    int a, padded = 0;
+  int64_t at, count, n, o[3];
+  for (at = p; at < p + kc; at += count, to += count * cv->row->nr) {
+    count = mlki_min(cv->out[2] - at % cv->out[2], p + kc - at);
     mlki_conv_pixel(&gw->ph, at, &n, o);
-    for (a = 0; a < 3; a++) {
-      const int64_t low = o[a] * cv->stride[a] - cv->pad[a], last = a == 2 ? o[a] + count - 1 : o[a];
-      padded |= low < 0 || last * cv->stride[a] - cv->pad[a] + (cv->taps[a] - 1) * cv->dilation[a] >= cv->in[a];
-    }
-    if (padded) memset(to + (at - p) * nr, 0, (size_t)(count * nr) * 4);
-    mlki_conv_pack_columns(cv, g, j, width, n, o, count, 0, to + (at - p) * nr);
-    at += count;
+    mlki_conv_pack_columns(cv, g, j, width, n, o, count, 0, to);
   }
 }
 
