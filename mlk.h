@@ -5808,17 +5808,18 @@ static void mlki_conv_fill_planes(const mlki_conv *cv, const mlki_conv_phase *ph
       }
 }
 
-/* Where terms [s, s + kc) read the buffer. */
-static void mlki_planes_terms(const mlki_conv *cv, const mlki_conv_phase *ph, const mlki_plane_band *b, int64_t s,
-                              int64_t kc, int32_t *at) {
-  int64_t p = 0, tap = s / mlki_max(cv->cin, 1), c = s % mlki_max(cv->cin, 1);
-  for (; p < kc; tap++, c = 0) {
-    const int64_t t0 = tap / (ph->taps[1] * ph->taps[2]), t1 = tap / ph->taps[2] % ph->taps[1], t2 = tap % ph->taps[2];
-    const int64_t i0 = t0 % b->axis[0].tracks * b->axis[0].places + mlki_plane_shift(&b->axis[0], t0);
-    int64_t from = (i0 * b->axis[1].tracks + t1 % b->axis[1].tracks) * b->axis[2].tracks + t2 % b->axis[2].tracks;
-    from = from * b->plane + mlki_plane_shift(&b->axis[1], t1) * b->pitch + mlki_plane_shift(&b->axis[2], t2);
-    for (; c < cv->cin && p < kc; c++) at[p++] = (int32_t)(from + c * b->channel);
-  }
+/* Where the terms (tap, channel) read the buffer. */
+static void mlki_planes_terms(const mlki_conv *cv, const mlki_conv_phase *ph, const mlki_plane_band *b, int32_t *at) {
+  const mlki_plane_axis *axis = b->axis;
+  int64_t t[3], c;
+  for (t[0] = 0; t[0] < ph->taps[0]; t[0]++)
+    for (t[1] = 0; t[1] < ph->taps[1]; t[1]++)
+      for (t[2] = 0; t[2] < ph->taps[2]; t[2]++) {
+        const int64_t place = t[0] % axis[0].tracks * axis[0].places + mlki_plane_shift(&axis[0], t[0]);
+        int64_t from = (place * axis[1].tracks + t[1] % axis[1].tracks) * axis[2].tracks + t[2] % axis[2].tracks;
+        from = from * b->plane + mlki_plane_shift(&axis[1], t[1]) * b->pitch + mlki_plane_shift(&axis[2], t[2]);
+        for (c = 0; c < cv->cin; c++) *at++ = (int32_t)(from + c * b->channel);
+      }
 }
 
 /* Writes the sums of channels [c, c + nc) of y. to: room for all of them. */
@@ -5849,9 +5850,10 @@ static void mlki_conv_planes(const mlki_conv *cv, const mlki_conv_phase *ph, con
   int32_t *at = (int32_t *)(void *)workspace;
   float *image = workspace + cv->floats_terms, *sums = image + cv->floats_image, *to = sums + cv->floats_sums;
   const int64_t pitch = mlki_conv_pitch(cv, b->flat);
-  int64_t table = -1, k, s, i, j;
+  int64_t k, s, i, j;
   mlki_planes planes;
-  planes.at = at, planes.c_rs = pitch, planes.vectors = mlki_ceil_div(b->flat, cv->row->lanes);
+  planes.c_rs = pitch, planes.vectors = mlki_ceil_div(b->flat, cv->row->lanes);
+  mlki_planes_terms(cv, ph, b, at);
   memset(image, 0, (size_t)cv->floats_image * 4);
   for (; g < end; g += cv->batch) {
     const int64_t batch = mlki_min(cv->batch, end - g);
@@ -5861,7 +5863,7 @@ static void mlki_conv_planes(const mlki_conv *cv, const mlki_conv_phase *ph, con
       for (s = 0; s == 0 || s < ph->terms; s += MLK_SEGMENT) {
         planes.k = mlki_min(ph->terms - s, MLK_SEGMENT);
         planes.chain = s == 0 ? MLKI_START : MLKI_ADD;
-        if (table != s) mlki_planes_terms(cv, ph, b, table = s, planes.k, at);
+        planes.at = at + s;
         for (j = 0; j < batch; j++) {
           const float *panels = cv->panels + (g + j) * cv->panel_floats + mlki_conv_panels_at(cv, ph);
           planes.x = image + j * cv->cin * b->channel;
@@ -5900,12 +5902,22 @@ static void mlki_lane_window_of(const mlki_conv_phase *ph, int64_t rows, int64_t
   w->rows = rows, w->cols = cols;
 }
 
+/* Where channels are dense and lanes share them, a row of n columns is first turned to [channel][column]: the pitch, or
+   0 where not. */
+static int64_t mlki_lane_turned(const mlki_conv *cv, int64_t n) {
+  return cv->x.c == 1 && cv->x.s[2] != 1 && cv->cin * cv->cout > 1 ? mlki_round_up(n, MLKI_LANES_MAX) | MLKI_LANES_MAX
+                                                                   : 0;
+}
+
 static void mlki_conv_fill_window(const mlki_conv *cv, const mlki_conv_phase *ph, const mlki_lane_window *w,
                                   float *to) {
   const int64_t lanes = cv->row->lanes, pitch = cv->cin * lanes, line = w->wide[2] * pitch;
   const int64_t begin = mlki_min(mlki_max(-w->low[2], 0), w->wide[2]),
                 end = mlki_max(mlki_min(cv->in[2] - w->low[2], w->wide[2]), begin);
-  int64_t t, r, c;
+  const int64_t turned_pitch = mlki_lane_turned(cv, w->wide[2]), group = w->first / cv->cout;
+  float *turned = to + w->wide[0] * w->wide[1] * line;
+  int64_t t, r, c, lane[MLKI_LANES_MAX];
+  for (c = 0; c < w->lanes; c++) lane[c] = ((w->first + c) / cv->cout - group) * cv->cin * turned_pitch;
   for (t = 0; t < w->wide[0]; t++)
     for (r = 0; r < w->wide[1]; r++, to += line) {
       const int64_t i0 = w->low[0] + t * ph->dilation[0], i1 = w->low[1] + r;
@@ -5917,9 +5929,16 @@ static void mlki_conv_fill_window(const mlki_conv *cv, const mlki_conv_phase *ph
       }
       memset(to, 0, (size_t)(begin * pitch) * 4);
       memset(to + end * pitch, 0, (size_t)((w->wide[2] - end) * pitch) * 4);
+      if (turned_pitch)
+        cv->row->place(turned, end - begin, turned_pitch, ((w->first + w->lanes - 1) / cv->cout - group + 1) * cv->cin,
+                       from + group * cv->cin, cv->x.s[2], 1);
       for (c = 0; c < cv->cin; c++)
-        cv->row->spread(to + begin * pitch + c * lanes, pitch, end - begin, from + c * cv->x.c, w->lane, w->lanes,
-                        cv->x.s[2]);
+        if (turned_pitch)
+          cv->row->spread(to + begin * pitch + c * lanes, pitch, end - begin, turned + c * turned_pitch, lane, w->lanes,
+                          1);
+        else
+          cv->row->spread(to + begin * pitch + c * lanes, pitch, end - begin, from + c * cv->x.c, w->lane, w->lanes,
+                          cv->x.s[2]);
     }
 }
 
@@ -6076,7 +6095,7 @@ static double mlki_conv_planes_cost(const mlki_conv *cv, const mlki_conv_phase *
 }
 
 #define MLKI_CONV_BAND    2048       /* most outputs of a band along an axis */
-#define MLKI_CONV_TAPS    4096       /* most taps for planes: the buffer may hold a row for each */
+#define MLKI_CONV_TERMS   (1 << 14)  /* most taps x channels for planes: the buffer may hold a row for each */
 #define MLKI_CONV_LEVEL_1 (24 << 10) /* bytes of level 1 for a band where every vector read is used but once or twice */
 
 /* Floats of a task's workspace for bands of rows x cols; ph: a phase with the most taps. */
@@ -6086,7 +6105,7 @@ static int64_t mlki_conv_planes_floats(mlki_conv *cv, const mlki_conv_phase *ph,
   cv->band_rows = rows, cv->band_cols = cols;
   mlki_plane_band_of(cv, ph, rows, cols, &b);
   b.flat += rows * (cols - b.axis[2].spread); /* a phase with fewer taps may share a track where this one does not */
-  cv->floats_terms = MLK_SEGMENT;
+  cv->floats_terms = mlki_round_up(ph->terms, MLKI_LANES_MAX);
   cv->floats_image = cv->batch * cv->cin * b.channel + 2 * MLKI_LANES_MAX;
   cv->floats_sums = channels * mlki_conv_pitch(cv, b.flat);
   cv->floats = cv->floats_terms + cv->floats_image + cv->floats_sums +
@@ -6098,7 +6117,7 @@ static int64_t mlki_conv_planes_floats(mlki_conv *cv, const mlki_conv_phase *ph,
 static int mlki_conv_planes_bands(const mlk_context *ctx, mlki_conv *cv, const mlki_conv_phase *ph,
                                   const int64_t *out) {
   const int64_t step = (cv->transposed ? cv->stride[2] : 1) * cv->y.s[2], widest = mlki_max(cv->cin, cv->cout);
-  const int64_t budget = cv->width > 2 ? ctx->l2_bytes / 32 : MLKI_CONV_LEVEL_1 / 4;
+  const int64_t budget = cv->width > 2 ? ctx->l2_bytes / 16 : MLKI_CONV_LEVEL_1 / 4;
   int64_t rows = mlki_min(out[1], MLKI_CONV_BAND), cols = mlki_min(out[2], MLKI_CONV_BAND);
   cv->pixel_major = cv->y.c == 1 && step != 1 && cv->groups * cv->cout > 1;
   cv->plain = cv->alpha == 1.0f && cv->beta == 0.0f && !cv->bias && !cv->residual.p && !cv->preact.p &&
@@ -6133,7 +6152,9 @@ static int64_t mlki_lane_rows(const mlk_context *ctx, const mlki_conv *cv, const
     if (*rows == 1 || (double)w.wide[1] * (double)w.wide[2] * depth < (double)ctx->l2_bytes / 64) break;
   }
   if ((double)w.wide[1] * (double)w.wide[2] * depth > (double)ctx->l2_bytes / 16) return 0;
-  return mlki_round_up(w.wide[1] * w.wide[2] * cv->taps[0] * cv->cin * cv->row->lanes, MLKI_LANES_MAX);
+  return mlki_round_up(w.wide[1] * w.wide[2] * cv->taps[0] * cv->cin * cv->row->lanes +
+                           (cv->row->lanes / cv->cout + 2) * cv->cin * mlki_lane_turned(cv, w.wide[2]),
+                       MLKI_LANES_MAX);
 }
 
 /* Bands of lanes, for one read channel per group and dense channels. */
@@ -6173,7 +6194,7 @@ static int mlki_conv_block_bands(const mlk_context *ctx, mlki_conv *cv, int64_t 
   mlki_conv trial = *cv;
   mlki_conv_phase ph;
   int a, lanes;
-  if (taps > MLKI_CONV_TAPS || cv->cin > MLKI_CONV_CHANNELS || cv->cin == 0 || (taps == 1 && cv->groups == 1) ||
+  if (taps * cv->cin > MLKI_CONV_TERMS || cv->cin == 0 || (taps == 1 && cv->groups == 1) ||
       (cv->panels && cv->variant != MLKI_CONV_COLUMNS))
     return 0;
   for (a = 0; a < 3; a++) {
