@@ -413,7 +413,10 @@ static void packing(void) {
     for (what = CONV; what <= GRAD_INPUT; what++)
       for (i = 0; i < 7 && !mlkt_hopeless(); i++) {
         layer l = layer_cube(2, 1, 12, 20, 1, 7, 3, 1, 1);
-        if (crew.isas[r] == MLK_ISA_REFERENCE) continue;
+        if (crew.isas[r] == MLK_ISA_REFERENCE) {
+          mlkt_skip("the reference packs nothing");
+          continue;
+        }
         switch (i) {
         case 1: l = layer_cube(2, 1, 12, 20, 4, 7, 3, 1, 1); break;
         case 2: l = layer_cube(2, 1, 19, 19, 19, 8, 3, 1, 1); break;

