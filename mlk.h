@@ -5142,8 +5142,9 @@ static mlk_status mlki_matmul_run(mlk_context *ctx, const mlk_matmul_desc *desc,
               for small images
    planes     weights as for columns, the image as it is, copied into a zero-padded buffer whose columns (and rows) are
              split by their place modulo the step, so that vectors of outputs read it at any tap: few channels
-   lanes      a vector is LANES written channels, of several groups if they are small: see mlki_lane_window; weight
-             gradients of small groups
+   lanes      a vector is LANES written channels, of several groups if they are small: see mlki_lane_window; depthwise
+             with dense channels, weight gradients of small groups
+   The last two read weights packed for columns: a handle says rows or columns, each call chooses among what reads it.
    Panels of the image are packed from the image itself, a tile at a time: no im2col buffer (implicit matrix product;
    Chetlur et al., "cuDNN: efficient primitives for deep learning", 2014). Sums live in a scratch tile until they are
    complete; the epilogue writes the output once. */
