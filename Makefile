@@ -48,7 +48,7 @@ all: help probe $(B)/mlk_test $(EXAMPLES) $(BENCHES)
 help:
 	@echo 'MLK, machine-learning kernels in one C header'
 	@echo '  make demo       a search over real pictures, then a network that learns them for less than a minute'
-	@echo '  make train      the whole training of examples/02_fashion_cnn: a few minutes; again: continues'
+	@echo '  make train      the whole training of examples/02_fashion_cnn: a minute or a few; stopped, it continues'
 	@echo '  make test       every check this machine has the tools for, under ten minutes'
 	@echo '  make test-long  the same with the slow extras'
 	@echo '  make bench      measure this machine, then every operator   (BENCH_ARGS="--help" tells more)'
