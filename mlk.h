@@ -6646,9 +6646,10 @@ typedef struct mlki_conv_weights {
   mlki_conv_phase ph; /* the only one */
   mlki_image dw;      /* n: written channel, c: read channel of the group */
   float beta;
-  mlk_tensor dy, dbias; /* as tensors, for the reduction */
-  int64_t cols;         /* taps x cin */
-  int64_t block_rows, block_cols, row_blocks, col_blocks;
+  mlk_tensor dy, dbias;                      /* as tensors, for the reduction */
+  int64_t cols;                              /* taps x cin */
+  int64_t block_rows, block_taps, block_cin; /* an item */
+  int64_t row_blocks, tap_blocks, cin_blocks;
   int64_t floats_dy, floats_x;  /* of a task's workspace; the rest is scratch */
   int64_t band_rows, band_cols; /* lanes: outputs of a band along the last two axes; several rows are whole */
 } mlki_conv_weights;
@@ -6710,20 +6711,26 @@ typedef struct mlki_conv_columns_run {
   int64_t c;
 } mlki_conv_columns_run;
 
-/* The run from column col on, of at most most columns. It runs over several taps where these lie one after another in
-   x, and is then whole only for outputs that have all of them inside; with one_tap set it never does. */
-static void mlki_conv_columns_at(const mlki_conv *cv, int64_t col, int64_t most, int one_tap,
-                                 mlki_conv_columns_run *run) {
-  const int64_t tap = col / cv->cin, t2 = tap % cv->taps[2], t1 = tap / cv->taps[2] % cv->taps[1],
-                t0 = tap / cv->taps[2] / cv->taps[1], next = cv->dilation[2] * cv->x.s[2];
-  run->c = col % cv->cin;
+/* The columns of an item: taps [tap, tap + taps) x channels [c, c + channels) of the group, in that order. */
+typedef struct mlki_conv_cols {
+  int64_t tap, taps, c, channels;
+} mlki_conv_cols;
+
+/* The run from column col of an item on, of at most most columns. It runs over several taps where these lie one after
+   another in x, and is then whole only for outputs that have all of them inside; with one_tap set it never does. */
+static void mlki_conv_columns_at(const mlki_conv *cv, const mlki_conv_cols *cols, int64_t col, int64_t most,
+                                 int one_tap, mlki_conv_columns_run *run) {
+  const int64_t tap = cols->tap + col / cols->channels, at = col % cols->channels;
+  const int64_t t2 = tap % cv->taps[2], t1 = tap / cv->taps[2] % cv->taps[1], t0 = tap / cv->taps[2] / cv->taps[1],
+                next = cv->dilation[2] * cv->x.s[2];
+  run->c = cols->c + at;
   run->d0 = t0 * cv->dilation[0] - cv->pad[0], run->d1 = t1 * cv->dilation[1] - cv->pad[1],
   run->d2 = t2 * cv->dilation[2] - cv->pad[2];
   run->step = cv->cin == 1 ? next : cv->x.c;
-  run->count = mlki_min(most, cv->cin - run->c), run->reach = 0;
-  if (one_tap || (cv->cin > 1 && next != cv->cin * cv->x.c)) return;
-  run->count = mlki_min(most, (cv->taps[2] - t2) * cv->cin - run->c);
-  run->reach = (run->c + run->count - 1) / cv->cin * cv->dilation[2];
+  run->count = mlki_min(most, cols->channels - at), run->reach = 0;
+  if (one_tap || cols->channels < cv->cin || (cv->cin > 1 && next != cv->cin * cv->x.c)) return;
+  run->count = mlki_min(most, (cv->taps[2] - t2) * cv->cin - at);
+  run->reach = (at + run->count - 1) / cv->cin * cv->dilation[2];
 }
 
 /* Zeros for the padding: rows x width of to[row][NR]. */
@@ -6732,16 +6739,16 @@ static void mlki_conv_clear(float *to, int64_t rows, int64_t width, int64_t nr) 
   for (i = 0; i < rows; i++) memset(to + i * nr, 0, (size_t)width * 4);
 }
 
-/* Columns [j, j + width) of the image of group g as DW's sums see it, for outputs o[2] .. o[2] + count of one row of
-   image n: to[output][NR]. */
-static void mlki_conv_pack_columns(const mlki_conv *cv, int64_t g, int64_t j, int64_t width, int64_t n,
-                                   const int64_t *o, int64_t count, int one_tap, float *to) {
+/* Columns [j, j + width) of an item's as DW's sums see them in the image of group g, for outputs o[2] .. o[2] + count
+   of one row of image n: to[output][NR]. */
+static void mlki_conv_pack_columns(const mlki_conv *cv, const mlki_conv_cols *cols, int64_t g, int64_t j, int64_t width,
+                                   int64_t n, const int64_t *o, int64_t count, int one_tap, float *to) {
   const int64_t nr = cv->row->nr, stride = cv->stride[2], last = o[2] + count;
   mlki_conv_columns_run run;
   int64_t col;
   for (col = j; col < j + width; col += run.count, to += run.count) {
     int64_t i0, i1, begin, end; /* outputs begin <= o2 < end have all taps of the run inside */
-    mlki_conv_columns_at(cv, col, j + width - col, one_tap, &run);
+    mlki_conv_columns_at(cv, cols, col, j + width - col, one_tap, &run);
     i0 = o[0] * cv->stride[0] + run.d0, i1 = o[1] * cv->stride[1] + run.d1;
     if (i0 < 0 || i0 >= cv->in[0] || i1 < 0 || i1 >= cv->in[1]) {
       mlki_conv_clear(to, count, run.count, nr);
@@ -6757,8 +6764,8 @@ static void mlki_conv_pack_columns(const mlki_conv *cv, int64_t g, int64_t j, in
                      run.step, stride * cv->x.s[2]);
     if (run.reach) { /* at the borders some taps of the run are inside: tap by tap */
       const int64_t low[3] = {o[0], o[1], o[2]}, high[3] = {o[0], o[1], end};
-      mlki_conv_pack_columns(cv, g, col, run.count, n, low, begin - o[2], 1, to);
-      mlki_conv_pack_columns(cv, g, col, run.count, n, high, last - end, 1, to + (end - o[2]) * nr);
+      mlki_conv_pack_columns(cv, cols, g, col, run.count, n, low, begin - o[2], 1, to);
+      mlki_conv_pack_columns(cv, cols, g, col, run.count, n, high, last - end, 1, to + (end - o[2]) * nr);
     } else {
       mlki_conv_clear(to, begin - o[2], run.count, nr);
       mlki_conv_clear(to + (end - o[2]) * nr, last - end, run.count, nr);
@@ -6767,30 +6774,56 @@ static void mlki_conv_pack_columns(const mlki_conv *cv, int64_t g, int64_t j, in
 }
 
 /* The same for pixels [p, p + kc). */
-static void mlki_conv_pack_terms(const mlki_conv_weights *gw, int64_t g, int64_t j, int64_t width, int64_t p,
-                                 int64_t kc, float *to) {
+static void mlki_conv_pack_terms(const mlki_conv_weights *gw, const mlki_conv_cols *cols, int64_t g, int64_t j,
+                                 int64_t width, int64_t p, int64_t kc, float *to) {
   const mlki_conv *cv = &gw->cv;
   int64_t at, count, n, o[3];
   for (at = p; at < p + kc; at += count, to += count * cv->row->nr) {
     count = mlki_min(cv->out[2] - at % cv->out[2], p + kc - at);
     mlki_conv_pixel(&gw->ph, at, &n, o);
-    mlki_conv_pack_columns(cv, g, j, width, n, o, count, 0, to);
+    mlki_conv_pack_columns(cv, cols, g, j, width, n, o, count, 0, to);
   }
 }
 
-/* One item: rows [k, k + nk) x columns [j, j + nj) of group g. */
-static void mlki_conv_weights_item(const mlki_conv_weights *gw, int64_t g, int64_t k, int64_t nk, int64_t j, int64_t nj,
-                                   float *dy, float *x, float *scratch) {
+/* Writes an item's sums, [k][tap][c], to DW. Where the taps of DW are dense they are transposed to [c][tap]. */
+static void mlki_conv_weights_finish(const mlki_conv_weights *gw, const mlki_conv_cols *cols, int64_t g, int64_t k,
+                                     int64_t nk, const float *scratch, int64_t pitch) {
   const mlki_conv *cv = &gw->cv;
-  const int64_t nr = cv->row->nr, height = mlki_panel_rows(nk, cv->row->mr), pitch = mlki_conv_pitch(cv, nj);
-  mlki_strip strip;
+  float *dw = gw->dw.p + (g * cv->cout + k) * gw->dw.n + cols->c * gw->dw.c;
+  const int dense = cols->taps > 1 && gw->beta == 0.0f && (cv->taps[2] == 1 || gw->dw.s[2] == 1) &&
+                    (cv->taps[1] == 1 || gw->dw.s[1] == cv->taps[2]) &&
+                    (cv->taps[0] == 1 || gw->dw.s[0] == cv->taps[1] * cv->taps[2]);
   mlki_epilogue e;
-  int64_t s, i, col, next;
+  int64_t i, t;
+  for (i = 0; i < nk && dense; i++)
+    cv->row->place(dw + i * gw->dw.n + cols->tap, cols->taps, gw->dw.c, cols->channels, scratch + i * pitch,
+                   cols->channels, 1);
+  if (dense) return;
+  memset(&e, 0, sizeof e);
+  e.alpha = 1.0f, e.beta = gw->beta, e.activation = MLK_NONE;
+  e.d.rs = gw->dw.n, e.d.cs = gw->dw.c;
+  for (i = 0; i < cols->taps; i++) {
+    t = cols->tap + i;
+    e.d.p = dw + t / (cv->taps[1] * cv->taps[2]) * gw->dw.s[0] + t / cv->taps[2] % cv->taps[1] * gw->dw.s[1] +
+            t % cv->taps[2] * gw->dw.s[2];
+    if (gw->beta != 0.0f) e.c = e.d;
+    cv->row->epilogue(&e, scratch + i * cols->channels, pitch, 0, 0, nk, cols->channels);
+  }
+}
+
+/* One item: rows [k, k + nk) x some columns of group g. */
+static void mlki_conv_weights_item(const mlki_conv_weights *gw, const mlki_conv_cols *cols, int64_t g, int64_t k,
+                                   int64_t nk, float *dy, float *x, float *scratch) {
+  const mlki_conv *cv = &gw->cv;
+  const int64_t nr = cv->row->nr, height = mlki_panel_rows(nk, cv->row->mr), nj = cols->taps * cols->channels,
+                pitch = mlki_conv_pitch(cv, nj);
+  mlki_strip strip;
+  int64_t s, i;
   memset(&strip, 0, sizeof strip);
   for (s = 0; s == 0 || s < gw->ph.pixels; s += MLK_SEGMENT) {
     const int64_t kc = mlki_min(gw->ph.pixels - s, MLK_SEGMENT);
     for (i = 0; i < nk; i += height) mlki_conv_pack_dy(gw, g, k + i, mlki_min(height, nk - i), s, kc, dy + i * kc);
-    for (i = 0; i < nj; i += nr) mlki_conv_pack_terms(gw, g, j + i, mlki_min(nr, nj - i), s, kc, x + i * kc);
+    for (i = 0; i < nj; i += nr) mlki_conv_pack_terms(gw, cols, g, i, mlki_min(nr, nj - i), s, kc, x + i * kc);
     strip.b = x, strip.b_rs = nr, strip.b_panel = kc * nr;
     strip.c_rs = pitch, strip.cols = nj, strip.k = kc;
     strip.chain = s == 0 ? MLKI_START : MLKI_ADD;
@@ -6801,17 +6834,7 @@ static void mlki_conv_weights_item(const mlki_conv_weights *gw, int64_t g, int64
       cv->row->strip(&strip);
     }
   }
-  memset(&e, 0, sizeof e);
-  e.alpha = 1.0f, e.beta = gw->beta, e.activation = MLK_NONE;
-  for (col = j; col < j + nj; col = next) { /* tap by tap: the columns of one are evenly spaced in DW */
-    const int64_t tap = col / cv->cin, c = col % cv->cin;
-    next = mlki_min(j + nj, col - c + cv->cin);
-    e.d.p = gw->dw.p + (g * cv->cout + k) * gw->dw.n + c * gw->dw.c + tap / (cv->taps[1] * cv->taps[2]) * gw->dw.s[0] +
-            tap / cv->taps[2] % cv->taps[1] * gw->dw.s[1] + tap % cv->taps[2] * gw->dw.s[2];
-    e.d.rs = gw->dw.n, e.d.cs = gw->dw.c;
-    if (gw->beta != 0.0f) e.c = e.d;
-    cv->row->epilogue(&e, scratch + (col - j), pitch, 0, 0, nk, next - col);
-  }
+  mlki_conv_weights_finish(gw, cols, g, k, nk, scratch, pitch);
 }
 
 /* Adds the outputs of a window to the chains of DW, which end every MLK_SEGMENT outputs of the whole sum: p is the
@@ -6908,13 +6931,28 @@ static void mlki_conv_weights_task(void *arg, int index) {
   mlki_conv *cv = &gw->cv;
   float *dy = cv->workspace + index * cv->floats, *x = dy + gw->floats_dy, *scratch = x + gw->floats_x;
   for (;;) {
-    int64_t item = cv->tasks == 1 ? cv->next++ : mlki_take(&cv->next), j, k;
+    int64_t item = cv->tasks == 1 ? cv->next++ : mlki_take(&cv->next), k;
+    mlki_conv_cols cols;
     if (item >= cv->items) break;
-    j = item % gw->col_blocks * gw->block_cols, item /= gw->col_blocks;
+    cols.tap = item % gw->tap_blocks * gw->block_taps, item /= gw->tap_blocks;
+    cols.c = item % gw->cin_blocks * gw->block_cin, item /= gw->cin_blocks;
+    cols.taps = mlki_min(gw->block_taps, cv->taps[0] * cv->taps[1] * cv->taps[2] - cols.tap);
+    cols.channels = mlki_min(gw->block_cin, cv->cin - cols.c);
     k = item % gw->row_blocks * gw->block_rows, item /= gw->row_blocks;
-    mlki_conv_weights_item(gw, item, k, mlki_min(gw->block_rows, cv->cout - k), j,
-                           mlki_min(gw->block_cols, gw->cols - j), dy, x, scratch);
+    mlki_conv_weights_item(gw, &cols, item, k, mlki_min(gw->block_rows, cv->cout - k), dy, x, scratch);
   }
+}
+
+/* Columns of an item, about most of them: all taps of some channels if that goes, so that DW is written in runs. */
+static void mlki_conv_weights_block_cols(mlki_conv_weights *gw, int64_t most) {
+  const mlki_conv *cv = &gw->cv;
+  const int64_t nr = cv->row->nr, taps = cv->taps[0] * cv->taps[1] * cv->taps[2];
+  gw->block_cin = mlki_max(most / taps / nr, 1) * nr;
+  gw->cin_blocks = mlki_ceil_div(cv->cin, gw->block_cin);
+  gw->block_cin = mlki_min(mlki_round_up(mlki_ceil_div(cv->cin, gw->cin_blocks), nr), cv->cin);
+  gw->cin_blocks = mlki_ceil_div(cv->cin, gw->block_cin);
+  gw->block_taps = mlki_min(mlki_max(2 * most / gw->block_cin, 1), taps);
+  gw->tap_blocks = mlki_ceil_div(taps, gw->block_taps);
 }
 
 /* Chooses items and tasks. */
@@ -6923,6 +6961,7 @@ static void mlki_conv_weights_block(const mlk_context *ctx, mlki_conv_weights *g
   const int64_t nr = ctx->row->nr, kc = mlki_min(gw->ph.pixels, MLK_SEGMENT);
   const int64_t tasks = mlki_max(mlki_min(mlki_task_limit(ctx), (int64_t)((double)cv->flops / 2 / MLKI_TASK_WORK)), 1);
   const int64_t want = tasks == 1 ? 1 : 3 * tasks;
+  int64_t most, blocks;
   cv->tasks = 1, cv->items = 0;
   cv->variant = cv->cout == 0 || gw->cols == 0 || !gw->dw.p ? MLKI_CONV_EMPTY
                 : ctx->reference                            ? MLKI_CONV_REFERENCE
@@ -6930,23 +6969,20 @@ static void mlki_conv_weights_block(const mlk_context *ctx, mlki_conv_weights *g
   if (cv->variant <= MLKI_CONV_REFERENCE) return;
   if (mlki_conv_weights_block_lanes(ctx, gw, tasks)) return;
   gw->block_rows = mlki_min(cv->cout, MLKI_CONV_CHANNELS / 2);
-  gw->block_cols = ctx->l2_bytes / 8 / (kc + gw->block_rows + 1);
-  if (cv->groups * mlki_ceil_div(gw->cols, mlki_max(gw->block_cols, nr)) * mlki_ceil_div(cv->cout, gw->block_rows) <
-      want)
-    gw->block_cols = mlki_min(gw->block_cols, mlki_ceil_div(gw->cols * cv->groups, want));
-  gw->block_cols = mlki_min(mlki_round_up(mlki_max(gw->block_cols, 1), nr), mlki_round_up(gw->cols, nr));
-  gw->col_blocks = mlki_ceil_div(gw->cols, gw->block_cols);
-  if (cv->groups * gw->col_blocks < tasks)
-    gw->block_rows = mlki_min(
-        gw->block_rows,
-        mlki_round_up(mlki_ceil_div(cv->cout, mlki_ceil_div(tasks, cv->groups * gw->col_blocks)), ctx->row->mr));
+  most = mlki_max(ctx->l2_bytes / 8 / (kc + gw->block_rows + 1), nr);
+  mlki_conv_weights_block_cols(gw, most);
+  if (cv->groups * gw->cin_blocks * gw->tap_blocks * mlki_ceil_div(cv->cout, gw->block_rows) < want)
+    mlki_conv_weights_block_cols(gw, mlki_min(most, mlki_ceil_div(gw->cols * cv->groups, want)));
+  blocks = cv->groups * gw->cin_blocks * gw->tap_blocks;
+  if (blocks < tasks)
+    gw->block_rows = mlki_min(gw->block_rows,
+                              mlki_round_up(mlki_ceil_div(cv->cout, mlki_ceil_div(tasks, blocks)), ctx->row->mr));
   gw->row_blocks = mlki_ceil_div(cv->cout, gw->block_rows);
-  cv->items = cv->groups * gw->row_blocks * gw->col_blocks;
+  cv->items = blocks * gw->row_blocks;
   cv->tasks = (int)mlki_min(tasks, cv->items);
   gw->floats_dy = mlki_round_up(gw->block_rows * kc, MLKI_LANES_MAX);
-  gw->floats_x = gw->block_cols * kc;
-  gw->floats_x = mlki_round_up(gw->floats_x, MLKI_LANES_MAX);
-  cv->floats = gw->floats_dy + gw->floats_x + gw->block_rows * mlki_conv_pitch(cv, gw->block_cols);
+  gw->floats_x = mlki_round_up(mlki_round_up(gw->block_taps * gw->block_cin, nr) * kc, MLKI_LANES_MAX);
+  cv->floats = gw->floats_dy + gw->floats_x + gw->block_rows * mlki_conv_pitch(cv, gw->block_taps * gw->block_cin);
 }
 
 /* The operand X and the output DW, when DW is wanted; else nothing but DY is read. */
