@@ -52,11 +52,23 @@
      >>ref             naive form of every operator: its definition, and the oracle of the tests
      >>plan            ceilings and predicted times
      >>matmul          validation, blocking, threads
-     >>conv            correlations, phases, packing of images, gradients
+     >>conv            correlations and their phases; what they mean
+     >>conv_matrix     as matrix products: packing of weights and image, columns, rows, rows read in place
+     >>conv_bands      few channels: planes and lanes
+     >>conv_items      which variant, which blocks, how many tasks
+     >>conv_calls      checks of the calls; 1 x 1 filters as matmul
+     >>conv_weights    the weight gradient
      >>knn             the filter, its error bound, the exact re-rank
      >>distances       all pairs; the smallest complete operator, a model for new ones
-     >>map             the walk over several views, maps, conversions, reductions, optimiser steps
-     >>layer           pooling, softmax, cross-entropy, normalisation, embedding, rotary positions
+     >>map             the walk over several views, maps, conversions
+     >>reduce          sums, means, largest and smallest over axes
+     >>optimizers      clipping, SGD, AdamW
+     >>layer           what the layers below share: jobs, rows of any view, checked ids
+     >>pool            pooling and its gradient
+     >>softmax         softmax, cross-entropy, gradients
+     >>norm            layer and RMS normalisation, gradients
+     >>embedding       rows by number, gradient
+     >>rotary          rotary positions
      >>public          the public functions
      >>licence         MIT No Attribution, or public domain
 
@@ -5332,6 +5344,8 @@ static void mlki_conv_reference(const mlki_conv *cv) {
   }
 }
 
+/* >>conv_matrix ---------------------------------------------------------------------------------------------------- */
+
 /* Sums of n columns apart, such that rows do not fall into the same sets of level 1. */
 static int64_t mlki_conv_pitch(const mlki_conv *cv, int64_t n) {
   const int64_t pitch = mlki_round_up(n, cv->row->nr);
@@ -5723,6 +5737,8 @@ static void mlki_conv_direct(const mlki_conv *cv, const mlki_conv_phase *ph, int
   }
 }
 
+/* >>conv_bands ----------------------------------------------------------------------------------------------------- */
+
 /* One axis of the buffer of planes. Taps whose inputs lie a multiple of the step apart share a track: place i of track t
    holds input first + i step, and tap u reads outputs o from place o + shift on. Where taps lie so far apart that this
    would hold more than it shares, each has a track of its own. */
@@ -6049,6 +6065,8 @@ static void mlki_conv_task(void *arg, int index) {
   }
 }
 
+/* >>conv_items ----------------------------------------------------------------------------------------------------- */
+
 /* Cost of a variant in multiply-adds that the machine could have done meanwhile, by rules of thumb: padding of vectors,
    too few chains to hide the latency, copies and scattered stores. Decides between rows and columns only. */
 static double mlki_conv_cost(const mlki_conv *cv, int rows) {
@@ -6312,6 +6330,8 @@ static void mlki_conv_block(const mlk_context *ctx, mlki_conv *cv) {
   else
     cv->floats += cv->block_channels * mlki_conv_pitch(cv, cv->block_pixels);
 }
+
+/* >>conv_calls ----------------------------------------------------------------------------------------------------- */
 
 /* What the calls give, under names that suit both directions. */
 typedef struct mlki_conv_args {
@@ -6637,6 +6657,8 @@ static int mlki_conv_as_matmul(const mlk_context *ctx, const mlki_conv *cv, cons
   mm->alpha = t->alpha, mm->beta = t->beta, mm->activation = t->activation;
   return 1;
 }
+
+/* >>conv_weights --------------------------------------------------------------------------------------------------- */
 
 /* The weight gradient: DW[k][(tap, c)] = sum over pixels p = (image, output) of DY[k][p] X[p + tap][c], a matrix
    product whose long axis is p. Panels of both factors are packed a segment of pixels at a time; the sums of an item,
@@ -8104,6 +8126,8 @@ static void mlki_map_execute(mlk_context *ctx, mlki_mapping *m) {
 #define MLKI_REDUCE_DEPTH 128 /* rows of them between two visits of the lanes in memory; a multiple of 16 */
 #define MLKI_REDUCE_SHORT 128 /* sums of fewer terms are turned into columns */
 
+/* >>reduce --------------------------------------------------------------------------------------------------------- */
+
 typedef enum mlki_reduce_variant {
   MLKI_REDUCE_ROWWISE,
   MLKI_REDUCE_COLUMNWISE,
@@ -8458,6 +8482,8 @@ MLKI_INLINE mlk_status mlki_reduce_run(mlk_context *ctx, const mlk_reduce_desc *
   const mlk_status status = mlki_reduce_prepare(ctx, desc, 1, 0, &r);
   return status ? status : mlki_reduce_execute(ctx, &r);
 }
+
+/* >>optimizers ----------------------------------------------------------------------------------------------------- */
 
 /* Clipping by the global norm. Every tensor is summed by itself and the sums are added in order. */
 static mlk_status mlki_clip_sum(mlk_context *ctx, const mlk_tensor *grad, float *sum, mlki_reduction *r) {
@@ -8990,6 +9016,8 @@ static mlk_status mlki_check_ids(mlk_context *ctx, const char *name, const mlk_t
    For what is too delicate for f32 and not worth vectors. Products are hidden from the compiler, which would contract
    them into sums on some machines. */
 
+/* >>pool ----------------------------------------------------------------------------------------------------------- */
+
 static double mlki_mul64(double a, double b) {
   double p = a * b;
   MLKI_OPAQUE(p);
@@ -9490,6 +9518,8 @@ static mlk_status mlki_pool_grad_prepare(mlk_context *ctx, const mlk_pool_grad_d
 
 /* --- softmax and cross-entropy --- */
 
+/* >>softmax -------------------------------------------------------------------------------------------------------- */
+
 typedef struct mlki_softmax {
   mlki_job job;
   int log, reference, entropy; /* entropy: cross-entropy; x: logits or, for the gradient, y */
@@ -9781,6 +9811,8 @@ static mlk_status mlki_softmax_grad_prepare(mlk_context *ctx, const mlk_softmax_
 }
 
 /* --- normalisation --- */
+
+/* >>norm ----------------------------------------------------------------------------------------------------------- */
 
 typedef struct mlki_normal {
   mlki_job job;
@@ -10158,6 +10190,8 @@ static mlk_status mlki_norm_grad_prepare(mlk_context *ctx, const mlk_norm_grad_d
 
 /* --- embedding --- */
 
+/* >>embedding ------------------------------------------------------------------------------------------------------ */
+
 typedef struct mlki_embedding {
   mlki_job job;
   int by_columns; /* of the gradient: tasks share the columns; else the ids, by their remainder */
@@ -10286,6 +10320,8 @@ static mlk_status mlki_embedding_grad_prepare(mlk_context *ctx, const mlk_embedd
    A position times a frequency is reduced to a fraction of a turn in fixed point: the frequency in turns, modulo 1, has
    128 bits, and its product with a position below 2^63 is off by less than 2^-65 turns. What is left, an eighth of a turn
    or less, goes through Taylor series in double precision. */
+
+/* >>rotary --------------------------------------------------------------------------------------------------------- */
 
 /* 1 / (2 pi) in words of 32 bits after the point. */
 static const uint32_t mlki_turn_words[9] = {0x28be60dbu, 0x9391054au, 0x7f09d5f4u, 0x7d4d3770u, 0x36d8a566u,
