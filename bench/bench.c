@@ -24,6 +24,8 @@
 
 #include "peers.h"
 
+#include "onednn.h"
+
 #include "timing.h"
 
 #include "report.h"
@@ -31,6 +33,10 @@
 #include "rows_matmul.h"
 
 #include "rows_knn.h"
+
+#include "rows_conv.h"
+
+#include "rows_glue.h"
 
 static void usage(FILE *f) {
   fputs("bench [options]                  measure this machine, then every row\n"
@@ -185,7 +191,7 @@ int main(int argc, char **argv) {
   if (!results) die("no memory");
   if (!opt.list) {
     find_peers(argv[0]);
-    if (!opt.no_peers) peers_load();
+    if (!opt.no_peers) peers_load(), onednn_primitives_load();
     print_context();
     peers_set_threads(1);
     probe_memory_make();
@@ -197,6 +203,8 @@ int main(int argc, char **argv) {
   }
   rows_matmul();
   rows_knn();
+  rows_conv();
+  rows_glue();
   if (rows_seen == 0) die("no row is named like %s; see --list", opt.filter ? opt.filter : "that");
   if (opt.list) return 0;
   report_busy();

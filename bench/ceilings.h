@@ -163,6 +163,8 @@ static double fma_rate(mlk_isa isa, int threads, double seconds) {
 #endif
 }
 
+static double greater(double a, double b) { return a > b ? a : b; }
+
 /* The buffer of the bandwidth probes: four times the last cache, 128 MiB to 1 GiB. */
 static char *probe_memory;
 static size_t probe_bytes;
@@ -240,6 +242,44 @@ static double copy_rate(int threads) {
   return 2 * (double)slice * threads / (now() - start);
 }
 
+/* Bytes per second over a working set of footprint bytes again and again, so that it stays in the cache that holds it: read, or with
+   copies its one half copied to the other, reads and writes counted. The better of memcpy at once (which may go past the caches) and by
+   pieces. A working set beyond the buffer is as far out of cache as one of its size. */
+static double near_rate(int threads, size_t footprint, int copies) {
+  const size_t piece = 1024, all = footprint < probe_bytes ? footprint : probe_bytes;
+  const size_t slice = all / (copies ? 2 : 1) / (size_t)threads / piece * piece + piece * (all < 4 * piece);
+  const size_t half = slice * (size_t)threads;
+  const int times = (int)(((size_t)4 << 20) / (all + 1)) + 1;
+  double best = 0;
+  int attempt;
+  for (attempt = 0; attempt < 3; attempt++) { /* the first one brings the working set in */
+    const double start = now();
+    uint64_t sum = 0;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) reduction(^ : sum) if (threads > 1)
+    {
+      const size_t at = (size_t)omp_get_thread_num() * slice;
+#else
+    {
+      const size_t at = 0;
+#endif
+      size_t i;
+      int t;
+      for (t = 0; t < times; t++) {
+        if (!copies)
+          sum ^= read_once(probe_memory + at, slice);
+        else if (attempt == 1)
+          memcpy(probe_memory + half + at, probe_memory + at, slice);
+        else
+          for (i = 0; i < slice; i += piece) memcpy(probe_memory + half + at + i, probe_memory + at + i, piece);
+      }
+    }
+    sink_u64 = sum;
+    best = greater(best, (double)half * (copies ? 2 : 1) * times / (now() - start));
+  }
+  return best;
+}
+
 /* The ceilings of one instruction set and thread count. own: measured here; mlk: by mlk_measure. Rows measure again. */
 typedef struct bench_ceiling {
   double fma_own, fma_mlk, read_own, read_mlk, copy;
@@ -259,8 +299,6 @@ static const bench_ceiling *ceiling_find(mlk_isa isa, int threads) {
     if (ceilings[i].isa == isa && ceilings[i].threads == threads) return &ceilings[i].ceiling;
   return NULL;
 }
-
-static double greater(double a, double b) { return a > b ? a : b; }
 
 /* Adds the ceilings of isa for 1 and for opt.threads threads. */
 static void ceilings_measure(mlk_isa isa) {

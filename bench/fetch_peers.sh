@@ -2,7 +2,7 @@
 # Fetches the libraries that bench compares with into bench/peers (ignored by git): prebuilt packages, unpacked, not installed.
 # Needs python3 with pip (wheels) and, for BLIS, apt-get and dpkg; no root. What cannot be had is named and left out.
 #
-#   sh bench/fetch_peers.sh              all of them, about 800 MB downloaded, 700 MB kept
+#   sh bench/fetch_peers.sh              all of them, about 1 GB downloaded, 790 MB kept
 #   sh bench/fetch_peers.sh openblas faiss
 #
 # Licences differ from MLK's (MKL and the runtimes of oneDNN are proprietary): for measuring, never for linking or shipping.
@@ -63,6 +63,12 @@ onednn() {
   wheel onednn-cpu-gomp && keep onednn onednn-cpu-gomp libdnnl.so.3
 }
 
+# oneDNN's primitives (convolution, ...) need an engine, which the SYCL package has only beside a driver for the processor. Newest plain
+# CPU build in a package: the one that PaddlePaddle ships, on GNU's OpenMP.
+onednn_cpu() {
+  wheel paddlepaddle && keep onednn_cpu paddlepaddle libdnnl.so.3 && version="in paddlepaddle $version"
+}
+
 faiss() {
   wheel faiss-cpu && mkdir -p "$work/out/faiss" && cp -Rp "$work/faiss-cpu/faiss_cpu.libs" "$work/out/faiss/" &&
     mkdir -p "$work/out/faiss/faiss" && cp -p "$work/faiss-cpu/faiss/libfaiss.so" "$work/out/faiss/faiss/"
@@ -78,10 +84,10 @@ blis() {
   dpkg -x "$package" "$work/blis" && keep blis blis libblis.so.4
 }
 
-for peer in ${*:-openblas onednn mkl blis faiss}; do
+for peer in ${*:-openblas onednn onednn_cpu mkl blis faiss}; do
   case $peer in
-  openblas | onednn | mkl | blis | faiss) ;;
-  *) echo "no such peer: $peer (there are: openblas onednn mkl blis faiss)" && exit 2 ;;
+  openblas | onednn | onednn_cpu | mkl | blis | faiss) ;;
+  *) echo "no such peer: $peer (there are: openblas onednn onednn_cpu mkl blis faiss)" && exit 2 ;;
   esac
   why="?" version="?"
   echo "$peer ..."

@@ -31,7 +31,11 @@ static void report_row(const row *r, const result *first, int count) {
       printf("%-46s WRONG: %s\n", label, r->list[i].wrong);
       continue;
     }
-    if (x->share > 0) text(share, sizeof share, "%5.1f %% %s", 100 * x->share, x->bound == 'm' ? "mem" : "fma");
+    if (x->share > 0)
+      text(share, sizeof share, "%5.1f %% %s", 100 * x->share,
+           x->bound != 'm'  ? "fma"
+           : x->near == 'c' ? "cpy"
+                            : "mem");
     printf("%-46s %10s %12s %11s %4.1f %%%s|", label, format_time(time, sizeof time, x->median / (double)r->operations),
            format_rate(rate, sizeof rate, x), share, 100 * x->noise, x->busy ? "~" : " ");
     for (p = 0; p < PEER_COUNT; p++) {
@@ -91,6 +95,19 @@ static void report_aims(void) {
       {"matrix-vector, out of cache", "matmul/matvec/", "/t", 0.9, 1.1},
       {"batches of tiny ones", "matmul/batch/", "/t", 0, 1.5},
       {"AVX2 row forced, n >= 1024", "matmul/forced/avx2/", "4", 0.92, 0},
+      {"conv 3x3, channels-last", "conv/3x3/", "nhwc/fwd/t1", 0.82, 1.0},
+      {"conv 3x3, channels-first", "conv/3x3/", "nchw/fwd/t1", 0.78, 1.1},
+      {"conv 3x3, packed", "conv/3x3/", "/packed/t1", 0, 1.0},
+      {"conv 1x1", "conv/1x1/", "/fwd/t1", 0, 1.0},
+      {"conv stem, 3 channels", "conv/stem/", "/fwd/t1", 0, 1.1},
+      {"conv depthwise", "conv/depthwise/", "/fwd/t1", 0.8, 1.0},
+      {"conv grouped", "conv/grouped/", "/fwd/t1", 0, 1.0},
+      {"conv transposed", "conv/transposed/", "/grad_x/t1", 0, 1.0},
+      {"conv 1-D and 3-D", "conv/other/", "/fwd/t1", 0, 1.0},
+      {"conv, gradient of the input", "conv/", "/grad_x/t1", 0, 0.9},
+      {"conv, gradient of the weights", "conv/", "/grad_w/t1", 0, 0.9},
+      {"between operators, in cache", "glue/near/", "/t1", 0, 1.0},
+      {"between operators, out of cache", "glue/far/", "/t1", 0, 1.0},
       {"k-NN, 1,000+ queries", "knn/pictures/1", "000x60000", 0, 1.3},
       {"k-NN, 10 queries", "knn/pictures/10x", "/t", 0.85, 1.3},
       {"k-NN, 1 query", "knn/pictures/1x", "/t", 0.85, 1.3},
@@ -334,7 +351,8 @@ static int write_json(const char *path, const char *executable, double seconds) 
             "\"flops_per_second\": %.6g, ",
             x->best * 1e9, x->noise, x->busy ? "true" : "false", x->flops, x->flops / x->median);
     if (x->bytes > 0)
-      fprintf(f, "\"bytes_per_second\": %.6g, \"ceiling_read\": %.6g, ", x->bytes / x->median, x->in_row_read);
+      fprintf(f, "\"bytes_per_second\": %.6g, \"ceiling_%s\": %.6g, ", x->bytes / x->median,
+              x->near == 'c' ? "copy" : "read", x->in_row_read);
     if (x->versus_best_peer > 0) fprintf(f, "\"versus_best_peer\": %.4g, ", x->versus_best_peer);
     fprintf(f, "\"ceiling_fma\": %.6g, \"share_of_ceiling\": %.4g}", x->in_row_fma, x->share);
   }

@@ -26,7 +26,10 @@ typedef struct row {
   int threads;
   mlk_isa isa;
   double flops, bytes; /* of one operation; bytes 0: it stays in cache, or does not matter */
-  int64_t operations;  /* operations in one call, 1 but for batches */
+  double
+      footprint; /* bytes of the working set when bytes are to be held against a pass over as much memory, in cache or not */
+  int reads_only;     /* that pass reads; otherwise it copies */
+  int64_t operations; /* operations in one call, 1 but for batches */
   /* check looks at the output of the call just made and says what is wrong with it, or leaves why empty. */
   void (*spoil)(void *arg);
   void (*check)(void *arg, const contender *who, char *why, size_t size);
@@ -42,6 +45,7 @@ typedef struct result {
   int64_t iterations;
   double median, best, noise, flops, bytes, share, in_row_fma, in_row_read, versus_best_peer;
   char bound; /* 'c' compute, 'm' memory: the nearer ceiling; ' ' unknown */
+  int near; /* in_row_read is of a pass over the row's own footprint: 'r' reading it, 'c' copying it; 0: reading out of cache */
 } result;
 
 static result *results;
@@ -165,7 +169,10 @@ static void row_run(row *r) {
     /* The ceilings as they are right now: on a shared machine they move, and shares are taken of what was to be had. */
     if (r->threads > 1) wait_until_quiet(), fma_rate(r->isa, r->threads, 0.0002);
     if (probes_fma) probe_fma[j] = fma_rate(r->isa, r->threads, 0.0005);
-    if (r->bytes > 0) probe_read[j] = greater(read_rate(r->threads, 0.125, 0), read_rate(r->threads, 0.125, 1));
+    if (r->footprint > 0)
+      probe_read[j] = near_rate(r->threads, (size_t)r->footprint, !r->reads_only);
+    else if (r->bytes > 0)
+      probe_read[j] = greater(read_rate(r->threads, 0.125, 0), read_rate(r->threads, 0.125, 1));
     if (now() - start > ROW_SECONDS) rounds = j + 1; /* a slow machine, or one that others use */
   }
   /* The best of the row's probes is the ceiling; a median far below says that others took the machine away meanwhile. */
@@ -178,9 +185,9 @@ static void row_run(row *r) {
   if (r->bytes > 0) {
     median_of(probe_read, rounds);
     read = probe_read[rounds - 1];
-    if (ceiling && read < 0.7 * ceiling->read_own) read = ceiling->read_own, busy = 1;
+    if (ceiling && r->footprint <= 0 && read < 0.7 * ceiling->read_own) read = ceiling->read_own, busy = 1;
   }
-  if (fma > 0) roof = r->flops / fma;
+  if (fma > 0 && r->footprint <= 0) roof = r->flops / fma;
   if (read > 0 && r->bytes / read > roof) roof = r->bytes / read;
   for (i = 0; i < r->count; i++) summarize(&r->list[i]);
   for (i = 0; i < r->count; i++)
@@ -196,6 +203,7 @@ static void row_run(row *r) {
     memcpy(out->name, c->name, sizeof out->name);
     out->peer = c->peer, out->threads = r->threads, out->wrong = c->wrong[0] != 0, out->busy = busy;
     out->flops = r->flops, out->bytes = r->bytes, out->in_row_fma = fma, out->in_row_read = read;
+    out->near = r->footprint <= 0 ? 0 : r->reads_only ? 'r' : 'c';
     out->bound = roof <= 0 ? ' ' : read > 0 && r->bytes / read >= roof ? 'm' : 'c';
     if (out->wrong) continue;
     out->samples = c->samples, out->iterations = c->iterations;

@@ -1,0 +1,280 @@
+/* The rows of what stands between the large operators: maps, reductions, pooling, softmax, normalisation, cross-entropy, an optimiser's
+   step. All are bound by memory: glue/near works on what a second-level cache holds, glue/far on more than the last one does; the ceiling
+   is copying (a sum: reading) as many bytes. Checked element by element against libm in double. */
+#ifndef BENCH_ROWS_GLUE_H
+#define BENCH_ROWS_GLUE_H
+
+typedef enum glue_op {
+  GLUE_ADD,
+  GLUE_GELU,
+  GLUE_SUM,
+  GLUE_POOL_FIRST,
+  GLUE_POOL_LAST,
+  GLUE_SOFTMAX,
+  GLUE_LAYER_NORM,
+  GLUE_CROSS_ENTROPY,
+  GLUE_ADAMW,
+  GLUE_OPS
+} glue_op;
+
+enum { GLUE_BUFFERS = 4 };
+
+typedef struct glue_state {
+  glue_op op;
+  int64_t rows, width; /* pooling: channels, height and width of the square image */
+  int64_t count[GLUE_BUFFERS], expected_count;
+  float *buffer[GLUE_BUFFERS]; /* adamw: parameters, gradient, m, v; else operands, and the result in the last one */
+  float *start[GLUE_BUFFERS];  /* adamw: what the updated ones begin as */
+  double *expected, tolerance, slack; /* relative and absolute bound of the error; 0: equal */
+  int64_t *labels;
+  float scale;
+  mlk_context *ctx;
+  mlk_map_desc map;
+  mlk_reduce_desc reduce;
+  mlk_pool_desc pool;
+  mlk_softmax_desc softmax;
+  mlk_norm_desc norm;
+  mlk_cross_entropy_desc entropy;
+  mlk_adamw_desc adamw;
+  dnn_program program;
+} glue_state;
+
+static float *glue_result(const glue_state *w) { return w->buffer[w->op == GLUE_ADAMW ? 0 : GLUE_BUFFERS - 1]; }
+
+static void glue_call(void *arg) {
+  glue_state *w = (glue_state *)arg;
+  mlk_status status = MLK_ERR_ARGUMENT;
+  switch (w->op) {
+  case GLUE_ADD:
+  case GLUE_GELU: status = mlk_map(w->ctx, &w->map); break;
+  case GLUE_SUM: status = mlk_reduce(w->ctx, &w->reduce); break;
+  case GLUE_POOL_FIRST:
+  case GLUE_POOL_LAST: status = mlk_pool(w->ctx, &w->pool); break;
+  case GLUE_SOFTMAX: status = mlk_softmax(w->ctx, &w->softmax); break;
+  case GLUE_LAYER_NORM: status = mlk_norm(w->ctx, &w->norm); break;
+  case GLUE_CROSS_ENTROPY: status = mlk_cross_entropy(w->ctx, &w->entropy); break;
+  case GLUE_ADAMW: status = mlk_adamw(w->ctx, &w->adamw); break;
+  case GLUE_OPS: break;
+  }
+  if (status != MLK_OK) fill_nan(glue_result(w), 1);
+}
+
+static void glue_onednn_call(void *arg) {
+  glue_state *w = (glue_state *)arg;
+  if (dnn_run(&w->program) != 0) fill_nan(glue_result(w), 1);
+}
+
+static void glue_spoil(void *arg) {
+  const glue_state *w = (const glue_state *)arg;
+  int i;
+  if (w->op != GLUE_ADAMW) fill_nan(glue_result(w), w->expected_count);
+  for (i = 0; i < GLUE_BUFFERS && w->op == GLUE_ADAMW; i++)
+    memcpy(w->buffer[i], w->start[i], (size_t)w->count[i] * sizeof(float));
+}
+
+static void glue_check(void *arg, const contender *who, char *why, size_t size) {
+  const glue_state *w = (const glue_state *)arg;
+  const float *got = glue_result(w);
+  int64_t i;
+  for (i = 0; i < w->expected_count; i++) {
+    const double e = w->expected[i];
+    if (fabs((double)got[i] - e) <= w->tolerance * fabs(e) + w->slack) continue;
+    text(why, size, "element %lld is %.9g, but should be %.17g", (long long)i, (double)got[i], e);
+    break;
+  }
+  if (who->peer < 0 && why[0] && mlk_last_error(w->ctx)[0]) text(why, size, "%s", mlk_last_error(w->ctx));
+}
+
+/* One row of softmax, layer norm, cross-entropy's gradient, or a sum. */
+static void glue_expect_row(const glue_state *w, int64_t row_index) {
+  const int64_t d = w->width;
+  const float *x = w->buffer[0] + row_index * d;
+  double *e = w->expected + row_index * (w->op == GLUE_SUM ? 1 : d), largest = (double)x[0], sum = 0, squares = 0;
+  int64_t j;
+  for (j = 0; j < d; j++) largest = greater(largest, (double)x[j]);
+  for (j = 0; j < d; j++)
+    sum += w->op == GLUE_SUM || w->op == GLUE_LAYER_NORM ? (double)x[j] : exp((double)x[j] - largest);
+  for (j = 0; j < d; j++) squares += ((double)x[j] - sum / (double)d) * ((double)x[j] - sum / (double)d);
+  if (w->op == GLUE_SUM) e[0] = sum;
+  for (j = 0; j < d && w->op != GLUE_SUM; j++) {
+    if (w->op == GLUE_LAYER_NORM)
+      e[j] = ((double)x[j] - sum / (double)d) / sqrt(squares / (double)d + 1e-5) * (double)w->buffer[1][j] +
+             (double)w->buffer[2][j];
+    else
+      e[j] = exp((double)x[j] - largest) / sum;
+    if (w->op == GLUE_CROSS_ENTROPY) e[j] = (double)w->scale * (e[j] - (j == w->labels[row_index]));
+  }
+}
+
+/* Windows 3 x 3, stride 2, padded by 1 at the front, as after the first convolution of a ResNet. */
+static void glue_expect_pool(const glue_state *w) {
+  const int64_t c = w->rows, in = w->width, out = in / 2;
+  const int64_t step = w->op == GLUE_POOL_LAST ? c : 1, plane = w->op == GLUE_POOL_LAST ? 1 : in * in;
+  const int64_t out_plane = w->op == GLUE_POOL_LAST ? 1 : out * out;
+  int64_t k, y, x, i, j;
+  for (k = 0; k < c; k++)
+    for (y = 0; y < out; y++)
+      for (x = 0; x < out; x++) {
+        double largest = -INFINITY;
+        for (i = 2 * y - 1; i < 2 * y + 2; i++)
+          for (j = 2 * x - 1; j < 2 * x + 2; j++)
+            if (i >= 0 && j >= 0 && i < in && j < in)
+              largest = greater(largest, (double)w->buffer[0][k * plane + (i * in + j) * step]);
+        w->expected[k * out_plane + (y * out + x) * step] = largest;
+      }
+}
+
+static void glue_expect(glue_state *w) {
+  const float *a = w->buffer[0], *b = w->buffer[1];
+  int64_t i;
+  if (w->op == GLUE_POOL_FIRST || w->op == GLUE_POOL_LAST) glue_expect_pool(w);
+  if (w->op == GLUE_SUM || w->op == GLUE_SOFTMAX || w->op == GLUE_LAYER_NORM || w->op == GLUE_CROSS_ENTROPY)
+    for (i = 0; i < w->rows; i++) glue_expect_row(w, i);
+  for (i = 0; i < w->expected_count; i++) {
+    if (w->op == GLUE_ADD) w->expected[i] = (double)a[i] + (double)b[i];
+    if (w->op == GLUE_GELU) w->expected[i] = (double)a[i] / 2 * erfc((double)a[i] * -0.70710678118654752440);
+    if (w->op == GLUE_ADAMW) { /* step 3 */
+      const double g = (double)b[i], m = 0.9 * (double)w->buffer[2][i] + 0.1 * g;
+      const double v = 0.999 * (double)w->buffer[3][i] + 0.001 * g * g;
+      w->expected[i] = (double)a[i] * (1 - 1e-3 * 0.01) -
+                       1e-3 * (m / (1 - pow(0.9, 3))) / (sqrt(v / (1 - pow(0.999, 3))) + 1e-8);
+    }
+  }
+}
+
+static void glue_describe(glue_state *w) {
+  float *const *b = w->buffer;
+  const int64_t rows = w->rows, d = w->width;
+  const mlk_tensor in = mlk_f32(b[0], rows, d), out = mlk_f32(b[3], rows, d);
+  w->map.op = w->op == GLUE_ADD ? MLK_ADD : MLK_ACT, w->map.activation = w->op == GLUE_ADD ? MLK_NONE : MLK_GELU;
+  w->map.a = in, w->map.out = out;
+  if (w->op == GLUE_ADD) w->map.b = mlk_f32(b[1], rows, d);
+  w->reduce.x = in, w->reduce.axes = 2, w->reduce.out = mlk_f32(b[3], rows);
+  w->pool.x = mlk_f32(b[0], 1, rows, d, d), w->pool.y = mlk_f32(b[3], 1, rows, d / 2, d / 2);
+  if (w->op == GLUE_POOL_LAST)
+    w->pool.x = mlk_channels_last(mlk_f32(b[0], 1, d, d, rows)),
+    w->pool.y = mlk_channels_last(mlk_f32(b[3], 1, d / 2, d / 2, rows));
+  w->pool.window[0] = w->pool.window[1] = 3;
+  w->pool.geometry.stride[0] = w->pool.geometry.stride[1] = 2;
+  w->pool.geometry.pad_before[0] = w->pool.geometry.pad_before[1] = 1;
+  w->softmax.x = in, w->softmax.y = out;
+  w->norm.x = in, w->norm.gamma = mlk_f32(b[1], d), w->norm.beta = mlk_f32(b[2], d), w->norm.y = out;
+  w->scale = 1.0f / 64, w->entropy.scale = &w->scale;
+  w->entropy.x = in, w->entropy.labels = mlk_i64(w->labels, rows), w->entropy.dx = out;
+  w->adamw.param = in, w->adamw.grad = mlk_f32(b[1], rows, d);
+  w->adamw.m = mlk_f32(b[2], rows, d), w->adamw.v = mlk_f32(b[3], rows, d);
+  w->adamw.step = 3, w->adamw.lr = 1e-3f, w->adamw.weight_decay = 0.01f;
+}
+
+/* Returns the bytes that the operation moves at least. */
+static double glue_prepare(glue_state *w, glue_op op, int64_t rows, int64_t width, int threads) {
+  const int64_t n = rows * width, image = n * width;
+  double bytes = 0;
+  uint64_t seed = 40;
+  int64_t i;
+  int j;
+  memset(w, 0, sizeof *w);
+  w->op = op, w->rows = rows, w->width = width, w->ctx = context(threads, opt.isa, MLK_STRICT);
+  w->count[0] = n, w->count[3] = n, w->expected_count = n;
+  if (op == GLUE_POOL_FIRST || op == GLUE_POOL_LAST) w->count[0] = image, w->count[3] = w->expected_count = image / 4;
+  if (op == GLUE_SUM) w->count[3] = w->expected_count = rows;
+  if (op == GLUE_ADD || op == GLUE_ADAMW) w->count[1] = n;
+  if (op == GLUE_ADAMW) w->count[2] = n;
+  if (op == GLUE_LAYER_NORM) w->count[1] = w->count[2] = width;
+  for (j = 0; j < GLUE_BUFFERS; j++) {
+    bytes += 4.0 * (double)w->count[j] * (op == GLUE_ADAMW && j != 1 ? 2 : 1);
+    if (w->count[j] == 0) continue;
+    w->buffer[j] = row_floats(w->count[j]);
+    /* Multiples of 1/8 from -4 to 4: sums are exact. AdamW's v is positive, and its step large enough to be seen */
+    for (i = 0; i < w->count[j]; i++)
+      w->buffer[j][i] = (float)random_int(&seed, op == GLUE_ADAMW && j > 0 ? 1 : -32, 32) / 8;
+    if (op != GLUE_ADAMW) continue;
+    w->start[j] = row_floats(w->count[j]);
+    memcpy(w->start[j], w->buffer[j], (size_t)w->count[j] * sizeof(float));
+  }
+  w->labels = (int64_t *)row_alloc((size_t)rows * sizeof *w->labels);
+  for (i = 0; i < rows; i++) w->labels[i] = random_int(&seed, 0, (int)width - 1);
+  w->expected = (double *)row_alloc((size_t)w->expected_count * sizeof *w->expected);
+  /* The peers' erf, exp and roots are not MLK's: a bound that all keep, and no wrong formula does. Where terms cancel, at the zeros of a
+     normalised row and in the tail of GELU, it is absolute, in units of the operands. */
+  w->tolerance = op == GLUE_ADD || op == GLUE_SUM || op == GLUE_POOL_FIRST || op == GLUE_POOL_LAST ? 0 : 2e-5;
+  w->slack = op == GLUE_GELU || op == GLUE_LAYER_NORM ? 2e-6 : 0;
+  glue_describe(w);
+  glue_expect(w);
+  return bytes;
+}
+
+static void glue_onednn_make(glue_state *w) {
+  const int pooling = w->op == GLUE_POOL_FIRST || w->op == GLUE_POOL_LAST;
+  const int64_t shape[2] = {w->rows, w->width}, sums[2] = {w->rows, 1}, two[2] = {2, 2}, three[2] = {3, 3},
+                one[2] = {1, 1}, none[2] = {0, 0};
+  dnn_program *p = &w->program;
+  const mlk_tensor x = mlki_explicit_strides(w->pool.x), y = mlki_explicit_strides(w->pool.y);
+  void *from = pooling ? dnn_view(p, 4, x.shape, x.stride) : dnn_view(p, 2, shape, NULL), *pd = NULL;
+  void *to = pooling ? dnn_view(p, 4, y.shape, y.stride) : w->op == GLUE_SUM ? dnn_view(p, 2, sums, NULL) : from;
+  void *vector = dnn_view(p, 1, shape + 1, NULL);
+  int status = 1;
+  if (w->op == GLUE_ADD) status = dnn.binary(&pd, dnn.engine, DNN_BINARY_ADD, from, from, to, NULL);
+  if (w->op == GLUE_GELU)
+    status = dnn.eltwise(&pd, dnn.engine, DNN_FORWARD_INFERENCE, DNN_GELU_ERF, from, to, 0, 0, NULL);
+  if (w->op == GLUE_SUM) status = dnn.reduction(&pd, dnn.engine, DNN_REDUCTION_SUM, from, to, 0, 0, NULL);
+  if (w->op == GLUE_SOFTMAX)
+    status = dnn.softmax(&pd, dnn.engine, DNN_FORWARD_INFERENCE, DNN_SOFTMAX_ACCURATE, from, to, 1, NULL);
+  if (w->op == GLUE_LAYER_NORM)
+    status = dnn.layer_norm(&pd, dnn.engine, DNN_FORWARD_INFERENCE, from, to, NULL, 1e-5f,
+                            DNN_USE_SCALE | DNN_USE_SHIFT, NULL);
+  if (pooling)
+    status = dnn.pooling(&pd, dnn.engine, DNN_FORWARD_INFERENCE, DNN_POOLING_MAX, from, to, two, three, none, one, none,
+                         NULL);
+  dnn_own(p, status, pd, dnn.pd_destroy);
+  dnn_step(p, pd);
+  dnn_arg_add(p, DNN_SRC, dnn_memory(p, from, w->buffer[0]));
+  if (w->op == GLUE_ADD) dnn_arg_add(p, DNN_SRC_1, dnn_memory(p, from, w->buffer[1]));
+  if (w->op == GLUE_LAYER_NORM) {
+    dnn_arg_add(p, DNN_SCALE, dnn_memory(p, vector, w->buffer[1]));
+    dnn_arg_add(p, DNN_SHIFT, dnn_memory(p, vector, w->buffer[2]));
+  }
+  dnn_arg_add(p, DNN_DST, dnn_memory(p, to, w->buffer[3]));
+}
+
+static void glue_run(glue_op op, const char *name, int64_t rows, int64_t width, int threads, int quick) {
+  static glue_state w, peer_state;
+  char full[96];
+  row r;
+  text(full, sizeof full, "glue/%s/t%d", name, threads);
+  if (!row_wanted(full, quick && threads == 1)) return;
+  row_begin(&r, full, threads, opt.isa);
+  r.bytes = r.footprint = glue_prepare(&w, op, rows, width, threads);
+  r.reads_only = op == GLUE_SUM;
+  r.spoil = glue_spoil, r.check = glue_check, r.arg = &w;
+  row_add(&r, "mlk", -1, glue_call, &w);
+  memset(&peer_state, 0, sizeof peer_state);
+  if (dnn.present && op != GLUE_CROSS_ENTROPY && op != GLUE_ADAMW) {
+    peers_set_threads(threads);
+    peer_state = w;
+    glue_onednn_make(&peer_state);
+    if (!peer_state.program.failed) row_add(&r, "onednn", ONEDNN, glue_onednn_call, &peer_state);
+  }
+  row_run(&r);
+  dnn_release(&peer_state.program);
+}
+
+static void rows_glue(void) {
+  static const struct {
+    const char *name;
+    int64_t near_rows, far_rows, width; /* pooling: channels, channels, image */
+  } ops[GLUE_OPS] = {
+      {"add", 64, 16384, 1024},        {"gelu", 64, 16384, 1024},          {"sum", 64, 32768, 1024},
+      {"maxpool_nchw", 16, 2048, 112}, {"maxpool_nhwc", 16, 2048, 112},    {"softmax", 64, 16384, 1024},
+      {"layer_norm", 64, 16384, 768},  {"cross_entropy", 64, 16384, 1000}, {"adamw", 32, 8192, 1024},
+  };
+  char name[64];
+  int op, far, many;
+  for (far = 0; far < 2; far++)
+    for (op = 0; op < GLUE_OPS; op++)
+      for (many = 0; many < (opt.threads > 1 ? 2 : 1); many++)
+        glue_run((glue_op)op, text(name, sizeof name, "%s/%s", far ? "far" : "near", ops[op].name),
+                 far ? ops[op].far_rows : ops[op].near_rows, ops[op].width, many ? opt.threads : 1, !far);
+}
+
+#endif
