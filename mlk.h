@@ -129,7 +129,7 @@
                nearest and denormals on, of every thread that takes part; MLK leaves modes as found.
 
    THREADS     A call splits its work over at most ctx.threads tasks: with OpenMP where this file is compiled with
-               it, through the caller's own parallel-for when a hook is given, else one after another. Inside a
+               it (on cores shared with other programs set OMP_WAIT_POLICY=passive: idle threads spin otherwise), through the caller's own parallel-for when a hook is given, else one after another. Inside a
                parallel region of somebody else a call runs serially. Small work stays on one thread.
 
    MEMORY      Operators use the context's workspace only. It grows to exactly what the plan of the call says, never
@@ -9334,12 +9334,15 @@ static void mlki_pool_clear(const mlki_pool *p, int64_t n, int64_t c, int64_t co
   for (i0 = 0; i0 < p->axis[0].in; i0++)
     for (i1 = 0; i1 < p->axis[1].in; i1++) {
       float *row = x + i0 * p->xs[2] + i1 * p->xs[3];
-      if (count == 1 && p->xs[4] == 1) {
-        memset(row, 0, (size_t)p->axis[2].in * sizeof *row);
+      if ((count == 1 && p->xs[4] == 1) || (p->xs[1] == 1 && p->xs[4] == count)) {
+        memset(row, 0, (size_t)(p->axis[2].in * count) * sizeof *row);
         continue;
       }
-      for (i2 = 0; i2 < p->axis[2].in; i2++)
-        for (j = 0; j < count; j++) row[i2 * p->xs[4] + j * p->xs[1]] = 0.0f;
+      for (i2 = 0; i2 < p->axis[2].in; i2++, row += p->xs[4])
+        if (p->xs[1] == 1)
+          memset(row, 0, (size_t)count * sizeof *row);
+        else
+          for (j = 0; j < count; j++) row[j * p->xs[1]] = 0.0f;
     }
 }
 
@@ -9349,14 +9352,20 @@ static void mlki_pool_grad_max(const mlki_pool *p, int64_t n, int64_t c, int64_t
   const int64_t *indices = p->indices + n * p->is[0] + c * p->is[1] + o[0] * p->is[2] + o[1] * p->is[3];
   float *x = p->x + n * p->xs[0] + c * p->xs[1];
   const int64_t out = p->axis[2].out, is = p->is[4], ys = p->ys[4], xs = p->xs[4];
-  const int even = mlki_pool_even(p);
+  const int even = mlki_pool_even(p), dense = even && p->is[1] == 1 && p->ys[1] == 1 && p->xs[1] == 1;
   int64_t i, j;
-  for (i = 0; i < out; i++)
-    for (j = 0; j < count; j++) {
-      const int64_t place = indices[i * is + j * p->is[1]];
-      const int64_t offset = even ? place * xs : mlki_pool_offset(p, place);
-      if (place >= 0) x[offset + j * p->xs[1]] += dy[i * ys + j * p->ys[1]];
+  for (i = 0; i < out; i++, indices += is, dy += ys) {
+    if (dense) { /* channels of one output side by side: nothing but the place differs */
+      for (j = 0; j < count; j++)
+        if (indices[j] >= 0) x[indices[j] * xs + j] += dy[j];
+      continue;
     }
+    for (j = 0; j < count; j++) {
+      const int64_t place = indices[j * p->is[1]];
+      const int64_t offset = even ? place * xs : mlki_pool_offset(p, place);
+      if (place >= 0) x[offset + j * p->xs[1]] += dy[j * p->ys[1]];
+    }
+  }
 }
 
 /* The same for averages where channels are dense: each output's share goes to all its window. */
@@ -9398,9 +9407,10 @@ static void mlki_pool_grad_tap(const mlki_pool *p, float *x, const float *share,
 /* And where they are not: taps of the last axis run backward, so that each element meets windows in ascending order. */
 static void mlki_pool_grad_row(const mlki_pool *p, int64_t n, int64_t c, const int64_t o[3], float *share) {
   const float *dy = p->y + n * p->ys[0] + c * p->ys[1] + o[0] * p->ys[2] + o[1] * p->ys[3];
+  const int64_t start[3] = {o[0], o[1], 0};
   float *x = p->x + n * p->xs[0] + c * p->xs[1];
   int64_t taps[3], first[3], place, t[3], i, tap;
-  mlki_pool_window(p, o, taps, first, &place);
+  mlki_pool_window(p, start, taps, first, &place);
   for (i = 0; i < p->axis[2].out; i++) {
     const int64_t window = taps[0] * taps[1] * mlki_window_taps(&p->axis[2], i, &tap);
     share[i] = dy[i * p->ys[4]] / mlki_pool_divisor(p, mlki_max(window, 1));
