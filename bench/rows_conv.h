@@ -381,7 +381,7 @@ static void rows_conv(void) {
       {"depthwise/s2_64@112", 2, 1, 64, 64, {112, 112}, {3, 3}, .stride = 2, .pad = 1, .groups = 64},
       {"depthwise/512@14", 2, 1, 512, 512, {14, 14}, {3, 3}, .pad = 1, .groups = 512},
       {"grouped/32x4@56", 2, 1, 128, 128, {56, 56}, {3, 3}, .pad = 1, .groups = 32},
-      {"transposed/2x2s2_128-64@28",
+      {"transposed/128-64@28",
        2,
        1,
        64,
