@@ -45,7 +45,7 @@
      >>isa             how one kernel source becomes one row of functions per instruction set
      >>math            exp, tanh, erf and the activations, in the vocabulary
      >>kernels         packing, matmul strip, epilogue, distances: compiled once per instruction set
-     >>conv_kernels    packing of images
+     >>conv_kernels    packing of images, sums of planes and lanes: the same
      >>map_kernels     dense rows of maps, conversions, reductions, optimiser steps: the same
      >>layer_kernels   pooling windows, rows of softmax and normalisation, rotary pairs; then the row
      >>dispatch        the rows, and which one a context uses
@@ -63,7 +63,7 @@
      >>map             the walk over several views, maps, conversions
      >>reduce          sums, means, largest and smallest over axes
      >>optimizers      clipping, SGD, AdamW
-     >>layer           what the layers below share: jobs, rows of any view, checked ids
+     >>layer           what the layers below share: jobs, rows of any view, checked ids, logarithm in f64
      >>pool            pooling and its gradient
      >>softmax         softmax, cross-entropy, gradients
      >>norm            layer and RMS normalisation, gradients
@@ -86,8 +86,8 @@
                means dense row-major. Layouts are strides, never flags: mlk_transposed(t) swaps the last two axes.
                Strides may be negative. An output's strides, sorted by size, each step over all that the
                smaller ones span. An axis of stride 0 or of size 1 broadcasts where a contract
-               says "broadcast". A view of several elements that are all one needs a shape of ones: strides that
-               are all zero mean dense. Set all strides or none: a zero among non-zero ones repeats that axis.
+               says "broadcast". Set all strides or none: a zero among non-zero ones repeats that axis, but strides
+               that are all zero mean dense. So one value for all elements is a tensor whose sizes are all 1.
 
    DESCRIPTOR  Every operator takes one struct in which zero means default, so designated initialisers read like
                keyword arguments (C99, C++20); in older C++ fill a zeroed struct. An absent tensor is one whose
@@ -107,8 +107,9 @@
                      |acc - exact| <= (min(K, S) + ceil(K / S)) u (1 + 2^-10) sum_k |a_k b_k|      (K < 2^13 S)
                  Epilogue, in this order, absent terms skipped:
                      t = fma(alpha, acc, bias)     t = fma(beta, C, t)     preact = t     D = act(t) + residual
-               - convolution: the same sums. k runs over taps (row-major), then channels; for the weight gradient over
-                 images, then output positions. Padding is zeros that take part. The layout does not matter.
+               - convolution: the same sums and epilogue. k runs over taps (row-major), then channels; for the weight
+                 gradient over images, then output positions. Padding is zeros that take part. The layout does not
+                 matter.
                - distances: each sum over an axis of length D runs in 16 lanes: lane l is a chain of fused
                  multiply-adds from +0 over elements l, l + 16, ... ascending, elements past the end counting as
                  zeros up to a multiple of 16, and the lanes are added as a tree (l with l + 8, then + 4, + 2, + 1).
@@ -124,13 +125,16 @@
                MLK_FAST allows other orders where they pay. For f32 on the CPU nothing pays yet: same bits as strict.
                -ffast-math and its parts break these promises and are refused at compile time where the compiler lets
                us see them (clang hides some); MLK_ALLOW_FAST_MATH overrides.
-               NaN and infinity follow IEEE arithmetic of the formulas above; with alpha = 0 A and B are not read,
-               with beta = 0 C is not read (but they are still checked). The bits hold in the default mode, round to
-               nearest and denormals on, of every thread that takes part; MLK leaves modes as found.
+               NaN and infinity follow IEEE arithmetic of the formulas above; with alpha = 0 A and B (of a convolution
+               X or DY, and W) are not read, with beta = 0 C is not read (but they are still checked). The bits hold
+               in the default mode, round to nearest and denormals on, of every thread that takes part; MLK leaves
+               modes as found.
 
    THREADS     A call splits its work over at most ctx.threads tasks: with OpenMP where this file is compiled with
-               it (on cores shared with other programs set OMP_WAIT_POLICY=passive: idle threads spin otherwise), through the caller's own parallel-for when a hook is given, else one after another. Inside a
-               parallel region of somebody else a call runs serially. Small work stays on one thread.
+               it (on cores shared with other programs set OMP_WAIT_POLICY=passive: idle threads spin otherwise),
+               through the caller's own parallel-for when a hook is given, else one after another. Inside a
+               parallel region of somebody else a call runs serially. Small work stays on one thread. A task needs
+               less than 64 KiB of stack (512 KiB if the implementation is compiled without optimisation).
 
    MEMORY      Operators use the context's workspace only. It grows to exactly what the plan of the call says, never
                shrinks until mlk_close, and does not grow at all after mlk_reserve(ctx, bytes, MLK_FIXED): then a call
@@ -138,7 +142,7 @@
 
    ERRORS      Every call returns mlk_status. On failure outputs are untouched, and mlk_last_error(ctx) is a
                sentence that names the argument, its value and the limit. The context stays usable.
-               Sizes are 64-bit; products that do not fit are refused before memory is touched.
+               Sizes are 64-bit, an axis below 2^60; products that do not fit are refused before memory is touched.
 
    CONFIGURE   Define before including (affects: I = implementation file only, A = all files alike):
                MLK_IMPLEMENTATION     I  compile the implementation here
@@ -153,7 +157,7 @@
    ADD AN INSTRUCTION SET docs/adding-an-isa.md.
 */
 
-/* >>config ------------------------------------------------------------------------------------------------------- */
+/* >>config --------------------------------------------------------------------------------------------------------- */
 #ifndef MLK_H
 #define MLK_H
 
@@ -181,7 +185,7 @@
 extern "C" {
 #endif
 
-/* >>types -------------------------------------------------------------------------------------------------------- */
+/* >>types ---------------------------------------------------------------------------------------------------------- */
 
 #define MLK_MAX_RANK 6   /* axes of a tensor */
 #define MLK_SEGMENT  512 /* terms of one chain of fused multiply-adds along k; part of the numeric contract */
@@ -331,9 +335,10 @@ typedef struct mlk_matmul_desc {
   mlk_activation activation;
 } mlk_matmul_desc;
 
-/* Where the filter of a convolution goes, for 1, 2 or 3 spatial axes; entries of axes that are not there must be 0. */
+/* Where the filter of a convolution goes, for 1, 2 or 3 spatial axes: entry i is for axis 2 + i of X. Entries of axes
+   that are not there must be 0. */
 typedef struct mlk_conv_geometry {
-  int64_t stride[3];     /* steps of the filter; 0: 1. This and the next three below 2^31 */
+  int64_t stride[3];     /* steps of the filter; 0: 1. For convolutions this and the next three are below 2^31 */
   int64_t dilation[3];   /* distance of its taps; 0: 1 */
   int64_t pad_before[3]; /* zeros before the first element of an axis */
   int64_t pad_after[3];  /* and after the last */
@@ -351,10 +356,10 @@ typedef struct mlk_conv_desc {
   mlk_tensor w;               /* [K, C/groups, filter...] f32, filter >= 1, any strides; absent with packed_w */
   const mlk_packed *packed_w; /* W as mlk_conv_pack made it */
   mlk_tensor y;               /* [N, K, out...] f32, output, required, any strides without overlap */
-  mlk_tensor bias;            /* [K] */
-  mlk_tensor residual;        /* Y's shape; may be Y itself */
+  mlk_tensor bias;            /* [K], rank 1; absent: none */
+  mlk_tensor residual;        /* Y's shape; may be Y itself; absent: none */
   mlk_tensor preact;          /* Y's shape, output, optional: the argument of act, for a backward pass */
-  const float *alpha;         /* NULL: 1 */
+  const float *alpha;         /* NULL: 1; 0: X and W are not read */
   const float *beta;          /* NULL: 0, then Y is not read */
   mlk_activation activation;
   mlk_conv_geometry geometry;
@@ -366,16 +371,18 @@ typedef struct mlk_conv_desc {
                              group, of DY[n][k][o] W[k][c][t]
    Taps for which o is no integer are left out; those for which it is, but outside DY, count as zeros.
    As a transposed convolution DY is what goes in, with K channels, and W is [in channels, out channels / groups,
-   filter...]; DX's size is free among those whose out is DY's: the largest one's surplus is the "output padding". */
+   filter...]. Along each axis DX may have any size whose out is that of DY,
+     in = (out - 1) stride + dilation (filter - 1) + 1 - pad_before - pad_after + surplus,     0 <= surplus < stride
+   where surplus is what other libraries call output padding. */
 typedef struct mlk_conv_grad_input_desc {
   mlk_tensor dy;              /* [N, K, out...] f32, any strides */
   mlk_tensor w;               /* [K, C/groups, filter...] f32, any strides; absent when packed_w is given */
   const mlk_packed *packed_w; /* W as mlk_conv_grad_input_pack made it */
   mlk_tensor dx;              /* [N, C, in...] f32, output, required, any strides without overlap */
-  mlk_tensor bias;            /* [C] */
-  mlk_tensor residual;        /* DX's shape; may be DX itself */
-  mlk_tensor preact;          /* DX's shape, output, optional */
-  const float *alpha;         /* NULL: 1 */
+  mlk_tensor bias;            /* [C], rank 1; absent: none */
+  mlk_tensor residual;        /* DX's shape; may be DX itself; absent: none */
+  mlk_tensor preact;          /* DX's shape, output, optional: the argument of act */
+  const float *alpha;         /* NULL: 1; 0: DY and W are not read */
   const float *beta;          /* NULL: 0, then DX is not read */
   mlk_activation activation;
   mlk_conv_geometry geometry; /* of the convolution whose gradient this is */
@@ -427,7 +434,7 @@ typedef struct mlk_distances_desc {
   mlk_tensor out; /* [Q, N] f32, output, any strides without overlap */
 } mlk_distances_desc;
 
-/* Elementwise maps. alpha and beta as given (NULL: 1). Bounds in ulp of the exact result over all floats. */
+/* Elementwise maps. Bounds in ulp of the exact result over all floats. */
 typedef enum mlk_map_op {
   MLK_COPY = 0, /* a; with another dtype of out, a conversion: see mlk_map_desc */
   MLK_SCALE,    /* alpha a */
@@ -453,8 +460,8 @@ typedef struct mlk_map_desc {
   mlk_tensor a;              /* broadcast to out's shape; may be out itself */
   mlk_tensor b;              /* the same, where op has a b */
   mlk_tensor out;            /* output, required, rank 1 to 6, any strides without overlap */
-  mlk_activation activation; /* of MLK_ACT and MLK_ACT_GRAD */
-  const float *alpha, *beta;
+  mlk_activation activation; /* of MLK_ACT and MLK_ACT_GRAD; other ops do not look at it */
+  const float *alpha, *beta; /* of MLK_SCALE and MLK_ADD; NULL: 1. Other ops do not look at them */
 } mlk_map_desc;
 
 #define MLK_REDUCE_SEGMENT 32768 /* terms of one 16-lane sum of a reduction; part of the numeric contract */
@@ -462,7 +469,8 @@ typedef struct mlk_map_desc {
 /* Reductions over the elements of the reduced axes in row-major order. That sequence is cut into segments of
    MLK_REDUCE_SEGMENT; each segment is summed in 16 lanes (see NUMERICS: distances), the segments' sums are added in
    ascending order. One segment for most uses; more of them let threads share one long sum.
-     |sum - exact| <= (min(count, S) / 16 + 6 + count / S) u (1 + 2^-10) sum |terms|,   S = MLK_REDUCE_SEGMENT
+     |sum - exact| <= (min(count, S) / 16 + 6 + count / S) u (1 + 2^-10) sum |terms|
+   with S = MLK_REDUCE_SEGMENT, for count < 2^13 S.
    MAX and MIN run in the same lanes, m = x < m ? m : x for MAX: that tells +0 from -0, and nothing else shows it. */
 typedef enum mlk_reduce_op {
   MLK_SUM = 0,
@@ -483,8 +491,9 @@ typedef struct mlk_reduce_desc {
   const float *beta; /* of SUM, MEAN and SUM_SQUARES; NULL: 0, else out = fma(beta, out, result) */
 } mlk_reduce_desc;
 
-/* Pooling over windows of the spatial axes; geometry and sizes as for mlk_conv, groups 0 or 1. A window that lies in the
-   padding altogether gives -infinity and index -1, or 0 for an average. */
+/* Pooling over windows of the spatial axes; geometry and sizes as for mlk_conv with window in place of filter (a stride
+   of 0 means 1, not the window), groups 0 or 1. A window that lies in the padding altogether gives -infinity and index
+   -1, or 0 for an average. */
 typedef enum mlk_pool_kind {
   MLK_POOL_MAX = 0,        /* padding never wins; NaN wins; the first largest in row-major order */
   MLK_POOL_AVERAGE,        /* sum in row-major order from +0, divided by the number of elements inside x */
@@ -514,9 +523,10 @@ typedef struct mlk_pool_grad_desc {
   mlk_conv_geometry geometry;
 } mlk_pool_grad_desc;
 
-/* Softmax along the last axis: y = exp(x - max) / sum, the sum in 16 lanes; with log set, y = (x - max) - log(sum). A row
-   whose largest is -infinity gives zeros (log: -infinity); a NaN or +infinity anywhere makes a row NaN.
-   The gradient: dx = y (dy - sum), sum = 16 lanes of fma(y, dy, .); with log, dx = fma(-exp(y), sum, dy), sum that of dy. */
+/* Softmax along the last axis: y = exp(x - max) / sum, the sum in 16 lanes; with log set, y = (x - max) - log(sum). A
+   row whose largest is -infinity gives zeros (log: -infinity); a NaN or +infinity anywhere makes a row NaN.
+   The gradient: dx = y (dy - sum), sum = 16 lanes of fma(y, dy, .); with log, dx = fma(-exp(y), sum, dy), sum that of
+   dy. */
 typedef struct mlk_softmax_desc {
   mlk_tensor x; /* [..., D] f32 */
   mlk_tensor y; /* x's shape, output, required; may be x itself */
@@ -541,7 +551,7 @@ typedef struct mlk_cross_entropy_desc {
   const float *scale; /* NULL: 1. For the mean over R rows: 1 / R */
 } mlk_cross_entropy_desc;
 
-/* Normalisation along the last axis, of length D.
+/* Normalisation along the last axis, of length D. A single row with mean or rstd is [1, D].
      MLK_NORM_LAYER  mean = sum x / D; v = sum (x - mean)^2 / D; y = (x - mean) rstd gamma + beta
      MLK_NORM_RMS    mean = 0;         v = sum x^2 / D;          y = x rstd gamma + beta
    with rstd = 1 / sqrt(v + epsilon), each operation rounded; sums in 16 lanes, that of squares by fma;
@@ -595,8 +605,8 @@ typedef struct mlk_rotary_desc {
   mlk_tensor positions;   /* [S], or x's shape without H and D, i64, >= 0; absent: first_position, +1, ... along S */
   mlk_tensor frequencies; /* [R/2] f32 radians per position; absent: theta^(-2j/R) */
   int64_t rotated;        /* R, even, <= D; 0: D */
-  int64_t first_position;
-  double theta; /* 0: 10000 */
+  int64_t first_position; /* >= 0; 0 where positions are given */
+  double theta;           /* 0: 10000; else 1e-30 to 1e30 */
   int interleaved, inverse;
 } mlk_rotary_desc;
 
@@ -630,10 +640,10 @@ typedef struct mlk_adamw_desc {
   mlk_tensor param, grad, m, v; /* one shape, f32; param, m and v are updated */
   int64_t step;                 /* 1, 2, ... */
   float lr, weight_decay;       /* finite, >= 0 */
-  float beta1, beta2, epsilon;  /* 0: 0.9, 0.999, 1e-8; 0 <= beta < 1, epsilon > 0 */
+  float beta1, beta2, epsilon;  /* 0: 0.9, 0.999, 1e-8; else 0 < beta < 1, epsilon > 0 and finite */
 } mlk_adamw_desc;
 
-/* >>api ---------------------------------------------------------------------------------------------------------- */
+/* >>api ------------------------------------------------------------------------------------------------------------ */
 
 /* MLK_VERSION of the compiled implementation. */
 MLK_API int mlk_version(void);
@@ -686,9 +696,10 @@ MLK_API mlk_status mlk_matmul_pack(mlk_context *ctx, mlk_tensor b, void *buffer,
 
 /* Convolution, its two gradients, and transposed convolution: see mlk_conv_desc, mlk_conv_grad_input_desc,
    mlk_conv_grad_weights_desc. FLOPs are 2 N K out (C/groups) taps for each of the three, zeros included (and N K out
-   for DBIAS). No im2col buffer: the workspace holds W once in panels (not with packed_w) and, for each task, tiles.
-   Aliasing: Y may be residual (same data and strides); outputs otherwise overlap nothing.
-   Errors: as mlk_matmul; outputs untouched. */
+   for DBIAS). No im2col buffer: the workspace holds W once in panels (not with packed_w) and, for each task, tiles
+   and zero-padded copies of some rows of X.
+   Aliasing: Y (DX) may be residual (same data and strides); outputs otherwise overlap nothing.
+   Errors: as mlk_matmul, and UNSUPPORTED for packed_w on a context of MLK_ISA_REFERENCE; outputs untouched. */
 MLK_API mlk_status mlk_conv(mlk_context *ctx, const mlk_conv_desc *desc);
 MLK_API mlk_status mlk_conv_plan(mlk_context *ctx, const mlk_conv_desc *desc, mlk_plan *plan);
 MLK_API mlk_status mlk_conv_grad_input(mlk_context *ctx, const mlk_conv_grad_input_desc *desc);
@@ -699,7 +710,8 @@ MLK_API mlk_status mlk_conv_grad_weights_plan(mlk_context *ctx, const mlk_conv_g
 /* Weights used many times, packed once. Buffer as for mlk_matmul_pack. desc is a call as it will be made; data of x and
    y may be any non-null pointer. The handle serves all calls with the same filter and groups on contexts of the same
    instruction set, of mlk_conv_grad_input also the same stride, dilation and pad_before; it is fastest for sizes and
-   layouts like desc's. Others are refused by name (MLK_ERR_ARGUMENT, MLK_ERR_SHAPE). Same bits as unpacked. */
+   layouts like desc's. Others are refused by name (MLK_ERR_ARGUMENT, MLK_ERR_SHAPE). Same bits as unpacked. Contexts
+   of MLK_ISA_REFERENCE neither pack nor read handles (MLK_ERR_UNSUPPORTED). */
 MLK_API mlk_status mlk_conv_pack(mlk_context *ctx, const mlk_conv_desc *desc, void *buffer, uint64_t buffer_bytes,
                                  mlk_packed *packed);
 MLK_API mlk_status mlk_conv_grad_input_pack(mlk_context *ctx, const mlk_conv_grad_input_desc *desc, void *buffer,
@@ -717,7 +729,9 @@ MLK_API mlk_status mlk_distances_plan(mlk_context *ctx, const mlk_distances_desc
 
 /* What a network needs between the large operators. Each call is strict (same bits for any instruction set, thread
    count, layout), checks its arguments as the others do, and takes any strides; fast where the last axis is dense.
-   Each has a plan. Errors: as mlk_matmul; outputs untouched. */
+   Aliasing: an output may be an operand only where its descriptor says so, and then with the same data and strides;
+   else outputs overlap nothing. Each has a plan. Errors: as mlk_matmul; outputs untouched. A label, id, index or
+   position out of its range is MLK_ERR_ARGUMENT, found by the call and not by the plan, which touches no operand. */
 MLK_API mlk_status mlk_map(mlk_context *ctx, const mlk_map_desc *desc);
 MLK_API mlk_status mlk_map_plan(mlk_context *ctx, const mlk_map_desc *desc, mlk_plan *plan);
 MLK_API mlk_status mlk_reduce(mlk_context *ctx, const mlk_reduce_desc *desc);
@@ -889,7 +903,7 @@ static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_
 #endif
 #endif /* MLK_H */
 
-/* >>implementation ----------------------------------------------------------------------------------------------- */
+/* >>implementation ------------------------------------------------------------------------------------------------- */
 #if defined(MLK_IMPLEMENTATION) && (!defined(MLKI_IMPLEMENTED) || defined(MLKI_PASS))
 #if !defined(MLKI_PASS) /* first time through; the passes of >>isa come back to >>math and >>kernels only */
 #define MLKI_IMPLEMENTED
@@ -1009,7 +1023,7 @@ static double mlki_seconds(void) {
 #endif
 }
 
-/* >>status ------------------------------------------------------------------------------------------------------- */
+/* >>status --------------------------------------------------------------------------------------------------------- */
 
 typedef struct mlki_kernels mlki_kernels; /* one row of functions: >>isa */
 
@@ -1043,7 +1057,7 @@ MLKI_PRINTF(3, 4) static mlk_status mlki_fail(mlk_context *ctx, mlk_status statu
   return status;
 }
 
-/* >>memory ------------------------------------------------------------------------------------------------------- */
+/* >>memory --------------------------------------------------------------------------------------------------------- */
 
 #define MLKI_ALIGN 64
 
@@ -1126,7 +1140,7 @@ static void *mlki_carve(mlki_carver *carver, int64_t count, int64_t element_byte
 /* Where tasks put their parts of the workspace: never NULL, so that even no bytes of it have an address. */
 static void *mlki_workspace_base(mlk_context *ctx) { return ctx->workspace ? ctx->workspace : ctx; }
 
-/* >>threads ------------------------------------------------------------------------------------------------------ */
+/* >>threads -------------------------------------------------------------------------------------------------------- */
 
 #define MLKI_TASK_WORK (1 << 18) /* multiply-adds that pay for one more thread */
 
@@ -1155,7 +1169,7 @@ static void mlki_parallel_for(const mlk_context *ctx, int count, void (*body)(vo
   for (i = 0; i < count; i++) body(arg, i);
 }
 
-/* >>cpu ---------------------------------------------------------------------------------------------------------- */
+/* >>cpu ------------------------------------------------------------------------------------------------------------ */
 
 #if MLKI_X86
 #if !(defined(_MSC_VER) && !defined(__clang__))
@@ -1228,7 +1242,7 @@ static unsigned mlki_isa_mask(void) { return 1u << MLK_ISA_SCALAR | (unsigned)ML
 static int64_t mlki_l2_bytes(void) { return 0; }
 #endif
 
-/* >>tensor ------------------------------------------------------------------------------------------------------- */
+/* >>tensor --------------------------------------------------------------------------------------------------------- */
 
 /* The elements a view reaches, relative to data: offsets low .. high, both included; count 0: none. stored: without
    the axes of stride 0, which repeat the same elements. */
@@ -4183,7 +4197,7 @@ static const mlki_kernels MLKI_FN(mlki_row) = {
 
 #if !defined(MLKI_PASS) /* the rest once, after the scalar pass */
 
-/* >>dispatch ----------------------------------------------------------------------------------------------------- */
+/* >>dispatch ------------------------------------------------------------------------------------------------------- */
 
 static const char *const mlki_isa_names[MLK_ISA_COUNT] = {"best", "scalar", "neon", "avx2", "avx512", "reference"};
 
@@ -4417,7 +4431,7 @@ static void mlki_ref_adamw(const mlki_optimizer *o, float *p, float g, float *m,
   *p = mlki_fma1(o->d, *p, (o->r * *m) / (sqrtf(root) + o->epsilon));
 }
 
-/* >>plan --------------------------------------------------------------------------------------------------------- */
+/* >>plan ----------------------------------------------------------------------------------------------------------- */
 
 #define MLKI_PROBE_BYTES                                                                                               \
   (256ll << 20) /* read by all threads together, but at least a quarter of it by each: beyond the last-level cache */
@@ -9016,8 +9030,6 @@ static mlk_status mlki_check_ids(mlk_context *ctx, const char *name, const mlk_t
    For what is too delicate for f32 and not worth vectors. Products are hidden from the compiler, which would contract
    them into sums on some machines. */
 
-/* >>pool ----------------------------------------------------------------------------------------------------------- */
-
 static double mlki_mul64(double a, double b) {
   double p = a * b;
   MLKI_OPAQUE(p);
@@ -9044,13 +9056,11 @@ static double mlki_log64(double x) {
   return mlki_mul64(k, 0.693147180369123816490) + p;
 }
 
-/* log of a sum of exponentials: 1 or more, infinite or NaN. */
-static float mlki_log_sum(float sum) {
-  return sum >= 1.0f && sum <= FLT_MAX ? (float)mlki_log64((double)sum)
-                                       : sum; /* sum + 0 of a row of -infinity is 1 by then */
-}
+/* log of a row's sum of exponentials: 1 or more (the largest element gives exp(0) = 1, and callers turn the 0 of a row
+   of nothing but -infinity into 1), infinite or NaN. */
+static float mlki_log_sum(float sum) { return sum >= 1.0f && sum <= FLT_MAX ? (float)mlki_log64((double)sum) : sum; }
 
-/* --- pooling --- */
+/* >>pool ----------------------------------------------------------------------------------------------------------- */
 
 /* One spatial axis. */
 typedef struct mlki_window {
@@ -9526,8 +9536,6 @@ static mlk_status mlki_pool_grad_prepare(mlk_context *ctx, const mlk_pool_grad_d
   return MLK_OK;
 }
 
-/* --- softmax and cross-entropy --- */
-
 /* >>softmax -------------------------------------------------------------------------------------------------------- */
 
 typedef struct mlki_softmax {
@@ -9819,8 +9827,6 @@ static mlk_status mlki_softmax_grad_prepare(mlk_context *ctx, const mlk_softmax_
                  (s->log ? 16.0 : 8.0) * (double)s->d + 32.0);
   return MLK_OK;
 }
-
-/* --- normalisation --- */
 
 /* >>norm ----------------------------------------------------------------------------------------------------------- */
 
@@ -10198,8 +10204,6 @@ static mlk_status mlki_norm_grad_prepare(mlk_context *ctx, const mlk_norm_grad_d
   return MLK_OK;
 }
 
-/* --- embedding --- */
-
 /* >>embedding ------------------------------------------------------------------------------------------------------ */
 
 typedef struct mlki_embedding {
@@ -10326,12 +10330,10 @@ static mlk_status mlki_embedding_grad_prepare(mlk_context *ctx, const mlk_embedd
   return MLK_OK;
 }
 
-/* --- rotary positions ---
+/* >>rotary ---------------------------------------------------------------------------------------------------------
    A position times a frequency is reduced to a fraction of a turn in fixed point: the frequency in turns, modulo 1, has
    128 bits, and its product with a position below 2^63 is off by less than 2^-65 turns. What is left, an eighth of a turn
    or less, goes through Taylor series in double precision. */
-
-/* >>rotary --------------------------------------------------------------------------------------------------------- */
 
 /* 1 / (2 pi) in words of 32 bits after the point. */
 static const uint32_t mlki_turn_words[9] = {0x28be60dbu, 0x9391054au, 0x7f09d5f4u, 0x7d4d3770u, 0x36d8a566u,
@@ -10627,7 +10629,7 @@ static mlk_status mlki_rotary_prepare(mlk_context *ctx, const mlk_rotary_desc *d
   return MLK_OK;
 }
 
-/* >>public ------------------------------------------------------------------------------------------------------- */
+/* >>public --------------------------------------------------------------------------------------------------------- */
 
 MLK_API int mlk_version(void) { return MLK_VERSION; }
 
