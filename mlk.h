@@ -905,7 +905,7 @@ static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_
 
 /* >>implementation ------------------------------------------------------------------------------------------------- */
 #if defined(MLK_IMPLEMENTATION) && (!defined(MLKI_IMPLEMENTED) || defined(MLKI_PASS))
-#if !defined(MLKI_PASS) /* first time through; the passes of >>isa come back to >>math and >>kernels only */
+#if !defined(MLKI_PASS) /* first time through; the passes of >>isa come back to >>math .. >>layer_kernels only */
 #define MLKI_IMPLEMENTED
 
 /* >>platform -----------------------------------------------------------------------------------------------------
@@ -2085,11 +2085,11 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
 /* clang-format on */
 
 /* >>isa ----------------------------------------------------------------------------------------------------------
-   One kernel source, one row of functions per instruction set. The sections >>math and >>kernels are written in the
-   vocabulary's bare names (mlki_v_fma, mlki_vec) and define functions as MLKI_FN(name). Both append MLKI_SUFFIX when
-   they are used, so that a pass over those sections is a change of this one macro: below, the header includes itself
-   once for each instruction set beyond the scalar one, and the scalar pass follows by falling through, so that an
-   editor shows live code.
+   One kernel source, one row of functions per instruction set. The sections from >>math to >>layer_kernels are written
+   in the vocabulary's bare names (mlki_v_fma, mlki_vec) and define functions as MLKI_FN(name). Both append MLKI_SUFFIX
+   when they are used, so that a pass over those sections is a change of this one macro: below, the header includes
+   itself once for each instruction set beyond the scalar one, and the scalar pass follows by falling through, so that
+   an editor shows live code.
    A header cannot include itself by __FILE__: that is relative to the working directory, quoted includes to the
    including file. Hence the literal name. */
 
@@ -2693,7 +2693,8 @@ MLKI_KERNEL mlki_vec MLKI_FN(mlki_activate_grad)(mlk_activation activation, mlki
 }
 
 /* >>kernels ------------------------------------------------------------------------------------------------------
-   Compiled once per instruction set; everything below speaks the vocabulary. Ends with the row. */
+   Compiled once per instruction set, with all sections up to >>layer_kernels, which ends with the row: everything
+   there speaks the vocabulary. */
 
 /* Any view as L lanes: element j of n at p[j * stride]; missing lanes are 0. */
 MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_load_any)(const float *p, int64_t stride, int64_t n) {
@@ -3193,7 +3194,8 @@ MLKI_KERNEL void MLKI_FN(mlki_pack_panels)(float *to, int64_t cols, int64_t k, c
 }
 
 /* >>conv_kernels -------------------------------------------------------------------------------------------------
-   Compiled once per instruction set. */
+   Copies of images and weights to where a variant of >>conv wants them, and the sums of planes and lanes. Compiled once
+   per instruction set. */
 
 /* k rows of width floats: to[p * pitch + i] = from[i * ws + p * ks]. Writes nothing else. */
 MLKI_KERNEL void MLKI_FN(mlki_place_runs)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from,
