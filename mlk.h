@@ -5362,11 +5362,9 @@ static void mlki_conv_reference(const mlki_conv *cv) {
 
 /* >>conv_matrix ---------------------------------------------------------------------------------------------------- */
 
-/* Sums of n columns apart, such that rows do not fall into the same sets of level 1. */
-static int64_t mlki_conv_pitch(const mlki_conv *cv, int64_t n) {
-  const int64_t pitch = mlki_round_up(n, cv->row->nr);
-  return pitch % 512 ? pitch : pitch + MLKI_LANES_MAX;
-}
+/* Sums of n columns apart: an odd number of cache lines, so that rows do not fall into the same sets of level 1. Grows
+   with n: what the largest item needs is enough for all. */
+static int64_t mlki_conv_pitch(int64_t n) { return mlki_round_up(n, MLKI_LANES_MAX) | MLKI_LANES_MAX; }
 
 /* Where tap t of a phase lies among the weights of a channel pair. */
 static int64_t mlki_conv_tap_at(const mlki_conv *cv, const mlki_conv_phase *ph, const int64_t *t) {
@@ -5562,7 +5560,7 @@ static void mlki_conv_finish(const mlki_conv *cv, const mlki_conv_phase *ph, int
 /* One item by columns: the scratch is [channel][pixel]. */
 static void mlki_conv_columns(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t p, int64_t np,
                               int64_t k, int64_t nk, float *image, float *scratch) {
-  const int64_t nr = cv->row->nr, pitch = mlki_conv_pitch(cv, np);
+  const int64_t nr = cv->row->nr, pitch = mlki_conv_pitch(np);
   const float *panels = cv->panels + g * cv->panel_floats + mlki_conv_panels_at(cv, ph);
   mlki_strip strip;
   int64_t s, j, i;
@@ -5586,7 +5584,7 @@ static void mlki_conv_columns(const mlki_conv *cv, const mlki_conv_phase *ph, in
 /* One item by rows: the scratch is [pixel][channel]. */
 static void mlki_conv_rows(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t p, int64_t np, int64_t k,
                            int64_t nk, float *image, float *scratch) {
-  const int64_t height = mlki_panel_rows(np, cv->row->mr), pitch = mlki_conv_pitch(cv, nk);
+  const int64_t height = mlki_panel_rows(np, cv->row->mr), pitch = mlki_conv_pitch(nk);
   const float *panels = cv->panels + g * cv->panel_floats + mlki_conv_panels_at(cv, ph);
   mlki_strip strip;
   int64_t s, i, j;
@@ -5721,7 +5719,7 @@ static void mlki_conv_direct_tile(const mlki_conv *cv, mlki_strip *strip, const 
 /* One item by rows, read in place or from padded windows: whole output rows, pixels [p, p + np). */
 static void mlki_conv_direct(const mlki_conv *cv, const mlki_conv_phase *ph, int64_t g, int64_t p, int64_t np,
                              int64_t k, int64_t nk, float *image, float *scratch) {
-  const int64_t height = mlki_panel_rows(ph->out[2], cv->row->mr), pitch = mlki_conv_pitch(cv, nk);
+  const int64_t height = mlki_panel_rows(ph->out[2], cv->row->mr), pitch = mlki_conv_pitch(nk);
   const float *panels = cv->panels + g * cv->panel_floats + mlki_conv_panels_at(cv, ph);
   const int64_t end = p + np;
   mlki_run run[MLK_SEGMENT];
@@ -5882,7 +5880,7 @@ static void mlki_conv_planes(const mlki_conv *cv, const mlki_conv_phase *ph, con
                              int64_t end, float *workspace) {
   int32_t *at = (int32_t *)(void *)workspace;
   float *image = workspace + cv->floats_terms, *sums = image + cv->floats_image, *to = sums + cv->floats_sums;
-  const int64_t pitch = mlki_conv_pitch(cv, b->flat);
+  const int64_t pitch = mlki_conv_pitch(b->flat);
   int64_t k, s, i, j;
   mlki_planes planes;
   planes.c_rs = pitch, planes.vectors = mlki_ceil_div(b->flat, cv->row->lanes);
@@ -6142,7 +6140,7 @@ static int64_t mlki_conv_planes_floats(mlki_conv *cv, const mlki_conv_phase *ph,
   b.flat += rows * (cols - b.axis[2].spread); /* a phase with fewer taps may share a track where this one does not */
   cv->floats_terms = mlki_round_up(ph->terms, MLKI_LANES_MAX);
   cv->floats_image = cv->batch * cv->cin * b.channel + 2 * MLKI_LANES_MAX;
-  cv->floats_sums = channels * mlki_conv_pitch(cv, b.flat);
+  cv->floats_sums = channels * mlki_conv_pitch(b.flat);
   cv->floats = cv->floats_terms + cv->floats_image + cv->floats_sums +
                (cv->plain ? 0 : mlki_round_up(channels * rows * cols, MLKI_LANES_MAX));
   return cv->floats;
@@ -6271,7 +6269,7 @@ static int mlki_conv_block_direct(const mlk_context *ctx, mlki_conv *cv, int64_t
     fixed = mlki_max(fixed, mlki_conv_window(cv, &ph, 1));
     per_row = mlki_max(per_row, mlki_conv_window(cv, &ph, 2) - mlki_conv_window(cv, &ph, 1));
   }
-  per_row += out2 * mlki_conv_pitch(cv, cv->block_channels);
+  per_row += out2 * mlki_conv_pitch(cv->block_channels);
   cv->block_rows = mlki_max((half - fixed) / per_row, 1);
   if (tasks > 1)
     cv->block_rows = mlki_max(mlki_min(cv->block_rows, mlki_ceil_div(rows * phases * cv->groups, 4 * tasks)), 1);
@@ -6342,9 +6340,9 @@ static void mlki_conv_block(const mlk_context *ctx, mlki_conv *cv) {
   cv->tasks = (int)mlki_min(tasks, cv->items);
   cv->floats = cv->floats_image;
   if (cv->variant == MLKI_CONV_ROWS)
-    cv->floats += (cv->block_pixels + (cv->direct ? mr : 0)) * mlki_conv_pitch(cv, cv->block_channels);
+    cv->floats += (cv->block_pixels + (cv->direct ? mr : 0)) * mlki_conv_pitch(cv->block_channels);
   else
-    cv->floats += cv->block_channels * mlki_conv_pitch(cv, cv->block_pixels);
+    cv->floats += cv->block_channels * mlki_conv_pitch(cv->block_pixels);
 }
 
 /* >>conv_calls ----------------------------------------------------------------------------------------------------- */
@@ -6854,7 +6852,7 @@ static void mlki_conv_weights_item(const mlki_conv_weights *gw, const mlki_conv_
                                    int64_t nk, float *dy, float *x, float *scratch) {
   const mlki_conv *cv = &gw->cv;
   const int64_t nr = cv->row->nr, height = mlki_panel_rows(nk, cv->row->mr), nj = cols->taps * cols->channels,
-                pitch = mlki_conv_pitch(cv, nj);
+                pitch = mlki_conv_pitch(nj);
   mlki_strip strip;
   int64_t s, i;
   memset(&strip, 0, sizeof strip);
@@ -7020,7 +7018,7 @@ static void mlki_conv_weights_block(const mlk_context *ctx, mlki_conv_weights *g
   cv->tasks = (int)mlki_min(tasks, cv->items);
   gw->floats_dy = mlki_round_up(gw->block_rows * kc, MLKI_LANES_MAX);
   gw->floats_x = mlki_round_up(mlki_round_up(gw->block_taps * gw->block_cin, nr) * kc, MLKI_LANES_MAX);
-  cv->floats = gw->floats_dy + gw->floats_x + gw->block_rows * mlki_conv_pitch(cv, gw->block_taps * gw->block_cin);
+  cv->floats = gw->floats_dy + gw->floats_x + gw->block_rows * mlki_conv_pitch(gw->block_taps * gw->block_cin);
 }
 
 /* The operand X and the output DW, when DW is wanted; else nothing but DY is read. */
