@@ -6602,6 +6602,7 @@ static mlk_status mlki_conv_prepare(mlk_context *ctx, mlki_conv_args *t, int run
   mlki_conv_block(ctx, cv);
   return MLK_OK;
 }
+
 /* The strides of the pixels of an image as one axis: 0 where they are not one. */
 static int mlki_conv_merges(const mlki_image *y, const int64_t *size, int64_t *stride) {
   int64_t run = 1;
