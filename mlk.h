@@ -1257,9 +1257,14 @@ static mlk_status mlki_check_tensor(mlk_context *ctx, const char *name, mlk_tens
                                     int max_rank, mlki_extent *extent) {
   int64_t count = 1, low = 0, high = 0, bytes;
   int i, dense = 1;
-  if (t->rank < min_rank || t->rank > max_rank)
-    return mlki_fail(ctx, t->data ? MLK_ERR_SHAPE : MLK_ERR_ARGUMENT, "%s: rank is %d, but must be %d to %d%s", name,
-                     (int)t->rank, min_rank, max_rank, t->data ? "" : " (data is NULL: is the argument missing?)");
+  if (t->rank < min_rank || t->rank > max_rank) {
+    const char *missing = t->data ? "" : " (data is NULL: is the argument missing?)";
+    const mlk_status status = t->data ? MLK_ERR_SHAPE : MLK_ERR_ARGUMENT;
+    return min_rank == max_rank
+               ? mlki_fail(ctx, status, "%s: rank is %d, but must be %d%s", name, (int)t->rank, min_rank, missing)
+               : mlki_fail(ctx, status, "%s: rank is %d, but must be %d to %d%s", name, (int)t->rank, min_rank,
+                           max_rank, missing);
+  }
   if (t->dtype != (int32_t)dtype)
     return mlki_fail(ctx, MLK_ERR_DTYPE, "%s: dtype is %s (%d), but must be %s", name,
                      t->dtype >= 0 && t->dtype < MLK_DTYPE_COUNT ? mlki_dtype_names[t->dtype] : "unknown",
@@ -2145,7 +2150,8 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
 #define MLKI_TURN_avx2   8
 #define MLKI_TURN_avx512 16
 
-#define MLKI_LANES_MAX 16
+#define MLKI_LANES_MAX      16
+#define MLKI_CONV_PANEL_MAX 32 /* most pixels of a panel: MR or NR */
 
 #define MLKI_KERNEL     static MLKI_FN(MLKI_TARGET)
 #define MLKI_INLINE_ISA MLKI_FN(MLKI_V)
@@ -3196,6 +3202,8 @@ MLKI_KERNEL void MLKI_FN(mlki_pack_panels)(float *to, int64_t cols, int64_t k, c
 /* >>conv_kernels -------------------------------------------------------------------------------------------------
    Copies of images and weights to where a variant of >>conv wants them, and the sums of planes and lanes. Compiled once
    per instruction set. */
+
+typedef char MLKI_FN(mlki_panels_fit)[MLKI_MR <= MLKI_CONV_PANEL_MAX && MLKI_NR <= MLKI_CONV_PANEL_MAX ? 1 : -1];
 
 /* k rows of width floats: to[p * pitch + i] = from[i * ws + p * ks]. Writes nothing else. */
 MLKI_KERNEL void MLKI_FN(mlki_place_runs)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from,
@@ -5177,11 +5185,10 @@ static mlk_status mlki_matmul_run(mlk_context *ctx, const mlk_matmul_desc *desc,
    Chetlur et al., "cuDNN: efficient primitives for deep learning", 2014). Sums live in a scratch tile until they are
    complete; the epilogue writes the output once. */
 
-#define MLKI_CONV_PIXELS    512  /* most pixels of an item */
-#define MLKI_CONV_CHANNELS  1024 /* most written channels of an item */
-#define MLKI_CONV_FILTERS   4096 /* weights transposed at a time: 16 KiB of the stack */
-#define MLKI_CONV_PANEL_MAX 32   /* pixels of a panel: MR or NR */
-#define MLKI_CONV_PANELS    8    /* panels of weights that stay in level 2 with one segment of their terms: 512 KiB */
+#define MLKI_CONV_PIXELS   512  /* most pixels of an item */
+#define MLKI_CONV_CHANNELS 1024 /* most written channels of an item */
+#define MLKI_CONV_FILTERS  4096 /* weights transposed at a time: 16 KiB of the stack */
+#define MLKI_CONV_PANELS   8    /* panels of weights that stay in level 2 with one segment of their terms: 512 KiB */
 
 typedef struct mlki_image { /* a tensor [N, C, spatial...]: its strides, always three spatial ones; p NULL: absent */
   float *p;
@@ -6255,7 +6262,16 @@ static int mlki_conv_block_bands(const mlk_context *ctx, mlki_conv *cv, int64_t 
   return 1;
 }
 
-/* Items of a direct convolution; 0 where packing is better: rows too short to fill a tile, or too many phases. */
+/* Floats of the window of one row, for filters that reach any distance: a double does not overflow. */
+static double mlki_conv_window_size(const mlki_conv *cv, const mlki_conv_phase *ph) {
+  int64_t low1, high1, low2, high2;
+  mlki_conv_reach(ph, 1, 0, 1, &low1, &high1), mlki_conv_reach(ph, 2, 0, ph->out[2], &low2, &high2);
+  return (double)(high1 - low1 + 1 + ph->step[1]) * (double)(high2 - low2 + 1) * (double)ph->taps[0] *
+         (double)mlki_conv_column(cv, ph);
+}
+
+/* Items of a direct convolution; 0 where packing is better: rows too short to fill a tile, too many phases, or taps so
+   far apart that most of a window is never read. */
 static int mlki_conv_block_direct(const mlk_context *ctx, mlki_conv *cv, int64_t tasks) {
   const int64_t phases = cv->phases[0] * cv->phases[1] * cv->phases[2], half = ctx->l2_bytes / 8;
   int64_t i, rows = 0, out2 = 0, per_row = 0, fixed = 0;
@@ -6265,6 +6281,7 @@ static int mlki_conv_block_direct(const mlk_context *ctx, mlki_conv *cv, int64_t
     mlki_conv_phase_at(cv, i, &ph);
     if (ph.pixels == 0) continue;
     if (ph.out[2] < 4) return 0;
+    if (mlki_conv_window_size(cv, &ph) > (double)half) return 0;
     out2 = mlki_max(out2, ph.out[2]), rows = mlki_max(rows, ph.pixels / ph.out[2]);
     fixed = mlki_max(fixed, mlki_conv_window(cv, &ph, 1));
     per_row = mlki_max(per_row, mlki_conv_window(cv, &ph, 2) - mlki_conv_window(cv, &ph, 1));

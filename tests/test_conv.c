@@ -933,6 +933,62 @@ static void plans(void) {
   problem_free(&p);
 }
 
+/* Taps far apart: all but the middle one lie in the padding. Neither the bits nor the workspace may depend on how far. */
+static void far_taps(void) {
+  static const int64_t far_apart[] = {9, 100, 20000, INT32_MAX};
+  enum { C = 16, K = 32, SIDE = 8, X = C * SIDE * SIDE, Y = K * SIDE * SIDE, W = K * C * 9 };
+  static float x[X], y[Y], w[W], got[W], want[W];
+  mlkt_rng rng = mlkt_rng_case();
+  mlk_isa isas[MLK_ISA_COUNT];
+  const int rows = mlkt_isas(isas);
+  size_t i, j;
+  int last, what, r;
+  for (i = 0; i < X; i++) x[i] = mlkt_signed(&rng);
+  for (i = 0; i < Y; i++) y[i] = mlkt_signed(&rng);
+  for (i = 0; i < W; i++) w[i] = mlkt_signed(&rng);
+  for (i = 0; i < sizeof far_apart / sizeof far_apart[0]; i++)
+    for (last = 0; last < 2; last++)
+      for (what = 0; what < OPS; what++)
+        for (r = 0; r <= rows; r++) { /* the reference first */
+          const mlk_isa isa = r ? isas[r - 1] : MLK_ISA_REFERENCE;
+          const size_t count = what == CONV ? Y : what == GRAD_INPUT ? X : W;
+          mlk_context *ctx = mlkt_open(isa, 2);
+          mlk_tensor xs = mlk_f32(x, 1, C, SIDE, SIDE), ys = mlk_f32(y, 1, K, SIDE, SIDE);
+          mlk_conv_geometry geometry;
+          mlk_plan plan;
+          if (!ctx) return;
+          mlkt_note("%s, dilation %lld, channels %s, isa %s", op_names[what], (long long)far_apart[i],
+                    last ? "last" : "first", mlk_isa_name(isa));
+          if (last)
+            xs = mlk_channels_last(mlk_f32(x, 1, SIDE, SIDE, C)), ys = mlk_channels_last(mlk_f32(y, 1, SIDE, SIDE, K));
+          memset(&geometry, 0, sizeof geometry), memset(&plan, 0, sizeof plan);
+          for (j = 0; j < 2; j++) geometry.dilation[j] = geometry.pad_before[j] = geometry.pad_after[j] = far_apart[i];
+          if (what == CONV) {
+            mlk_conv_desc d;
+            memset(&d, 0, sizeof d);
+            d.x = xs, d.w = mlk_f32(w, K, C, 3, 3), d.y = ys, d.y.data = got, d.geometry = geometry;
+            CHECK_OK(ctx, mlk_conv_plan(ctx, &d, &plan));
+            CHECK_OK(ctx, mlk_conv(ctx, &d));
+          } else if (what == GRAD_INPUT) {
+            mlk_conv_grad_input_desc d;
+            memset(&d, 0, sizeof d);
+            d.dy = ys, d.w = mlk_f32(w, K, C, 3, 3), d.dx = xs, d.dx.data = got, d.geometry = geometry;
+            CHECK_OK(ctx, mlk_conv_grad_input_plan(ctx, &d, &plan));
+            CHECK_OK(ctx, mlk_conv_grad_input(ctx, &d));
+          } else {
+            mlk_conv_grad_weights_desc d;
+            memset(&d, 0, sizeof d);
+            d.x = xs, d.dy = ys, d.dw = mlk_f32(got, K, C, 3, 3), d.geometry = geometry;
+            CHECK_OK(ctx, mlk_conv_grad_weights_plan(ctx, &d, &plan));
+            CHECK_OK(ctx, mlk_conv_grad_weights(ctx, &d));
+          }
+          CHECK_MSG(plan.workspace_bytes < UINT64_C(4) << 20, "%" PRIu64 " bytes of workspace", plan.workspace_bytes);
+          if (r) CHECK_BITS_F32_N(got, want, count);
+          if (!r) memcpy(want, got, count * sizeof *want);
+          mlk_close(ctx);
+        }
+}
+
 /* Operands need not be there for a plan, and workspace does not grow with the images: there is no im2col buffer. */
 static void plans_of_large_layers(void) {
   float *nowhere = (float *)(uintptr_t)4096;
@@ -1039,6 +1095,7 @@ const mlkt_case mlkt_conv_cases[] = {{"conv/sweep", sweep_conv},
                                      {"conv/bad_grad_weights", bad_grad_weights},
                                      {"conv/aliasing", aliasing},
                                      {"conv/plans", plans},
+                                     {"conv/far_taps", far_taps},
                                      {"conv/plans_of_large_layers", plans_of_large_layers},
                                      {"conv/sizes", sizes},
                                      {NULL, NULL}};
