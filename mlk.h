@@ -3905,9 +3905,9 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_pool_vectors)(const mlki_pool_run *r, const in
     if (!largest) acc[v] = mlki_v_div(acc[v], mlki_v_set1(r->divisor));
     MLKI_FN(mlki_store_any)(r->y + at * r->y_step, r->y_step, n, acc[v]);
     if (places) {
+      int64_t *index = r->indices + at * r->index_step, from = r->place + at * r->place_step;
       mlki_v_store(lane, place[v]);
-      for (j = 0; j < n; j++)
-        r->indices[(at + j) * r->index_step] = r->place + (at + j) * r->place_step + (int64_t)lane[j];
+      for (j = 0; j < n; j++, index += r->index_step, from += r->place_step) *index = from + (int64_t)lane[j];
     }
   }
 }
@@ -9160,8 +9160,9 @@ static void mlki_ref_pool(const mlki_pool *p, int64_t n, int64_t c, const int64_
 }
 
 /* count outputs from (n, c, o) on: channels where vectors run along them, else places along the last axis, whose
-   windows are all inside there or which is one. */
-static void mlki_pool_outputs(const mlki_pool *p, int64_t n, int64_t c, const int64_t o[3], int64_t count) {
+   windows are all inside there or which is one. Of the former, pixels along the last axis, inside or one. */
+static void mlki_pool_outputs(const mlki_pool *p, int64_t n, int64_t c, const int64_t o[3], int64_t count,
+                              int64_t pixels) {
   int64_t first[3], i;
   mlki_pool_run r;
   int a;
@@ -9178,18 +9179,20 @@ static void mlki_pool_outputs(const mlki_pool *p, int64_t n, int64_t c, const in
   r.indices = NULL;
   if (p->indices)
     r.indices = p->indices + n * p->is[0] + c * p->is[1] + o[0] * p->is[2] + o[1] * p->is[3] + o[2] * p->is[4];
-  if (window) {
-    for (a = 0; a < 3; a++) {
-      r.x += first[a] * p->xs[2 + a];
-      r.tap_step[a] = p->axis[a].dilation * p->xs[2 + a];
-      r.tap_place[a] = p->axis[a].dilation * (a < 2 ? p->axis[2].in : 1) * (a < 1 ? p->axis[1].in : 1);
-    }
-    p->job.row->pool(&r);
-    return;
+  for (a = 0; a < 3 && window; a++) {
+    r.x += first[a] * p->xs[2 + a];
+    r.tap_step[a] = p->axis[a].dilation * p->xs[2 + a];
+    r.tap_place[a] = p->axis[a].dilation * (a < 2 ? p->axis[2].in : 1) * (a < 1 ? p->axis[1].in : 1);
   }
-  for (i = 0; i < count; i++) {
-    r.y[i * r.y_step] = r.largest ? -INFINITY : 0.0f;
-    if (r.indices) r.indices[i * r.index_step] = -1;
+  for (;;) {
+    if (window) p->job.row->pool(&r);
+    for (i = 0; i < count && !window; i++) {
+      r.y[i * r.y_step] = r.largest ? -INFINITY : 0.0f;
+      if (r.indices) r.indices[i * r.index_step] = -1;
+    }
+    if (--pixels == 0) return;
+    r.x += p->axis[2].stride * p->xs[4], r.y += p->ys[4], r.place += p->axis[2].stride;
+    if (r.indices) r.indices += p->is[4];
   }
 }
 
@@ -9198,18 +9201,18 @@ static void mlki_pool_outputs(const mlki_pool *p, int64_t n, int64_t c, const in
 static void mlki_pool_row(const mlki_pool *p, int64_t n, int64_t c, int64_t o[3], int64_t from, int64_t to) {
   const mlki_window *w = &p->axis[2];
   const int64_t reach = (w->size - 1) * w->dilation;
-  int64_t inside = mlki_min(mlki_ceil_div(w->pad, w->stride), to), end = inside, i;
-  if (p->channels || p->naive) inside = end = to;
+  int64_t inside = mlki_min(mlki_ceil_div(w->pad, w->stride), to), end, i;
+  inside = p->naive ? to : mlki_max(inside, from), end = inside;
   if (inside < to && w->in - 1 - reach + w->pad >= 0)
     end = mlki_min(mlki_max((w->in - 1 - reach + w->pad) / w->stride + 1, inside), to);
   for (o[2] = from; o[2] < to; o[2]++) {
     if (o[2] == inside && inside < end) {
-      mlki_pool_outputs(p, n, c, o, end - inside);
+      mlki_pool_outputs(p, n, c, o, p->channels ? p->c : end - inside, p->channels ? end - inside : 1);
       o[2] = end - 1;
     } else if (p->naive) {
       for (i = 0; i < (p->channels ? p->c : 1); i++) mlki_ref_pool(p, n, c + i, o);
     } else {
-      mlki_pool_outputs(p, n, c, o, p->channels ? p->c : 1);
+      mlki_pool_outputs(p, n, c, o, p->channels ? p->c : 1, 1);
     }
   }
 }
