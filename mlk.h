@@ -5373,6 +5373,12 @@ static void mlki_conv_reference(const mlki_conv *cv) {
    with n: what the largest item needs is enough for all. */
 static int64_t mlki_conv_pitch(int64_t n) { return mlki_round_up(n, MLKI_LANES_MAX) | MLKI_LANES_MAX; }
 
+/* Are the taps of a filter with these strides dense and row-major? */
+static int mlki_conv_taps_dense(const mlki_conv *cv, const int64_t *stride) {
+  return (cv->taps[2] == 1 || stride[2] == 1) && (cv->taps[1] == 1 || stride[1] == cv->taps[2]) &&
+         (cv->taps[0] == 1 || stride[0] == cv->taps[1] * cv->taps[2]);
+}
+
 /* Where tap t of a phase lies among the weights of a channel pair. */
 static int64_t mlki_conv_tap_at(const mlki_conv *cv, const mlki_conv_phase *ph, const int64_t *t) {
   int64_t at = 0;
@@ -5402,11 +5408,9 @@ static void mlki_conv_pack_weights(const mlki_conv *cv, const mlki_conv_phase *p
   const int64_t width = mlki_min(cv->width, cv->cout - k), taps = cv->taps[0] * cv->taps[1] * cv->taps[2];
   const int64_t pitch = cv->variant == MLKI_CONV_ROWS ? cv->width : width;
   const float *w = cv->w + g * cv->w_group + k * cv->w_out;
-  const int dense = (cv->taps[2] == 1 || cv->w_tap[2] == 1) && (cv->taps[1] == 1 || cv->w_tap[1] == cv->taps[2]) &&
-                    (cv->taps[0] == 1 || cv->w_tap[0] == cv->taps[1] * cv->taps[2]);
   int64_t t[3], c;
   if (width < pitch) memset(to, 0, (size_t)(ph->terms * pitch) * 4);
-  if (taps > 1 && dense && cv->w_in == taps && taps * width <= MLKI_CONV_FILTERS) {
+  if (taps > 1 && mlki_conv_taps_dense(cv, cv->w_tap) && cv->w_in == taps && taps * width <= MLKI_CONV_FILTERS) {
     const int64_t step = MLKI_CONV_FILTERS / (taps * width);
     for (c = 0; c < cv->cin; c += step)
       mlki_conv_pack_filters(cv, ph, w, c, mlki_min(step, cv->cin - c), width, pitch, to);
@@ -6839,16 +6843,20 @@ static void mlki_conv_pack_terms(const mlki_conv_weights *gw, const mlki_conv_co
   }
 }
 
+/* Where tap number tap lies in a filter of DW. */
+static int64_t mlki_conv_weights_tap(const mlki_conv_weights *gw, int64_t tap) {
+  const int64_t *taps = gw->cv.taps;
+  return tap / (taps[1] * taps[2]) * gw->dw.s[0] + tap / taps[2] % taps[1] * gw->dw.s[1] + tap % taps[2] * gw->dw.s[2];
+}
+
 /* Writes an item's sums, [k][tap][c], to DW. Where the taps of DW are dense they are transposed to [c][tap]. */
 static void mlki_conv_weights_finish(const mlki_conv_weights *gw, const mlki_conv_cols *cols, int64_t g, int64_t k,
                                      int64_t nk, const float *scratch, int64_t pitch) {
   const mlki_conv *cv = &gw->cv;
   float *dw = gw->dw.p + (g * cv->cout + k) * gw->dw.n + cols->c * gw->dw.c;
-  const int dense = cols->taps > 1 && gw->beta == 0.0f && (cv->taps[2] == 1 || gw->dw.s[2] == 1) &&
-                    (cv->taps[1] == 1 || gw->dw.s[1] == cv->taps[2]) &&
-                    (cv->taps[0] == 1 || gw->dw.s[0] == cv->taps[1] * cv->taps[2]);
+  const int dense = cols->taps > 1 && gw->beta == 0.0f && mlki_conv_taps_dense(cv, gw->dw.s);
   mlki_epilogue e;
-  int64_t i, t;
+  int64_t i;
   for (i = 0; i < nk && dense; i++)
     cv->row->place(dw + i * gw->dw.n + cols->tap, cols->taps, gw->dw.c, cols->channels, scratch + i * pitch,
                    cols->channels, 1);
@@ -6857,9 +6865,7 @@ static void mlki_conv_weights_finish(const mlki_conv_weights *gw, const mlki_con
   e.alpha = 1.0f, e.beta = gw->beta, e.activation = MLK_NONE;
   e.d.rs = gw->dw.n, e.d.cs = gw->dw.c;
   for (i = 0; i < cols->taps; i++) {
-    t = cols->tap + i;
-    e.d.p = dw + t / (cv->taps[1] * cv->taps[2]) * gw->dw.s[0] + t / cv->taps[2] % cv->taps[1] * gw->dw.s[1] +
-            t % cv->taps[2] * gw->dw.s[2];
+    e.d.p = dw + mlki_conv_weights_tap(gw, cols->tap + i);
     if (gw->beta != 0.0f) e.c = e.d;
     cv->row->epilogue(&e, scratch + i * cols->channels, pitch, 0, 0, nk, cols->channels);
   }
@@ -6917,9 +6923,7 @@ static void mlki_conv_weights_store(const mlki_conv_weights *gw, const mlki_lane
   const mlki_conv *cv = &gw->cv;
   int64_t j, l;
   for (j = 0; j < gw->cols; j++, total += cv->row->lanes) {
-    const int64_t tap = j / cv->cin, c = j % cv->cin;
-    float *dw = gw->dw.p + w->first * gw->dw.n + c * gw->dw.c + tap / (cv->taps[1] * cv->taps[2]) * gw->dw.s[0] +
-                tap / cv->taps[2] % cv->taps[1] * gw->dw.s[1] + tap % cv->taps[2] * gw->dw.s[2];
+    float *dw = gw->dw.p + w->first * gw->dw.n + j % cv->cin * gw->dw.c + mlki_conv_weights_tap(gw, j / cv->cin);
     for (l = 0; l < w->lanes; l++, dw += gw->dw.n)
       *dw = gw->beta != 0.0f ? mlki_fma1(gw->beta, *dw, total[l]) : total[l];
   }
@@ -8506,13 +8510,6 @@ static mlk_status mlki_reduce_execute(mlk_context *ctx, mlki_reduction *r) {
   mlki_parallel_for(ctx, r->tasks, mlki_reduce_task, r);
   if (r->parts > 1) mlki_reduce_join(r);
   return MLK_OK;
-}
-
-/* mlk_reduce for other operators: all its checks, the same bits, no workspace. */
-MLKI_INLINE mlk_status mlki_reduce_run(mlk_context *ctx, const mlk_reduce_desc *desc) {
-  mlki_reduction r;
-  const mlk_status status = mlki_reduce_prepare(ctx, desc, 1, 0, &r);
-  return status ? status : mlki_reduce_execute(ctx, &r);
 }
 
 /* >>optimizers ----------------------------------------------------------------------------------------------------- */
