@@ -22,6 +22,8 @@
      mlk_matmul     f32              x          x       x        x      -
      mlk_conv mlk_conv_grad_input mlk_conv_grad_weights
                     f32              x          x       x        x      -    (1-D to 3-D; also transposed)
+     mlk_attention mlk_attention_grad mlk_attention_merge
+                    f32              x          x       x        x      -    (K and V also f16, bf16)
      mlk_knn        f32              x          x       x        x      -
      mlk_distances  f32              x          x       x        x      -
      mlk_pool mlk_softmax mlk_cross_entropy mlk_norm mlk_embedding mlk_rotary and gradients,
@@ -610,6 +612,92 @@ typedef struct mlk_rotary_desc {
   int interleaved, inverse;
 } mlk_rotary_desc;
 
+/* Attention: for each query the softmax of its scores against the keys, times the values. Axes are always
+     q [B, H, S, D]     k [B, G, T, D]     v [B, G, T, E]     out [B, H, S, E]
+   with B sequences, H query heads, G key heads (G divides H; query head h reads key head h / (H / G)), S queries, T
+   keys, D and E the sizes of a head; other orders of B, S and H are a matter of strides: mlk_swapped.
+   Query i of a sequence stands at position p = i + (T - S) + offset among its keys: with offset 0 the last query stands
+   at the last key. Which keys it sees, and their scores, in this order:
+     x = q . k                                the terms (scale q_d) k_d, in the order and segments of a matrix product
+     x = softcap tanh(x / softcap)            with softcap
+     x = fma(-slope[h], |p - j|, x)           with alibi (Press et al., 2022)
+     x = x + bias
+   A key j takes part unless its score is -infinity, or causal and j > p, or window and |p - j| >= window, or the mask is
+   0 there. Its value takes no part then either, whatever it holds. A key that takes part and whose value has an
+   element that is not finite counts as one with a NaN score: the row is NaN. A query with no key gives zeros.
+
+   Numerics. Keys are cut into blocks of MLK_ATTENTION_BLOCK. In a block m = max x, p = exp(x - m), l = the 16-lane sum
+   of p, o = the chain over keys of fma(p, v, .) from +0. Blocks are folded in ascending order into (M, L, O), the first
+   as it is, empty ones left out:
+     M' = max(M, m)   a = exp(M - M')   c = exp(m - M')   L = fma(L, a, l c)   O = fma(O, a, o c)
+   After MLK_ATTENTION_SEGMENT keys the state is a part, (M + log L, O / L), and the next key starts from nothing.
+   Parts are folded in ascending order by the same formulas with m = their log-sum-exp, l = 1, o = their output, a sink
+   at last with m = sink, l = 1, o = 0; out = O / L and lse = M + log L, or 0 and -infinity of nothing.
+   So no bit depends on the rest of the batch, on threads, on pages, or on where calls or devices split the keys, if it
+   is between segments. Against exact arithmetic the error is that of the scores, |x| (D + 4) u relative in each
+   weight, and about (BLOCK + 3 T / BLOCK + 20) u. */
+#define MLK_ATTENTION_BLOCK   512  /* keys of one softmax from scratch; part of the numeric contract */
+#define MLK_ATTENTION_SEGMENT 4096 /* keys of one part; part of the numeric contract */
+
+typedef struct mlk_attention_scores {
+  float scale;      /* 0: 1 / sqrt(D) */
+  float softcap;    /* 0: none */
+  int causal;       /* keys after the query's position take no part */
+  int64_t offset;   /* of the queries' positions; 0: they are the last ones */
+  int64_t window;   /* keys nearer than window take part, the query's position being at distance 0; 0: all */
+  mlk_tensor mask;  /* u8, broadcast to [B, H, S, T]: 0 excludes */
+  mlk_tensor bias;  /* f32, broadcast to [B, H, S, T] */
+  mlk_tensor alibi; /* [H] f32: slopes; T and S below 2^24 */
+  mlk_tensor sinks; /* [H] f32: a score more in each row's sum, without a value */
+  /* Sequences of several lengths. Offsets: sequence b is elements [offsets[b], offsets[b + 1]) of axis 2, axis 0 of that
+     tensor is 1, and the last offset is the size of axis 2; of q, out, lse (q_offsets) and of k, v (k_offsets). Lengths:
+     k and v [B, G, T, .] are a cache in which only the first k_lengths[b] keys are there. mask and bias have S and T of
+     the longest: longest_q and longest_k. */
+  mlk_tensor q_offsets, k_offsets; /* [B + 1] i64, from 0, ascending */
+  mlk_tensor k_lengths;            /* [B] i64, 0 to T; not together with k_offsets */
+  int64_t longest_q, longest_k;    /* no sequence has more; 0: the size of axis 2. Plans and workspace count on them */
+} mlk_attention_scores;
+
+typedef struct mlk_attention_desc {
+  mlk_tensor q;    /* [B, H, S, D] f32 */
+  mlk_tensor k, v; /* [B, G, T, D] and [B, G, T, E], f32, f16 or bf16, both alike */
+  mlk_tensor out;  /* [B, H, S, E] f32, output, required; or [P, B, H, S, E]: the parts, P = max(1, T / SEGMENT, rounded
+                      up), not folded, for mlk_attention_merge */
+  mlk_tensor lse;  /* [B, H, S] f32, output, optional: log-sum-exp of the scores. Of parts [P, B, H, S], required */
+  mlk_attention_scores scores;
+  mlk_tensor pages; /* [B, N] i64: k and v are pages [pages, G, page, .], key j of sequence b is row j % page of page
+                       pages[b][j / page]; T = N page. Entries behind k_lengths are not looked at */
+} mlk_attention_desc;
+
+/* The gradients, from what the forward call read and wrote. With p_ij = exp(x_ij - lse_i), delta_i = sum over e of dout
+   out (16 lanes), and t_ij = dout_i . v_j:
+     ds = p (t - delta), times 1 - tanh(x / softcap)^2 for what lies before the cap
+     dq_i = scale sum_j ds_ij k_j     dk_j = sum_i ds_ij (scale q_i)     dv_j = sum_i p_ij dout_i     dbias = ds
+     dsinks[h] = - sum over b, i of exp(sinks[h] - lse) delta, in f64, rounded once
+   Sums over keys run in ascending order in segments of MLK_ATTENTION_BLOCK, as terms of a matrix product; sums over
+   queries by ascending query, then query head of the group, in segments of MLK_SEGMENT. dbias sums over the axes that
+   bias repeats, one addition after another, by sequence, key head, query, head of the group, key. A row of dout with an
+   element that is not finite makes the gradients of all keys that take part in it NaN. */
+typedef struct mlk_attention_grad_desc {
+  mlk_tensor q, k, v;    /* as they went in, f32 */
+  mlk_tensor out, lse;   /* as they came out; not parts */
+  mlk_tensor dout;       /* [B, H, S, E] f32 */
+  mlk_tensor dq, dk, dv; /* the shapes of q, k, v, outputs; absent: not wanted */
+  mlk_tensor dbias;      /* bias's shape, output; absent: not wanted */
+  mlk_tensor dsinks;     /* [H], output; absent: not wanted */
+  mlk_attention_scores scores;
+} mlk_attention_grad_desc;
+
+/* Parts into one, as at the end of mlk_attention. Parts over any disjoint keys will do; where they are mlk_attention's, in
+   ascending order, the result is that of one call, to the bit. */
+typedef struct mlk_attention_merge_desc {
+  mlk_tensor parts;     /* [P, B, H, S, E] f32 */
+  mlk_tensor parts_lse; /* [P, B, H, S] f32; -infinity: a part of nothing, whose row of parts takes no part */
+  mlk_tensor sinks;     /* [H] f32, optional */
+  mlk_tensor out;       /* [B, H, S, E] f32, output, required */
+  mlk_tensor lse;       /* [B, H, S] f32, output, optional */
+} mlk_attention_merge_desc;
+
 /* Scales all gradients by max_norm / norm where norm, the square root of the sum of all squares (MLK_SUM_SQUARES of each
    tensor over all its axes, then a chain of additions over tensors), is above max_norm. *norm, when given, gets norm. A
    norm that is not finite: nothing is scaled, and MLK_OK: look at *norm. */
@@ -717,6 +805,19 @@ MLK_API mlk_status mlk_conv_pack(mlk_context *ctx, const mlk_conv_desc *desc, vo
 MLK_API mlk_status mlk_conv_grad_input_pack(mlk_context *ctx, const mlk_conv_grad_input_desc *desc, void *buffer,
                                             uint64_t buffer_bytes, mlk_packed *packed);
 
+/* Attention, its gradient, the merge of parts: see mlk_attention_desc, mlk_attention_grad_desc,
+   mlk_attention_merge_desc. No matrix of scores: the workspace holds blocks of them and at most a few heads of K and V in
+   panels, O(S + T). FLOPs are 2 (D + E) for each pair of query and key that causal and window leave, all sequences at
+   their longest; of the gradient 2 (3 D + 2 E).
+   Shapes: D >= 1; B, S, T, E >= 0. Aliasing: outputs overlap nothing. Errors: as mlk_matmul; an offset, a length or a page
+   out of its range is MLK_ERR_ARGUMENT, found by the call and not by the plan; outputs untouched. */
+MLK_API mlk_status mlk_attention(mlk_context *ctx, const mlk_attention_desc *desc);
+MLK_API mlk_status mlk_attention_plan(mlk_context *ctx, const mlk_attention_desc *desc, mlk_plan *plan);
+MLK_API mlk_status mlk_attention_grad(mlk_context *ctx, const mlk_attention_grad_desc *desc);
+MLK_API mlk_status mlk_attention_grad_plan(mlk_context *ctx, const mlk_attention_grad_desc *desc, mlk_plan *plan);
+MLK_API mlk_status mlk_attention_merge(mlk_context *ctx, const mlk_attention_merge_desc *desc);
+MLK_API mlk_status mlk_attention_merge_plan(mlk_context *ctx, const mlk_attention_merge_desc *desc, mlk_plan *plan);
+
 /* Exact nearest neighbours: see mlk_knn_desc and mlk_metric. FLOPs are 2 Q N D (of the definition by inner products).
    Workspace is bounded by the blocking and grows with k Q, never with Q N.
    Aliasing: ids and distances overlap nothing. Errors: as mlk_matmul. */
@@ -779,6 +880,10 @@ MLK_API mlk_status mlk_adamw_plan(mlk_context *ctx, const mlk_adamw_desc *desc, 
 
 /* The same view with the last two axes swapped. Rank < 2: unchanged. */
 static inline mlk_tensor mlk_transposed(mlk_tensor t);
+
+/* The same view with axes i and j swapped; axes outside 0 .. rank - 1: unchanged. [B, S, H, D] as attention wants it:
+   mlk_swapped(t, 1, 2). */
+static inline mlk_tensor mlk_swapped(mlk_tensor t, int i, int j);
 
 /* A view [N, C, spatial...] of data that lies as [N, spatial..., C]: moves the last axis to place 1. */
 static inline mlk_tensor mlk_channels_last(mlk_tensor t);
@@ -852,14 +957,16 @@ static inline mlk_tensor mlki_explicit_strides(mlk_tensor t) {
   return t;
 }
 
-static inline mlk_tensor mlk_transposed(mlk_tensor t) {
+static inline mlk_tensor mlk_swapped(mlk_tensor t, int i, int j) {
   int64_t s;
-  if (t.rank < 2 || t.rank > MLK_MAX_RANK) return t;
+  if (t.rank > MLK_MAX_RANK || i < 0 || j < 0 || i >= t.rank || j >= t.rank) return t;
   t = mlki_explicit_strides(t);
-  s = t.shape[t.rank - 1], t.shape[t.rank - 1] = t.shape[t.rank - 2], t.shape[t.rank - 2] = s;
-  s = t.stride[t.rank - 1], t.stride[t.rank - 1] = t.stride[t.rank - 2], t.stride[t.rank - 2] = s;
+  s = t.shape[i], t.shape[i] = t.shape[j], t.shape[j] = s;
+  s = t.stride[i], t.stride[i] = t.stride[j], t.stride[j] = s;
   return t;
 }
+
+static inline mlk_tensor mlk_transposed(mlk_tensor t) { return mlk_swapped(t, t.rank - 1, t.rank - 2); }
 
 static inline mlk_tensor mlk_channels_last(mlk_tensor t) {
   int64_t size, stride;
