@@ -71,6 +71,10 @@
      >>norm            layer and RMS normalisation, gradients
      >>embedding       rows by number, gradient
      >>rotary          rotary positions
+     >>attention       what a query sees, checks, definitions
+     >>attention_forward
+     >>attention_grad  the gradient
+     >>attention_merge parts into one
      >>public          the public functions
      >>licence         MIT No Attribution, or public domain
 
@@ -10754,6 +10758,840 @@ static mlk_status mlki_rotary_prepare(mlk_context *ctx, const mlk_rotary_desc *d
   return MLK_OK;
 }
 
+/* >>attention ------------------------------------------------------------------------------------------------------
+   What attention, its gradient and the merge of parts share: sequences, which keys a query sees, the checks, and the
+   naive definitions. */
+
+typedef struct mlki_attention {
+  mlki_job job;
+  int reference, causal, packed_q, packed_k; /* packed: with offsets */
+  int64_t batch, heads, groups, group;       /* group: query heads per key head */
+  int64_t s, t, d, e, parts;                 /* s, t: of the longest; parts: 0, or how many are written */
+  float scale, softcap;
+  int64_t offset, window;
+  mlk_dtype dtype; /* of k and v */
+  const float *q;
+  const char *k, *v;
+  int64_t qs[4], ks[4], vs[4];
+  float *out, *lse;
+  int64_t os[5], ls[4]; /* part, then as the shapes */
+  const uint8_t *mask;
+  const float *bias, *alibi, *sinks;
+  int64_t ms[MLK_MAX_RANK], bs[MLK_MAX_RANK], alibi_step, sinks_step;
+  const int64_t *q_offsets, *k_offsets, *k_lengths, *pages;
+  int64_t q_offsets_step, k_offsets_step, k_lengths_step, pages_s[2], page;
+  /* of the gradient */
+  const float *dout;
+  int64_t dos[4], dqs[4], dks[4], dvs[4], dsinks_step;
+  int64_t axis, dbs[4], dbias_size[4]; /* axis: of k, behind the lengths too; dbs: 0 along axes that bias repeats */
+  float *dq, *dk, *dv, *dbias, *dsinks;
+} mlki_attention;
+
+/* One sequence: s queries from q0 of row qb of q's first axis, t keys likewise. */
+typedef struct mlki_sequence {
+  int64_t b, qb, q0, s, kb, k0, t;
+} mlki_sequence;
+
+static mlki_sequence mlki_sequence_of(const mlki_attention *a, int64_t b) {
+  mlki_sequence q;
+  q.b = b;
+  q.qb = a->packed_q ? 0 : b, q.q0 = 0, q.s = a->s;
+  q.kb = a->packed_k ? 0 : b, q.k0 = 0, q.t = a->t;
+  if (a->packed_q) {
+    q.q0 = a->q_offsets[b * a->q_offsets_step];
+    q.s = a->q_offsets[(b + 1) * a->q_offsets_step] - q.q0;
+  }
+  if (a->packed_k) {
+    q.k0 = a->k_offsets[b * a->k_offsets_step];
+    q.t = a->k_offsets[(b + 1) * a->k_offsets_step] - q.k0;
+  }
+  if (a->k_lengths) q.t = a->k_lengths[b * a->k_lengths_step];
+  return q;
+}
+
+/* Where key j of key head g lies in k or v, in elements; *run: how many keys from there on are stride[2] apart. */
+static int64_t mlki_key_at(const mlki_attention *a, const mlki_sequence *q, const int64_t *stride, int64_t g, int64_t j,
+                           int64_t *run) {
+  if (a->pages) {
+    const int64_t page = a->pages[q->b * a->pages_s[0] + j / a->page * a->pages_s[1]];
+    *run = mlki_min(a->page - j % a->page, q->t - j);
+    return page * stride[0] + g * stride[1] + j % a->page * stride[2];
+  }
+  *run = q->t - j;
+  return q->kb * stride[0] + g * stride[1] + (q->k0 + j) * stride[2];
+}
+
+/* The keys [*low, *high) that causal and window leave to query i. */
+static void mlki_keys_seen(const mlki_attention *a, const mlki_sequence *q, int64_t i, int64_t *low, int64_t *high) {
+  const int64_t p = i + (q->t - q->s) + a->offset;
+  *low = a->window ? mlki_min(mlki_max(p - a->window + 1, 0), q->t) : 0;
+  *high = a->causal ? p + 1 : a->window ? p + a->window : q->t;
+  *high = mlki_max(mlki_min(*high, q->t), *low);
+}
+
+static float mlki_ref_widen(mlk_dtype dtype, const char *p, int64_t at) {
+  if (dtype == MLK_F16) return mlki_f16_to_f32(((const uint16_t *)(const void *)p)[at]);
+  if (dtype == MLK_BF16) return mlki_bf16_to_f32(((const uint16_t *)(const void *)p)[at]);
+  return ((const float *)(const void *)p)[at];
+}
+
+static int mlki_finite(float x) { return x - x == 0.0f; }
+
+/* The score of key j, which is among the keys seen, and in *before what it was before the cap. */
+static float mlki_ref_score(const mlki_attention *a, const mlki_sequence *q, int64_t h, int64_t i, int64_t j,
+                            float *before) {
+  const float *query = a->q + q->qb * a->qs[0] + h * a->qs[1] + (q->q0 + i) * a->qs[2];
+  const int64_t p = i + (q->t - q->s) + a->offset, away = p < j ? j - p : p - j;
+  int64_t run, k, first, d;
+  float x = 0.0f;
+  k = mlki_key_at(a, q, a->ks, h / a->group, j, &run);
+  for (first = 0; first < a->d; first += MLK_SEGMENT) {
+    float chain = 0.0f;
+    for (d = first; d < mlki_min(a->d, first + MLK_SEGMENT); d++) {
+      float t = a->scale * query[d * a->qs[3]];
+      MLKI_OPAQUE(t);
+      chain = mlki_fma1(t, mlki_ref_widen(a->dtype, a->k, k + d * a->ks[3]), chain);
+    }
+    x = first ? x + chain : chain;
+  }
+  *before = x;
+  if (a->softcap > 0.0f) x = a->softcap * mlki_ref_activate(MLK_TANH, x / a->softcap);
+  MLKI_OPAQUE(x);
+  if (a->alibi) x = mlki_fma1(-a->alibi[h * a->alibi_step], (float)away, x);
+  if (a->bias) x += a->bias[q->b * a->bs[0] + h * a->bs[1] + i * a->bs[2] + j * a->bs[3]];
+  if (a->mask && !a->mask[q->b * a->ms[0] + h * a->ms[1] + i * a->ms[2] + j * a->ms[3]]) return -INFINITY;
+  return x;
+}
+
+/* State (m[0], m[1], o) takes in (top, l, part) of e elements, part NULL: zeros. See mlk_attention_desc. */
+static void mlki_ref_fold(float *m, float *o, float top, float l, const float *part, int64_t step, int64_t e) {
+  float best, a, c, t;
+  int64_t j;
+  if (l == 0.0f) return;
+  if (m[1] == 0.0f) {
+    m[0] = top, m[1] = l;
+    for (j = 0; j < e; j++) o[j] = part ? part[j * step] + 0.0f : 0.0f;
+    return;
+  }
+  best = top > m[0] ? top : m[0];
+  a = mlki_ref_exp(m[0] - best), c = mlki_ref_exp(top - best);
+  t = l * c;
+  MLKI_OPAQUE(t);
+  m[0] = best, m[1] = mlki_fma1(m[1], a, t);
+  for (j = 0; j < e; j++) {
+    t = part ? part[j * step] * c : 0.0f;
+    MLKI_OPAQUE(t);
+    o[j] = mlki_fma1(o[j], a, t);
+  }
+}
+
+static float mlki_ref_log(float x) {
+  float lane[MLKI_LANES_scalar];
+  mlki_v_store_scalar(lane, mlki_log_scalar(mlki_v_set1_scalar(x)));
+  return lane[0];
+}
+
+/* The row that a state (m, o) stands for: to out, steps apart, which may be o; returns its log-sum-exp. */
+static float mlki_ref_unfold(const float *m, const float *o, float *out, int64_t step, int64_t e) {
+  int64_t j;
+  for (j = 0; j < e; j++) out[j * step] = m[1] == 0.0f ? 0.0f : o[j] / m[1];
+  return m[1] == 0.0f ? -INFINITY : m[0] + mlki_ref_log(m[1]);
+}
+
+/* Keys [first, end) of one block from scratch: m, l to ml, the row to o. */
+static void mlki_ref_attention_block(const mlki_attention *a, const mlki_sequence *q, int64_t h, int64_t i,
+                                     int64_t first, int64_t end, float *ml, float *o) {
+  float x[MLK_ATTENTION_BLOCK], lane[16] = {0}, before;
+  int64_t low, high, j, e, run;
+  mlki_keys_seen(a, q, i, &low, &high);
+  ml[0] = -INFINITY;
+  for (j = first; j < end; j++) {
+    const int64_t v = mlki_key_at(a, q, a->vs, h / a->group, j, &run);
+    float t = -INFINITY;
+    if (j >= low && j < high) t = mlki_ref_score(a, q, h, i, j, &before);
+    for (e = 0; e < a->e && t != -INFINITY; e++)
+      if (!mlki_finite(mlki_ref_widen(a->dtype, a->v, v + e * a->vs[3]))) t = NAN;
+    x[j - first] = t;
+    if (t > ml[0]) ml[0] = t;
+  }
+  ml[0] = ml[0] == -INFINITY ? 0.0f : ml[0] + 0.0f;
+  for (e = 0; e < a->e; e++) o[e] = 0.0f;
+  for (j = first; j < end; j++) {
+    const int64_t v = mlki_key_at(a, q, a->vs, h / a->group, j, &run);
+    const float p = mlki_ref_exp(x[j - first] - ml[0]);
+    if (x[j - first] == -INFINITY) continue;
+    lane[(j - first) % 16] += p;
+    for (e = 0; e < a->e; e++) {
+      const float value = mlki_ref_widen(a->dtype, a->v, v + e * a->vs[3]);
+      o[e] = mlki_fma1(p, mlki_finite(value) ? value : 0.0f, o[e]);
+    }
+  }
+  ml[1] = mlki_ref_tree(lane);
+}
+
+/* Query i of head h. space: 3 E floats. */
+static void mlki_ref_attention(const mlki_attention *a, const mlki_sequence *q, int64_t h, int64_t i, float *space) {
+  const int64_t at_out = q->qb * a->os[1] + h * a->os[2] + (q->q0 + i) * a->os[3];
+  const int64_t at_lse = q->qb * a->ls[1] + h * a->ls[2] + (q->q0 + i) * a->ls[3];
+  float *whole = space, *part = space + a->e, *block = part + a->e;
+  float whole_m[2] = {0.0f, 0.0f}, lse;
+  int64_t first, j, n;
+  for (n = 0, first = 0; n < mlki_max(a->parts, 1) || first < q->t; n++, first += MLK_ATTENTION_SEGMENT) {
+    float part_m[2] = {0.0f, 0.0f}, ml[2];
+    for (j = first; j < mlki_min(first + MLK_ATTENTION_SEGMENT, q->t); j += MLK_ATTENTION_BLOCK) {
+      mlki_ref_attention_block(a, q, h, i, j, mlki_min(j + MLK_ATTENTION_BLOCK, q->t), ml, block);
+      mlki_ref_fold(part_m, part, ml[0], ml[1], block, 1, a->e);
+    }
+    if (a->parts) {
+      lse = mlki_ref_unfold(part_m, part, a->out + n * a->os[0] + at_out, a->os[4], a->e);
+      a->lse[n * a->ls[0] + at_lse] = lse;
+    } else {
+      lse = mlki_ref_unfold(part_m, part, part, 1, a->e);
+      mlki_ref_fold(whole_m, whole, lse, part_m[1] == 0.0f ? 0.0f : 1.0f, part, 1, a->e);
+    }
+  }
+  if (a->parts) return;
+  if (a->sinks) mlki_ref_fold(whole_m, whole, a->sinks[h * a->sinks_step], 1.0f, NULL, 1, a->e);
+  lse = mlki_ref_unfold(whole_m, whole, a->out + at_out, a->os[4], a->e);
+  if (a->lse) a->lse[at_lse] = lse;
+}
+
+/* --- the gradient's definition --- */
+
+/* p and ds of query i and key j before and after the cap; 0 where the key takes no part. */
+static int mlki_ref_attention_pair(const mlki_attention *a, const mlki_sequence *q, int64_t h, int64_t i, int64_t j,
+                                   float *p, float *ds, float *ds_before) {
+  const int64_t row = q->q0 + i;
+  const float *dout = a->dout + q->qb * a->dos[0] + h * a->dos[1] + row * a->dos[2];
+  const float *out = a->out + q->qb * a->os[1] + h * a->os[2] + row * a->os[3];
+  const float lse = a->lse[q->qb * a->ls[1] + h * a->ls[2] + row * a->ls[3]];
+  int64_t low, high, e, run, v;
+  float x, before, t, cap, delta;
+  mlki_keys_seen(a, q, i, &low, &high);
+  if (j < low || j >= high) return 0;
+  x = mlki_ref_score(a, q, h, i, j, &before);
+  if (x == -INFINITY) return 0;
+  v = mlki_key_at(a, q, a->vs, h / a->group, j, &run);
+  t = mlki_ref_dot_chain(a->e, dout, a->dos[3], (const float *)(const void *)a->v + v, a->vs[3]);
+  delta = mlki_ref_sum16(MLKI_PAIR_IP, a->e, dout, a->dos[3], out, a->os[4]);
+  *p = mlki_ref_exp(x - lse);
+  for (e = 0; e < a->e; e++)
+    if (!mlki_finite(dout[e * a->dos[3]])) *p = NAN;
+  *ds = *ds_before = *p * (t - delta);
+  MLKI_OPAQUE(*ds);
+  if (a->softcap > 0.0f) {
+    cap = mlki_ref_activate(MLK_TANH, before / a->softcap);
+    *ds_before = *ds * mlki_fma1(-cap, cap, 1.0f);
+  }
+  return 1;
+}
+
+/* chain += f scale x for the elements of which scale x is finite. */
+static void mlki_ref_extend(float *chain, float f, const float *x, int64_t step, float scale, int64_t n) {
+  int64_t j;
+  for (j = 0; j < n; j++) {
+    float t = scale * x[j * step];
+    MLKI_OPAQUE(t);
+    chain[j] = mlki_fma1(f, mlki_finite(t) ? t : 0.0f, chain[j]);
+  }
+}
+
+/* total += chain, which starts anew. */
+static void mlki_ref_close(float *total, float *chain, int64_t n) {
+  int64_t j;
+  for (j = 0; j < n; j++) total[j] += chain[j], chain[j] = 0.0f;
+}
+
+static void mlki_ref_attention_dq(const mlki_attention *a, const mlki_sequence *q, int64_t h, int64_t i, float *total) {
+  float *chain = total + a->d, *dq = a->dq + q->qb * a->dqs[0] + h * a->dqs[1] + (q->q0 + i) * a->dqs[2];
+  float p, ds, before;
+  int64_t j, run;
+  memset(total, 0, 2 * (size_t)a->d * sizeof *total);
+  for (j = 0; j < q->t; j++) {
+    if (mlki_ref_attention_pair(a, q, h, i, j, &p, &ds, &before))
+      mlki_ref_extend(chain, before,
+                      (const float *)(const void *)a->k + mlki_key_at(a, q, a->ks, h / a->group, j, &run), a->ks[3],
+                      1.0f, a->d);
+    if ((j + 1) % MLK_ATTENTION_BLOCK == 0 || j + 1 == q->t) mlki_ref_close(total, chain, a->d);
+  }
+  for (j = 0; j < a->d; j++) dq[j * a->dqs[3]] = a->scale * total[j];
+}
+
+static void mlki_ref_attention_dk_dv(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t j,
+                                     float *total) {
+  const int64_t rows = q->s * a->group;
+  float *chain = total + a->d + a->e, p, ds, before;
+  int64_t r, e;
+  memset(total, 0, 2 * (size_t)(a->d + a->e) * sizeof *total);
+  for (r = 0; r < rows; r++) {
+    const int64_t h = g * a->group + r % a->group, i = r / a->group, row = q->q0 + i;
+    if (mlki_ref_attention_pair(a, q, h, i, j, &p, &ds, &before)) {
+      mlki_ref_extend(chain, before, a->q + q->qb * a->qs[0] + h * a->qs[1] + row * a->qs[2], a->qs[3], a->scale, a->d);
+      mlki_ref_extend(chain + a->d, p, a->dout + q->qb * a->dos[0] + h * a->dos[1] + row * a->dos[2], a->dos[3], 1.0f,
+                      a->e);
+    }
+    if ((r + 1) % MLK_SEGMENT == 0 || r + 1 == rows) mlki_ref_close(total, chain, a->d + a->e);
+  }
+  for (e = 0; a->dk && e < a->d; e++)
+    a->dk[q->kb * a->dks[0] + g * a->dks[1] + (q->k0 + j) * a->dks[2] + e * a->dks[3]] = total[e];
+  for (e = 0; a->dv && e < a->e; e++)
+    a->dv[q->kb * a->dvs[0] + g * a->dvs[1] + (q->k0 + j) * a->dvs[2] + e * a->dvs[3]] = total[a->d + e];
+}
+
+static void mlki_ref_attention_dbias(const mlki_attention *a, const mlki_sequence *q) {
+  int64_t g, i, hg, j;
+  float p, ds, before;
+  for (g = 0; g < a->groups; g++)
+    for (i = 0; i < q->s; i++)
+      for (hg = 0; hg < a->group; hg++) {
+        const int64_t h = g * a->group + hg;
+        for (j = 0; j < q->t; j++)
+          if (mlki_ref_attention_pair(a, q, h, i, j, &p, &ds, &before))
+            a->dbias[q->b * a->dbs[0] + h * a->dbs[1] + i * a->dbs[2] + j * a->dbs[3]] += ds;
+      }
+}
+
+/* --- checks --- */
+
+enum {
+  MLKI_AT_Q,
+  MLKI_AT_K,
+  MLKI_AT_V,
+  MLKI_AT_MASK,
+  MLKI_AT_BIAS,
+  MLKI_AT_ALIBI,
+  MLKI_AT_SINKS,
+  MLKI_AT_Q_OFFSETS,
+  MLKI_AT_K_OFFSETS,
+  MLKI_AT_K_LENGTHS,
+  MLKI_AT_PAGES,
+  MLKI_AT_OUT,
+  MLKI_AT_LSE,
+  MLKI_AT_DOUT,
+  MLKI_AT_COUNT
+};
+
+/* The operands of a call: those of the forward call and, of the gradient, dout. */
+typedef struct mlki_attention_operands {
+  mlk_tensor t[MLKI_AT_COUNT];
+  mlki_extent extent[MLKI_AT_COUNT];
+} mlki_attention_operands;
+
+static const char *const mlki_attention_names[MLKI_AT_COUNT] = {"q",     "k",     "v",         "mask",      "bias",
+                                                                "alibi", "sinks", "q_offsets", "k_offsets", "k_lengths",
+                                                                "pages", "out",   "lse",       "dout"};
+
+/* Operand at, of shape; optional ones may be absent. */
+static mlk_status mlki_attention_operand(mlk_context *ctx, mlki_attention_operands *o, int at, mlk_dtype dtype,
+                                         int optional, const char *like, const int64_t *shape, int rank) {
+  return mlki_check_shaped(ctx, mlki_attention_names[at], &o->t[at], dtype, optional, 0, like, shape, rank,
+                           &o->extent[at]);
+}
+
+/* The number of sequences from the offsets of tensor at, 0 without them. */
+static mlk_status mlki_attention_offsets(mlk_context *ctx, mlki_attention_operands *o, int at, int of, int64_t *batch) {
+  mlk_tensor *t = &o->t[at];
+  mlk_status status;
+  if (!t->data) return MLK_OK;
+  if ((status = mlki_check_tensor(ctx, mlki_attention_names[at], t, MLK_I64, 1, 1, &o->extent[at])) != MLK_OK)
+    return status;
+  if (t->shape[0] < 1)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: has no element, but must have one more than there are sequences",
+                     mlki_attention_names[at]);
+  if (o->t[of].shape[0] != 1)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: size of axis 0 is %lld, but must be 1 with %s", mlki_attention_names[of],
+                     (long long)o->t[of].shape[0], mlki_attention_names[at]);
+  *batch = t->shape[0] - 1;
+  return MLK_OK;
+}
+
+/* The longest sequence along axis 2 of tensor of. */
+static mlk_status mlki_attention_longest(mlk_context *ctx, const char *name, int64_t given, int allowed, int64_t size,
+                                         int64_t *longest) {
+  *longest = size;
+  if (!given) return MLK_OK;
+  if (!allowed)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: is %lld, but must be 0 where all sequences have one length", name,
+                     (long long)given);
+  if (given < 0 || given > size)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: is %lld, but must be 0 to %lld", name, (long long)given,
+                     (long long)size);
+  *longest = given;
+  return MLK_OK;
+}
+
+/* Shapes of q, k, v and of what tells the sequences apart: sizes into a. */
+static mlk_status mlki_attention_shapes(mlk_context *ctx, const mlk_attention_scores *scores,
+                                        mlki_attention_operands *o, mlki_attention *a) {
+  mlk_tensor *q = &o->t[MLKI_AT_Q], *k = &o->t[MLKI_AT_K], *pages = &o->t[MLKI_AT_PAGES];
+  const int paged = pages->data != NULL;
+  int64_t batch_k = 0, axis, like[4];
+  mlk_status status;
+  if ((status = mlki_check_tensor(ctx, "q", q, MLK_F32, 4, 4, &o->extent[MLKI_AT_Q])) != MLK_OK ||
+      (status = mlki_check_tensor(ctx, "k", k, a->dtype, 4, 4, &o->extent[MLKI_AT_K])) != MLK_OK)
+    return status;
+  a->batch = q->shape[0], a->heads = q->shape[1], a->d = q->shape[3], a->groups = k->shape[1];
+  if (a->d < 1) return mlki_fail(ctx, MLK_ERR_SHAPE, "q: size of axis 3 is 0, but must be at least 1");
+  if (a->heads && (a->groups < 1 || a->heads % a->groups))
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "k: size of axis 1 is %lld, but must divide that of q, %lld",
+                     (long long)a->groups, (long long)a->heads);
+  a->group = a->groups ? a->heads / a->groups : 0;
+  like[0] = k->shape[0], like[1] = k->shape[1], like[2] = k->shape[2], like[3] = o->t[MLKI_AT_V].shape[3];
+  if ((status = mlki_attention_operand(ctx, o, MLKI_AT_V, a->dtype, 0, "k", like, 4)) != MLK_OK) return status;
+  a->e = like[3];
+  like[3] = a->d;
+  if ((status = mlki_check_sizes(ctx, "k", k, "q", like, 4)) != MLK_OK) return status;
+  if (o->t[MLKI_AT_K_OFFSETS].data && (o->t[MLKI_AT_K_LENGTHS].data || paged))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "k_offsets: given together with %s", paged ? "pages" : "k_lengths");
+  if ((status = mlki_attention_offsets(ctx, o, MLKI_AT_Q_OFFSETS, MLKI_AT_Q, &a->batch)) != MLK_OK) return status;
+  batch_k = paged ? a->batch : k->shape[0];
+  if ((status = mlki_attention_offsets(ctx, o, MLKI_AT_K_OFFSETS, MLKI_AT_K, &batch_k)) != MLK_OK) return status;
+  if (batch_k != a->batch)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "%s: has %lld sequences, but q has %lld",
+                     o->t[MLKI_AT_K_OFFSETS].data ? "k_offsets" : "k", (long long)batch_k, (long long)a->batch);
+  if ((status = mlki_attention_operand(ctx, o, MLKI_AT_K_LENGTHS, MLK_I64, 1, "q", &a->batch, 1)) != MLK_OK)
+    return status;
+  axis = k->shape[2];
+  if (paged) {
+    if ((status = mlki_check_tensor(ctx, "pages", pages, MLK_I64, 2, 2, &o->extent[MLKI_AT_PAGES])) != MLK_OK)
+      return status;
+    if (pages->shape[0] != a->batch)
+      return mlki_fail(ctx, MLK_ERR_SHAPE, "pages: size of axis 0 is %lld, but q has %lld sequences",
+                       (long long)pages->shape[0], (long long)a->batch);
+    a->page = axis;
+    if (mlki_mul_overflows(axis, pages->shape[1], &axis) || axis > INT64_MAX / 8)
+      return mlki_fail(ctx, MLK_ERR_SIZE, "pages: %lld pages of %lld keys are 2^60 or more", (long long)pages->shape[1],
+                       (long long)a->page);
+  }
+  a->packed_q = o->t[MLKI_AT_Q_OFFSETS].data != NULL, a->packed_k = o->t[MLKI_AT_K_OFFSETS].data != NULL;
+  if ((status = mlki_attention_longest(ctx, "longest_q", scores->longest_q, a->packed_q, q->shape[2], &a->s)) != MLK_OK)
+    return status;
+  return mlki_attention_longest(ctx, "longest_k", scores->longest_k,
+                                a->packed_k || o->t[MLKI_AT_K_LENGTHS].data != NULL, axis, &a->t);
+}
+
+/* The numbers that make scores. */
+static mlk_status mlki_attention_numbers(mlk_context *ctx, const mlk_attention_scores *scores, mlki_attention *a) {
+  const int64_t most = (int64_t)1 << 60, exact = (int64_t)1 << 24;
+  if (!mlki_finite(scores->scale))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "scale: is %g, but must be finite", (double)scores->scale);
+  if (!(scores->softcap >= 0.0f && mlki_finite(scores->softcap)))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "softcap: is %g, but must be finite and at least 0",
+                     (double)scores->softcap);
+  if (scores->window < 0 || scores->window > most)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "window: is %lld, but must be 0 to 2^60", (long long)scores->window);
+  if (scores->offset < -most || scores->offset > most)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "offset: is %lld, but must be -2^60 to 2^60", (long long)scores->offset);
+  if (scores->alibi.data && (a->s > exact || a->t > exact || scores->offset > exact || scores->offset < -exact ||
+                             a->s + a->t + (scores->offset < 0 ? -scores->offset : scores->offset) > exact))
+    return mlki_fail(ctx, MLK_ERR_SIZE, "alibi: distances up to %lld + %lld + |%lld|, but at most 2^24 is exact",
+                     (long long)a->s, (long long)a->t, (long long)scores->offset);
+  a->scale = scores->scale != 0.0f ? scores->scale : 1.0f / sqrtf((float)a->d);
+  a->softcap = scores->softcap;
+  a->causal = scores->causal != 0;
+  a->offset = scores->offset, a->window = scores->window;
+  return MLK_OK;
+}
+
+/* Values of offsets from, which lie in [0, last], ascend from 0 to last, none longer than longest. */
+static mlk_status mlki_attention_check_offsets(mlk_context *ctx, const char *name, const mlk_tensor *t, int64_t last,
+                                               int64_t longest) {
+  const int64_t *v = (const int64_t *)t->data;
+  int64_t i;
+  for (i = 0; i < t->shape[0]; i++) {
+    const int64_t at = v[i * t->stride[0]], before = i ? v[(i - 1) * t->stride[0]] : 0;
+    if (i == 0 ? at != 0 : at < before)
+      return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: element %lld is %lld, but must be %s%lld", name, (long long)i,
+                       (long long)at, i ? "at least " : "", (long long)before);
+    if (at - before > longest)
+      return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: sequence %lld is %lld long, but the longest may be %lld", name,
+                       (long long)i - 1, (long long)(at - before), (long long)longest);
+    if (i + 1 == t->shape[0] && at != last)
+      return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: the last element is %lld, but must be %lld, the size of axis 2",
+                       name, (long long)at, (long long)last);
+  }
+  return MLK_OK;
+}
+
+/* What only a call looks at: offsets, lengths, pages. */
+static mlk_status mlki_attention_check_values(mlk_context *ctx, const mlki_attention_operands *o,
+                                              const mlki_attention *a) {
+  mlk_status status;
+  int64_t b, n;
+  if (a->packed_q && (status = mlki_attention_check_offsets(ctx, "q_offsets", &o->t[MLKI_AT_Q_OFFSETS],
+                                                            o->t[MLKI_AT_Q].shape[2], a->s)) != MLK_OK)
+    return status;
+  if (a->packed_k && (status = mlki_attention_check_offsets(ctx, "k_offsets", &o->t[MLKI_AT_K_OFFSETS],
+                                                            o->t[MLKI_AT_K].shape[2], a->t)) != MLK_OK)
+    return status;
+  if (a->k_lengths &&
+      (status = mlki_check_ids(ctx, "k_lengths", &o->t[MLKI_AT_K_LENGTHS], a->batch, 0, a->t)) != MLK_OK)
+    return status;
+  for (b = 0; a->pages && b < a->batch; b++) {
+    const int64_t t = mlki_sequence_of(a, b).t, pages = o->t[MLKI_AT_K].shape[0];
+    for (n = 0; n * a->page < t; n++) {
+      const int64_t page = a->pages[b * a->pages_s[0] + n * a->pages_s[1]];
+      if (page < 0 || page >= pages)
+        return mlki_fail(ctx, MLK_ERR_ARGUMENT, "pages: element (%lld, %lld) is %lld, but must be 0 to %lld",
+                         (long long)b, (long long)n, (long long)page, (long long)pages - 1);
+    }
+  }
+  return MLK_OK;
+}
+
+/* All operands but out, lse and dout: what the forward call and the gradient have in common. */
+static mlk_status mlki_attention_inputs(mlk_context *ctx, const mlk_attention_scores *scores,
+                                        mlki_attention_operands *o, mlki_attention *a) {
+  mlk_tensor *t = o->t;
+  int64_t whole[4];
+  mlk_status status;
+  a->reference = ctx->reference;
+  a->job.row = ctx->row;
+  t[MLKI_AT_MASK] = scores->mask, t[MLKI_AT_BIAS] = scores->bias;
+  t[MLKI_AT_ALIBI] = scores->alibi, t[MLKI_AT_SINKS] = scores->sinks;
+  t[MLKI_AT_Q_OFFSETS] = scores->q_offsets, t[MLKI_AT_K_OFFSETS] = scores->k_offsets;
+  t[MLKI_AT_K_LENGTHS] = scores->k_lengths;
+  if ((status = mlki_attention_shapes(ctx, scores, o, a)) != MLK_OK ||
+      (status = mlki_attention_numbers(ctx, scores, a)) != MLK_OK ||
+      (status = mlki_attention_operand(ctx, o, MLKI_AT_ALIBI, MLK_F32, 1, "q", &a->heads, 1)) != MLK_OK ||
+      (status = mlki_attention_operand(ctx, o, MLKI_AT_SINKS, MLK_F32, 1, "q", &a->heads, 1)) != MLK_OK)
+    return status;
+  whole[0] = a->batch, whole[1] = a->heads, whole[2] = a->s, whole[3] = a->t;
+  if (t[MLKI_AT_MASK].data &&
+      ((status = mlki_check_tensor(ctx, "mask", &t[MLKI_AT_MASK], MLK_U8, 0, 4, &o->extent[MLKI_AT_MASK])) != MLK_OK ||
+       (status = mlki_broadcast_strides(ctx, "mask", &t[MLKI_AT_MASK], "scores", whole, 4, a->ms)) != MLK_OK))
+    return status;
+  if (t[MLKI_AT_BIAS].data &&
+      ((status = mlki_check_tensor(ctx, "bias", &t[MLKI_AT_BIAS], MLK_F32, 0, 4, &o->extent[MLKI_AT_BIAS])) != MLK_OK ||
+       (status = mlki_broadcast_strides(ctx, "bias", &t[MLKI_AT_BIAS], "scores", whole, 4, a->bs)) != MLK_OK))
+    return status;
+  memcpy(a->qs, t[MLKI_AT_Q].stride, sizeof a->qs);
+  memcpy(a->ks, t[MLKI_AT_K].stride, sizeof a->ks);
+  memcpy(a->vs, t[MLKI_AT_V].stride, sizeof a->vs);
+  a->q = (const float *)t[MLKI_AT_Q].data;
+  a->k = (const char *)t[MLKI_AT_K].data, a->v = (const char *)t[MLKI_AT_V].data;
+  a->mask = (const uint8_t *)t[MLKI_AT_MASK].data, a->bias = (const float *)t[MLKI_AT_BIAS].data;
+  a->alibi = (const float *)t[MLKI_AT_ALIBI].data, a->alibi_step = t[MLKI_AT_ALIBI].stride[0];
+  a->sinks = (const float *)t[MLKI_AT_SINKS].data, a->sinks_step = t[MLKI_AT_SINKS].stride[0];
+  a->q_offsets = (const int64_t *)t[MLKI_AT_Q_OFFSETS].data, a->q_offsets_step = t[MLKI_AT_Q_OFFSETS].stride[0];
+  a->k_offsets = (const int64_t *)t[MLKI_AT_K_OFFSETS].data, a->k_offsets_step = t[MLKI_AT_K_OFFSETS].stride[0];
+  a->k_lengths = (const int64_t *)t[MLKI_AT_K_LENGTHS].data, a->k_lengths_step = t[MLKI_AT_K_LENGTHS].stride[0];
+  a->pages = (const int64_t *)t[MLKI_AT_PAGES].data;
+  a->pages_s[0] = t[MLKI_AT_PAGES].stride[0], a->pages_s[1] = t[MLKI_AT_PAGES].stride[1];
+  return MLK_OK;
+}
+
+/* No output shares an element with an operand, nor with another output. */
+static mlk_status mlki_attention_apart(mlk_context *ctx, int run, const mlki_attention_operands *o,
+                                       const mlki_operand *outputs, int count, int inputs) {
+  mlki_operand in[MLKI_AT_COUNT];
+  int i, n = 0;
+  for (i = 0; i < inputs; i++)
+    if (o->t[i].data) in[n].name = mlki_attention_names[i], in[n].t = &o->t[i], in[n].extent = &o->extent[i], n++;
+  return mlki_check_all_apart(ctx, run, outputs, count, in, n, NULL);
+}
+
+/* Sum over i in [0, s) of i + shift, each cut to [0, t]. */
+static uint64_t mlki_sum_cut(int64_t s, int64_t shift, int64_t t) {
+  const int64_t from = mlki_min(mlki_max(-shift, 0), s), to = mlki_min(mlki_max(t - shift, from), s);
+  /* rows from .. to - 1 rise from from + shift, the rest have t */
+  const uint64_t n = (uint64_t)(to - from), lowest = (uint64_t)(from + shift);
+  return n * lowest + (n ? n * (n - 1) / 2 : 0) + (uint64_t)(s - to) * (uint64_t)t;
+}
+
+/* Pairs of one query head and sequence that causal and window leave, all at their longest. */
+static uint64_t mlki_attention_pairs(const mlki_attention *a) {
+  const int64_t shift = a->t - a->s + a->offset;
+  const int64_t above = a->causal ? 1 : a->window;
+  const uint64_t high = above ? mlki_sum_cut(a->s, shift + above, a->t) : (uint64_t)a->s * (uint64_t)a->t;
+  const uint64_t low = a->window ? mlki_sum_cut(a->s, shift - a->window + 1, a->t) : 0;
+  return high - low;
+}
+
+/* >>attention_forward ---------------------------------------------------------------------------------------------- */
+
+static void mlki_ref_attention_task(void *op, int index) {
+  mlki_attention *a = (mlki_attention *)op;
+  int64_t b, h, i;
+  (void)index;
+  for (b = 0; b < a->batch; b++) {
+    const mlki_sequence q = mlki_sequence_of(a, b);
+    for (h = 0; h < a->heads; h++)
+      for (i = 0; i < q.s; i++) mlki_ref_attention(a, &q, h, i, (float *)(void *)a->job.workspace);
+  }
+}
+
+/* out and lse of the forward call. */
+static mlk_status mlki_attention_outputs(mlk_context *ctx, const mlk_attention_desc *desc, mlki_attention_operands *o,
+                                         mlki_attention *a) {
+  mlk_tensor *out = &o->t[MLKI_AT_OUT], *lse = &o->t[MLKI_AT_LSE];
+  const int64_t *q = o->t[MLKI_AT_Q].shape;
+  int64_t like[5];
+  mlk_status status;
+  int with, i;
+  *out = desc->out, *lse = desc->lse;
+  with = out->rank == 5;
+  like[0] = mlki_max(mlki_ceil_div(a->t, MLK_ATTENTION_SEGMENT), 1);
+  like[1] = q[0], like[2] = q[1], like[3] = q[2], like[4] = a->e;
+  a->parts = with ? like[0] : 0;
+  if ((status = mlki_check_shaped(ctx, "out", out, MLK_F32, 0, 1, "q and v", like + !with, 4 + with,
+                                  &o->extent[MLKI_AT_OUT])) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "lse", lse, MLK_F32, !with, 1, "q", like + !with, 3 + with,
+                                  &o->extent[MLKI_AT_LSE])) != MLK_OK)
+    return status;
+  if (with && a->sinks)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "sinks: given together with parts in out; give them to the merge");
+  for (i = 0; i < 5 - !with; i++) a->os[i + !with] = out->stride[i];
+  for (i = 0; lse->data && i < 4 - !with; i++) a->ls[i + !with] = lse->stride[i];
+  a->out = (float *)out->data, a->lse = (float *)lse->data;
+  return MLK_OK;
+}
+
+static mlk_status mlki_attention_prepare(mlk_context *ctx, const mlk_attention_desc *desc, int run, mlki_attention *a) {
+  mlki_attention_operands o;
+  mlki_operand outputs[2];
+  mlk_status status;
+  int i;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  memset(a, 0, sizeof *a);
+  memset(&o, 0, sizeof o);
+  o.t[MLKI_AT_Q] = desc->q, o.t[MLKI_AT_K] = desc->k, o.t[MLKI_AT_V] = desc->v, o.t[MLKI_AT_PAGES] = desc->pages;
+  a->dtype = desc->k.dtype == MLK_F16 || desc->k.dtype == MLK_BF16 ? (mlk_dtype)desc->k.dtype : MLK_F32;
+  if ((status = mlki_attention_inputs(ctx, &desc->scores, &o, a)) != MLK_OK ||
+      (status = mlki_attention_outputs(ctx, desc, &o, a)) != MLK_OK)
+    return status;
+  for (i = 0; i < 2; i++) {
+    outputs[i].name = mlki_attention_names[MLKI_AT_OUT + i];
+    outputs[i].t = &o.t[MLKI_AT_OUT + i], outputs[i].extent = &o.extent[MLKI_AT_OUT + i];
+  }
+  if ((status = mlki_attention_apart(ctx, run, &o, outputs, 2, MLKI_AT_OUT)) != MLK_OK) return status;
+  if (run && (status = mlki_attention_check_values(ctx, &o, a)) != MLK_OK) return status;
+  a->job.flops = 2 * (uint64_t)(a->d + a->e) * (uint64_t)(a->batch * a->heads) * mlki_attention_pairs(a);
+  for (i = 0; i < MLKI_AT_COUNT; i++)
+    a->job.bytes += (uint64_t)(o.extent[i].stored * (o.t[i].data ? mlki_dtype_bytes(o.t[i].dtype) : 0));
+  a->job.task_bytes = mlki_bytes(3 * a->e);
+  mlki_job_phase(ctx, &a->job, 0, mlki_ref_attention_task, 1, 1.0);
+  a->job.variant = "reference";
+  return MLK_OK;
+}
+
+/* >>attention_grad ------------------------------------------------------------------------------------------------- */
+
+/* dsinks: one sum a head, in double precision. */
+static void mlki_attention_dsinks(const mlki_attention *a) {
+  int64_t b, h, i, e;
+  for (h = 0; h < a->heads; h++) {
+    double sum = 0.0;
+    for (b = 0; b < a->batch; b++) {
+      const mlki_sequence q = mlki_sequence_of(a, b);
+      for (i = 0; i < q.s; i++) {
+        const int64_t row = q.q0 + i;
+        const float *dout = a->dout + q.qb * a->dos[0] + h * a->dos[1] + row * a->dos[2];
+        const float *out = a->out + q.qb * a->os[1] + h * a->os[2] + row * a->os[3];
+        const float lse = a->lse[q.qb * a->ls[1] + h * a->ls[2] + row * a->ls[3]];
+        const float delta = mlki_ref_sum16(MLKI_PAIR_IP, a->e, dout, a->dos[3], out, a->os[4]);
+        int whole = 1;
+        for (e = 0; e < a->e; e++) whole &= mlki_finite(dout[e * a->dos[3]]);
+        sum -= mlki_mul64(whole ? mlki_ref_exp(a->sinks[h * a->sinks_step] - lse) : NAN, delta);
+      }
+    }
+    a->dsinks[h * a->dsinks_step] = (float)sum;
+  }
+}
+
+/* Zeros for a view [n0, n1, n2, n3]. */
+static void mlki_clear4(float *p, const int64_t *size, const int64_t *stride) {
+  int64_t i, j, k, l;
+  for (i = 0; i < size[0]; i++)
+    for (j = 0; j < size[1]; j++)
+      for (k = 0; k < size[2]; k++) {
+        float *at = p + i * stride[0] + j * stride[1] + k * stride[2];
+        for (l = 0; l < size[3]; l++) at[l * stride[3]] = 0.0f;
+      }
+}
+
+static void mlki_ref_attention_grad_task(void *op, int index) {
+  mlki_attention *a = (mlki_attention *)op;
+  float *space = (float *)(void *)a->job.workspace;
+  int64_t b, h, i;
+  (void)index;
+  if (a->dbias) mlki_clear4(a->dbias, a->dbias_size, a->dbs);
+  for (b = 0; b < a->batch; b++) {
+    const mlki_sequence q = mlki_sequence_of(a, b);
+    for (h = 0; a->dq && h < a->heads; h++)
+      for (i = 0; i < q.s; i++) mlki_ref_attention_dq(a, &q, h, i, space);
+    for (h = 0; (a->dk || a->dv) && h < a->groups; h++)
+      for (i = 0; i < q.t; i++) mlki_ref_attention_dk_dv(a, &q, h, i, space);
+    if (a->dbias) mlki_ref_attention_dbias(a, &q);
+  }
+}
+
+/* dk and dv of keys behind a sequence's length are zero; dsinks. */
+static void mlki_attention_grad_finish(void *op) {
+  mlki_attention *a = (mlki_attention *)op;
+  int64_t b;
+  for (b = 0; a->k_lengths && b < a->batch; b++) {
+    const int64_t t = mlki_sequence_of(a, b).t;
+    int64_t size[4];
+    size[0] = 1, size[1] = a->groups, size[2] = a->axis - t, size[3] = a->d;
+    if (a->dk) mlki_clear4(a->dk + b * a->dks[0] + t * a->dks[2], size, a->dks);
+    size[3] = a->e;
+    if (a->dv) mlki_clear4(a->dv + b * a->dvs[0] + t * a->dvs[2], size, a->dvs);
+  }
+  if (a->dsinks) mlki_attention_dsinks(a);
+}
+
+enum { MLKI_GRAD_Q, MLKI_GRAD_K, MLKI_GRAD_V, MLKI_GRAD_BIAS, MLKI_GRAD_SINKS, MLKI_GRAD_COUNT };
+
+/* dq, dk, dv, dbias, dsinks: tensors and extents. */
+static mlk_status mlki_attention_grad_outputs(mlk_context *ctx, const mlki_attention_operands *o, mlk_tensor *t,
+                                              mlki_extent *extent, mlki_attention *a) {
+  static const char *const names[MLKI_GRAD_COUNT] = {"dq", "dk", "dv", "dbias", "dsinks"};
+  static const int of[MLKI_GRAD_COUNT] = {MLKI_AT_Q, MLKI_AT_K, MLKI_AT_V, MLKI_AT_BIAS, MLKI_AT_SINKS};
+  mlk_status status;
+  int i, wanted = 0;
+  for (i = 0; i < MLKI_GRAD_COUNT; i++) {
+    const mlk_tensor *like = &o->t[of[i]];
+    if (!t[i].data) continue;
+    if (!like->data)
+      return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: given without %s", names[i], mlki_attention_names[of[i]]);
+    if ((status = mlki_check_shaped(ctx, names[i], &t[i], MLK_F32, 1, 1, mlki_attention_names[of[i]], like->shape,
+                                    like->rank, &extent[i])) != MLK_OK)
+      return status;
+    wanted = 1;
+  }
+  if (!wanted)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "dq, dk, dv, dbias, dsinks: data is NULL, but at least one is required");
+  memcpy(a->dqs, t[MLKI_GRAD_Q].stride, sizeof a->dqs);
+  memcpy(a->dks, t[MLKI_GRAD_K].stride, sizeof a->dks);
+  memcpy(a->dvs, t[MLKI_GRAD_V].stride, sizeof a->dvs);
+  a->dq = (float *)t[MLKI_GRAD_Q].data, a->dk = (float *)t[MLKI_GRAD_K].data, a->dv = (float *)t[MLKI_GRAD_V].data;
+  a->dbias = (float *)t[MLKI_GRAD_BIAS].data;
+  a->dsinks = (float *)t[MLKI_GRAD_SINKS].data, a->dsinks_step = t[MLKI_GRAD_SINKS].stride[0];
+  for (i = 0; a->dbias && i < 4; i++) { /* aligned at the right, repeated along axes it lacks */
+    const int at = i - (4 - t[MLKI_GRAD_BIAS].rank);
+    const int64_t size = at < 0 ? 1 : t[MLKI_GRAD_BIAS].shape[at];
+    a->dbias_size[i] = size;
+    a->dbs[i] = size == 1 ? 0 : t[MLKI_GRAD_BIAS].stride[at];
+  }
+  return MLK_OK;
+}
+
+static mlk_status mlki_attention_grad_prepare(mlk_context *ctx, const mlk_attention_grad_desc *desc, int run,
+                                              mlki_attention *a) {
+  static const char *const names[MLKI_GRAD_COUNT] = {"dq", "dk", "dv", "dbias", "dsinks"};
+  mlki_attention_operands o;
+  mlk_tensor t[MLKI_GRAD_COUNT];
+  mlki_extent extent[MLKI_GRAD_COUNT];
+  mlki_operand outputs[MLKI_GRAD_COUNT];
+  int64_t like[4];
+  mlk_status status;
+  int i, n = 0;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  memset(a, 0, sizeof *a);
+  memset(&o, 0, sizeof o);
+  memset(extent, 0, sizeof extent);
+  o.t[MLKI_AT_Q] = desc->q, o.t[MLKI_AT_K] = desc->k, o.t[MLKI_AT_V] = desc->v;
+  o.t[MLKI_AT_OUT] = desc->out, o.t[MLKI_AT_LSE] = desc->lse, o.t[MLKI_AT_DOUT] = desc->dout;
+  t[MLKI_GRAD_Q] = desc->dq, t[MLKI_GRAD_K] = desc->dk, t[MLKI_GRAD_V] = desc->dv;
+  t[MLKI_GRAD_BIAS] = desc->dbias, t[MLKI_GRAD_SINKS] = desc->dsinks;
+  a->dtype = MLK_F32;
+  if ((status = mlki_attention_inputs(ctx, &desc->scores, &o, a)) != MLK_OK) return status;
+  for (i = 0; i < 3; i++) like[i] = desc->q.shape[i];
+  like[3] = a->e;
+  if ((status = mlki_attention_operand(ctx, &o, MLKI_AT_OUT, MLK_F32, 0, "q and v", like, 4)) != MLK_OK ||
+      (status = mlki_attention_operand(ctx, &o, MLKI_AT_LSE, MLK_F32, 0, "q", like, 3)) != MLK_OK ||
+      (status = mlki_attention_operand(ctx, &o, MLKI_AT_DOUT, MLK_F32, 0, "q and v", like, 4)) != MLK_OK ||
+      (status = mlki_attention_grad_outputs(ctx, &o, t, extent, a)) != MLK_OK)
+    return status;
+  for (i = 0; i < MLKI_GRAD_COUNT; i++)
+    if (t[i].data) outputs[n].name = names[i], outputs[n].t = &t[i], outputs[n].extent = &extent[i], n++;
+  if ((status = mlki_attention_apart(ctx, run, &o, outputs, n, MLKI_AT_COUNT)) != MLK_OK) return status;
+  if (run && (status = mlki_attention_check_values(ctx, &o, a)) != MLK_OK) return status;
+  a->out = (float *)o.t[MLKI_AT_OUT].data, a->lse = (float *)o.t[MLKI_AT_LSE].data;
+  a->dout = (const float *)o.t[MLKI_AT_DOUT].data;
+  memcpy(a->os + 1, o.t[MLKI_AT_OUT].stride, 4 * sizeof *a->os);
+  memcpy(a->ls + 1, o.t[MLKI_AT_LSE].stride, 3 * sizeof *a->ls);
+  memcpy(a->dos, o.t[MLKI_AT_DOUT].stride, sizeof a->dos);
+  a->axis = desc->k.shape[2];
+  a->job.flops = 2 * (uint64_t)(3 * a->d + 2 * a->e) * (uint64_t)(a->batch * a->heads) * mlki_attention_pairs(a);
+  for (i = 0; i < MLKI_AT_COUNT; i++)
+    a->job.bytes += (uint64_t)(o.extent[i].stored * (o.t[i].data ? mlki_dtype_bytes(o.t[i].dtype) : 0));
+  for (i = 0; i < MLKI_GRAD_COUNT; i++) a->job.bytes += 4 * (uint64_t)extent[i].count;
+  a->job.finish = mlki_attention_grad_finish;
+  a->job.task_bytes = mlki_bytes(2 * (a->d + a->e));
+  mlki_job_phase(ctx, &a->job, 0, mlki_ref_attention_grad_task, 1, 1.0);
+  a->job.variant = "reference";
+  return MLK_OK;
+}
+
+/* >>attention_merge ------------------------------------------------------------------------------------------------ */
+
+typedef struct mlki_attention_merge {
+  mlki_job job;
+  int64_t p, h, s, e;
+  mlki_lines parts, parts_lse, out, lse; /* rows of one part after those of the one before */
+  int64_t rows;
+  const float *sinks;
+  int64_t sinks_step;
+} mlki_attention_merge;
+
+/* Row r of out. */
+static void mlki_ref_attention_merge(const mlki_attention_merge *g, int64_t r, float *state) {
+  float m[2] = {0.0f, 0.0f}, lse;
+  int64_t p;
+  for (p = 0; p < g->p; p++) {
+    lse = *mlki_line_f32(&g->parts_lse, p * g->rows + r);
+    mlki_ref_fold(m, state, lse, lse == -INFINITY ? 0.0f : 1.0f, mlki_line_f32(&g->parts, p * g->rows + r),
+                  g->parts.step, g->e);
+  }
+  if (g->sinks) mlki_ref_fold(m, state, g->sinks[r / g->s % g->h * g->sinks_step], 1.0f, NULL, 1, g->e);
+  lse = mlki_ref_unfold(m, state, mlki_line_f32(&g->out, r), g->out.step, g->e);
+  if (g->lse.p) *mlki_line_f32(&g->lse, r) = lse;
+}
+
+static void mlki_attention_merge_task(void *op, int index) {
+  mlki_attention_merge *g = (mlki_attention_merge *)op;
+  float *state = (float *)(void *)(g->job.workspace + (uint64_t)index * g->job.task_bytes);
+  int64_t unit, end;
+  while (mlki_job_take(&g->job, 0, &unit, &end))
+    for (; unit < end; unit++) mlki_ref_attention_merge(g, unit, state);
+}
+
+static mlk_status mlki_attention_merge_prepare(mlk_context *ctx, const mlk_attention_merge_desc *desc, int run,
+                                               mlki_attention_merge *g) {
+  mlk_tensor parts, parts_lse, sinks, out, lse;
+  mlki_extent ep, epl, es, eo, el;
+  mlk_status status;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  memset(g, 0, sizeof *g);
+  parts = desc->parts, parts_lse = desc->parts_lse, sinks = desc->sinks, out = desc->out, lse = desc->lse;
+  if ((status = mlki_check_tensor(ctx, "parts", &parts, MLK_F32, 5, 5, &ep)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "parts_lse", &parts_lse, MLK_F32, 0, 0, "parts", parts.shape, 4, &epl)) !=
+          MLK_OK ||
+      (status = mlki_check_shaped(ctx, "sinks", &sinks, MLK_F32, 1, 0, "parts", parts.shape + 2, 1, &es)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "out", &out, MLK_F32, 0, 1, "parts", parts.shape + 1, 4, &eo)) != MLK_OK ||
+      (status = mlki_check_shaped(ctx, "lse", &lse, MLK_F32, 1, 1, "parts", parts.shape + 1, 3, &el)) != MLK_OK)
+    return status;
+  {
+    const mlki_operand outputs[] = {{"out", &out, &eo}, {"lse", &lse, &el}};
+    const mlki_operand inputs[] = {{"parts", &parts, &ep}, {"parts_lse", &parts_lse, &epl}, {"sinks", &sinks, &es}};
+    if ((status = mlki_check_all_apart(ctx, run, outputs, 2, inputs, 3, NULL)) != MLK_OK) return status;
+  }
+  g->p = parts.shape[0], g->h = parts.shape[2], g->s = parts.shape[3], g->e = parts.shape[4];
+  g->rows = parts.shape[1] * g->h * g->s;
+  g->parts = mlki_lines_of(&parts, 4), g->parts_lse = mlki_lines_of(&parts_lse, 4);
+  g->out = mlki_lines_of(&out, 3), g->lse = mlki_lines_of(&lse, 3);
+  g->sinks = (const float *)sinks.data, g->sinks_step = sinks.stride[0];
+  g->job.row = ctx->row;
+  g->job.variant = "rows";
+  g->job.flops = 4 * (uint64_t)ep.count;
+  g->job.bytes = 4 * (uint64_t)(ep.stored + epl.stored + es.stored + eo.count + el.count);
+  g->job.task_bytes = mlki_bytes(g->e);
+  mlki_job_phase(ctx, &g->job, 0, mlki_attention_merge_task, g->rows, 4.0 * (double)g->p * (double)g->e + 32.0);
+  return MLK_OK;
+}
+
 /* >>public --------------------------------------------------------------------------------------------------------- */
 
 MLK_API int mlk_version(void) { return MLK_VERSION; }
@@ -11103,6 +11941,48 @@ MLK_API mlk_status mlk_conv_grad_weights(mlk_context *ctx, const mlk_conv_grad_w
     mlki_parallel_for(ctx, gw.cv.tasks,
                       gw.cv.variant == MLKI_CONV_LANES ? mlki_conv_weights_lanes_task : mlki_conv_weights_task, &gw);
   return gw.dbias.data ? mlki_reduce_execute(ctx, &bias) : MLK_OK;
+}
+
+MLK_API mlk_status mlk_attention_plan(mlk_context *ctx, const mlk_attention_desc *desc, mlk_plan *plan) {
+  mlki_attention op;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  return mlki_job_plan(ctx, &op.job, mlki_attention_prepare(ctx, desc, 0, &op), plan);
+}
+
+MLK_API mlk_status mlk_attention(mlk_context *ctx, const mlk_attention_desc *desc) {
+  mlki_attention op;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_attention_prepare(ctx, desc, 1, &op)) != MLK_OK) return status;
+  return mlki_job_run(ctx, &op.job, &op);
+}
+
+MLK_API mlk_status mlk_attention_grad_plan(mlk_context *ctx, const mlk_attention_grad_desc *desc, mlk_plan *plan) {
+  mlki_attention op;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  return mlki_job_plan(ctx, &op.job, mlki_attention_grad_prepare(ctx, desc, 0, &op), plan);
+}
+
+MLK_API mlk_status mlk_attention_grad(mlk_context *ctx, const mlk_attention_grad_desc *desc) {
+  mlki_attention op;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_attention_grad_prepare(ctx, desc, 1, &op)) != MLK_OK) return status;
+  return mlki_job_run(ctx, &op.job, &op);
+}
+
+MLK_API mlk_status mlk_attention_merge_plan(mlk_context *ctx, const mlk_attention_merge_desc *desc, mlk_plan *plan) {
+  mlki_attention_merge op;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  return mlki_job_plan(ctx, &op.job, mlki_attention_merge_prepare(ctx, desc, 0, &op), plan);
+}
+
+MLK_API mlk_status mlk_attention_merge(mlk_context *ctx, const mlk_attention_merge_desc *desc) {
+  mlki_attention_merge op;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_attention_merge_prepare(ctx, desc, 1, &op)) != MLK_OK) return status;
+  return mlki_job_run(ctx, &op.job, &op);
 }
 
 MLK_API mlk_status mlk_knn_plan(mlk_context *ctx, const mlk_knn_desc *desc, mlk_plan *plan) {
