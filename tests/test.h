@@ -45,6 +45,7 @@ extern const mlkt_case mlkt_knn_cases[];
 extern const mlkt_case mlkt_layer_cases[];
 extern const mlkt_case mlkt_math_cases[];
 extern const mlkt_case mlkt_map_cases[];
+extern const mlkt_case mlkt_attention_cases[];
 
 typedef struct mlkt_options {
   uint64_t seed;

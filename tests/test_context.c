@@ -47,6 +47,9 @@
   X(embedding, embedded, embedded)                                                                                     \
   X(embedding_grad, dtable, dtable)                                                                                    \
   X(rotary, rotated, rotated)                                                                                          \
+  X(attention, attended, attended_lse)                                                                                 \
+  X(attention_grad, attn_dq, attn_dsinks)                                                                              \
+  X(attention_merge, merged, merged_lse)                                                                               \
   X(clip_norm, clipped, length)                                                                                        \
   X(sgd, sgd_param, velocity)                                                                                          \
   X(adamw, adamw_param, second)
@@ -63,6 +66,8 @@ enum {
 };                                                         /* 3x3, padding 1 */
 enum { PH = CH / 2, PW = CW / 2, PY = CN * CC * PH * PW }; /* 2x2, stride 2 */
 enum { LS = 11, LH = 3, LR = LS * LH, LD = 46, LV = 29 };  /* the layers: LR rows of LD, tables of LV rows */
+enum { AB = 2, AH = 4, AG = 2, AS = 45, AT = 137, AD = 24, AE = 20, AP = 3 }; /* attention: causal, with sinks; parts */
+enum { AQ = AB * AH * AS * AD, AK = AB * AG * AT * AD, AV = AB * AG * AT * AE, AO = AB * AH * AS * AE };
 
 typedef struct outputs {
   float d[MM * MN];
@@ -75,6 +80,8 @@ typedef struct outputs {
   float soft[LR * LD], soft_dx[LR * LD], losses[LR], logits_dx[LR * LD];
   float normed[LR * LD], mean[LR], rstd[LR], norm_dx[LR * LD], dgamma[LD], dbeta[LD];
   float embedded[LR * LD], dtable[LV * LD], rotated[LR * LD];
+  float attended[AO], attended_lse[AB * AH * AS], attn_dq[AQ], attn_dk[AK], attn_dv[AV], attn_dsinks[AH];
+  float merged[AO], merged_lse[AB * AH * AS];
   float clipped[LR * LD], length, sgd_param[LR * LD], velocity[LR * LD], adamw_param[LR * LD], first[LR * LD],
       second[LR * LD];
 } outputs;
@@ -86,6 +93,8 @@ typedef struct work {
   int64_t pool_from[PY]; /* places in x that the windows saw */
   float rows[LR * LD], grad[LR * LD], gamma[LD], beta[LD], row_mean[LR], row_rstd[LR], table[LV * LD];
   int64_t tokens[LR];
+  float attn_q[AQ], attn_k[AK], attn_v[AV], attn_sinks[AH], attn_out[AO], attn_lse[AB * AH * AS], attn_dout[AO];
+  float parts[AP * AO], parts_lse[AP * AB * AH * AS];
   mlk_tensor to_clip[1];
   outputs out;
   outputs start; /* what out holds before a call: rogue values, or what the operator updates in place */
@@ -289,6 +298,48 @@ static mlk_rotary_desc work_rotary(work *w) {
   return desc;
 }
 
+static mlk_attention_desc work_attention(work *w) {
+  mlk_attention_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.q = mlk_f32(w->attn_q, AB, AH, AS, AD);
+  desc.k = mlk_f32(w->attn_k, AB, AG, AT, AD);
+  desc.v = mlk_f32(w->attn_v, AB, AG, AT, AE);
+  desc.out = mlk_f32(w->out.attended, AB, AH, AS, AE);
+  desc.lse = mlk_f32(w->out.attended_lse, AB, AH, AS);
+  desc.scores.causal = 1;
+  desc.scores.sinks = mlk_f32(w->attn_sinks, AH);
+  return desc;
+}
+
+static mlk_attention_grad_desc work_attention_grad(work *w) {
+  mlk_attention_grad_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.q = mlk_f32(w->attn_q, AB, AH, AS, AD);
+  desc.k = mlk_f32(w->attn_k, AB, AG, AT, AD);
+  desc.v = mlk_f32(w->attn_v, AB, AG, AT, AE);
+  desc.out = mlk_f32(w->attn_out, AB, AH, AS, AE);
+  desc.lse = mlk_f32(w->attn_lse, AB, AH, AS);
+  desc.dout = mlk_f32(w->attn_dout, AB, AH, AS, AE);
+  desc.dq = mlk_f32(w->out.attn_dq, AB, AH, AS, AD);
+  desc.dk = mlk_f32(w->out.attn_dk, AB, AG, AT, AD);
+  desc.dv = mlk_f32(w->out.attn_dv, AB, AG, AT, AE);
+  desc.dsinks = mlk_f32(w->out.attn_dsinks, AH);
+  desc.scores.causal = 1;
+  desc.scores.sinks = mlk_f32(w->attn_sinks, AH);
+  return desc;
+}
+
+static mlk_attention_merge_desc work_attention_merge(work *w) {
+  mlk_attention_merge_desc desc;
+  memset(&desc, 0, sizeof desc);
+  desc.parts = mlk_f32(w->parts, AP, AB, AH, AS, AE);
+  desc.parts_lse = mlk_f32(w->parts_lse, AP, AB, AH, AS);
+  desc.sinks = mlk_f32(w->attn_sinks, AH);
+  desc.out = mlk_f32(w->out.merged, AB, AH, AS, AE);
+  desc.lse = mlk_f32(w->out.merged_lse, AB, AH, AS);
+  return desc;
+}
+
 static mlk_clip_norm_desc work_clip_norm(work *w) {
   mlk_clip_norm_desc desc;
   memset(&desc, 0, sizeof desc);
@@ -389,6 +440,15 @@ static work *work_new(mlkt_rng rng) {
   for (i = 0; i < LR; i++) w->row_rstd[i] = 1 + mlkt_unit(&rng);
   for (i = 0; i < LR; i++) w->tokens[i] = mlkt_int(&rng, 0, LV - 1);
   for (i = 0; i < PY; i++) w->pool_from[i] = (int64_t)(2 * (i / PW % PH) * CW + 2 * (i % PW) + i % 2);
+  draw(&rng, w->attn_q, AQ);
+  draw(&rng, w->attn_k, AK);
+  draw(&rng, w->attn_v, AV);
+  draw(&rng, w->attn_sinks, AH);
+  draw(&rng, w->attn_out, AO);
+  draw(&rng, w->attn_dout, AO);
+  for (i = 0; i < AB * AH * AS; i++) w->attn_lse[i] = 3 + mlkt_unit(&rng);
+  draw(&rng, w->parts, AP * AO);
+  draw(&rng, w->parts_lse, AP * AB * AH * AS);
   mlkt_rogue_f32((float *)(void *)&w->start, sizeof w->start / sizeof(float));
   draw(&rng, w->start.dtable, LV * LD);
   draw(&rng, w->start.clipped, LR * LD);
@@ -1633,6 +1693,27 @@ static void tensor_helpers(void) {
     const int64_t shape[3] = {1, 3, 4}, stride[3] = {12, 4, 1};
     check_view(mlk_slice(mlk_f32(x, 6, 3, 4), 0, 5, 1), x + 60, 3, shape, stride, __LINE__);
   }
+  { /* [B, S, H, D] in memory, as attention wants it */
+    const int64_t shape[4] = {2, 4, 3, 5}, stride[4] = {60, 5, 20, 1};
+    check_view(mlk_swapped(mlk_f32(x, 2, 3, 4, 5), 1, 2), x, 4, shape, stride, __LINE__);
+    check_view(mlk_swapped(mlk_f32(x, 2, 3, 4, 5), 2, 1), x, 4, shape, stride, __LINE__);
+  }
+  {
+    const int64_t shape[4] = {5, 3, 4, 2}, stride[4] = {1, 20, 5, 60};
+    check_view(mlk_swapped(mlk_f32(x, 2, 3, 4, 5), 0, 3), x, 4, shape, stride, __LINE__);
+  }
+  {
+    const int64_t shape[4] = {2, 3, 4, 5}, written[4] = {60, 20, 5, 1};
+    check_view(mlk_swapped(mlk_swapped(mlk_f32(x, 2, 3, 4, 5), 1, 2), 2, 1), x, 4, shape, written, __LINE__);
+  }
+  VIEW2(mlk_swapped(t, 0, 1), x, 4, 3, 1, 4);
+  VIEW2(mlk_swapped(mlk_with_row_stride(t, -9), 1, 0), x, 4, 3, 1, -9);
+  VIEW2(mlk_swapped(t, 0, 2), x, 3, 4, 0, 0); /* no such axis: unchanged */
+  VIEW2(mlk_swapped(t, 2, 0), x, 3, 4, 0, 0);
+  VIEW2(mlk_swapped(t, -1, 1), x, 3, 4, 0, 0);
+  VIEW2(mlk_swapped(t, 1, -1), x, 3, 4, 0, 0);
+  u = mlk_swapped(mlk_f32(NULL, 3, 4), 0, 1);
+  CHECK(u.data == NULL);
   u = mlk_f32(x, 1, 2, 3, 4, 5, 6); /* the most axes */
   CHECK_EQ_I64(u.rank, 6);
   for (i = 0; i < 6; i++) CHECK(u.shape[i] == i + 1 && u.stride[i] == 0);
