@@ -53,7 +53,7 @@ help:
 	@echo '  make test-long  the same with the slow extras'
 	@echo '  make bench      measure this machine, then every operator   (BENCH_ARGS="--help" tells more)'
 	@echo '  make peers      fetch the libraries bench compares with, into bench/peers'
-	@echo '  make data       fetch Fashion-MNIST for the demo, into examples/data/cache'
+	@echo '  make data       fetch pictures and models for the examples, into examples/data/cache'
 	@echo '  make examples   build everything in examples'
 	@echo '  make format     clang-format every C file'
 	@echo '  make install    copy mlk.h and mlk.pc under $$(DESTDIR)$$(PREFIX), default /usr/local'
@@ -89,13 +89,13 @@ $(BENCHES): $(B)/%: bench/%.c $(wildcard bench/*.h) mlk.h Makefile
 examples: $(EXAMPLES)
 
 demo: probe $(B)/00_knn_pictures $(B)/02_fashion_cnn
-	@sh examples/fetch_data.sh
+	@sh examples/fetch_data.sh fashion-mnist
 	$(B)/00_knn_pictures $(DEMO_ARGS)
 	@echo
 	$(B)/02_fashion_cnn --short --fresh --out $(B)/demo_cnn $(TRAIN_ARGS)
 
 train: probe $(B)/02_fashion_cnn
-	@sh examples/fetch_data.sh
+	@sh examples/fetch_data.sh fashion-mnist
 	$(B)/02_fashion_cnn $(TRAIN_ARGS)
 
 bench: probe $(BENCHES)

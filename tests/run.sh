@@ -207,6 +207,13 @@ stage_demo() {
   MLK_OBJECT=$library CC=$CC CFLAGS=$CFLAGS bash tests/test_demo.sh
 }
 
+stage_fuzz() { # the examples' file readers
+  stage_program
+  local search=()
+  [ $long = 0 ] || search=(--search 60)
+  MLK_OBJECT=$library CC=$CC MLK_JOBS=$cores bash tests/fuzz_readers.sh "${search[@]}"
+}
+
 stage_valgrind() { # reads of uninitialised memory; this valgrind knows no AVX-512, so the rows below it run
   have valgrind || skip "no valgrind"
   build valgrind CC="$CC" CFLAGS="-O1 -g" OPENMP=
@@ -228,7 +235,7 @@ stage_coverage() { # how much of mlk.h the suite runs; printed, not judged
 }
 
 # The program first, alone; then the longest first, so that the cores stay busy to the end.
-stages="program suite asan ubsan hygiene neon demo tsan msan cxx11_native clang cxx17_plain dispatch_sse dispatch_avx2 snippets blas"
+stages="program suite asan ubsan hygiene neon demo tsan msan cxx11_native clang cxx17_plain dispatch_sse dispatch_avx2 snippets blas fuzz"
 [ $long = 0 ] || stages="$stages valgrind seeds coverage"
 
 if [ ${#wanted[@]} -gt 0 ]; then
@@ -237,7 +244,7 @@ if [ ${#wanted[@]} -gt 0 ]; then
     for word in "${wanted[@]}"; do case $stage in *"$word"*) chosen="$chosen $stage"; break ;; esac; done
   done
   [ -n "$chosen" ] || { echo "run.sh: no stage has such a name; there are: $stages" >&2; exit 2; }
-  case $chosen in *program*) ;; *suite* | *dispatch* | *seeds* | *demo* | *blas*) chosen="program $chosen" ;; esac
+  case $chosen in *program*) ;; *suite* | *dispatch* | *seeds* | *demo* | *blas* | *fuzz*) chosen="program $chosen" ;; esac
   stages=$chosen
 fi
 if [ $list = 1 ]; then printf '%s\n' $stages; exit; fi
