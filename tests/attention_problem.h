@@ -228,7 +228,7 @@ typedef enum op { FORWARD, BACKWARD } op;
 typedef enum key_kind { KEYS_DENSE, KEYS_LENGTHS, KEYS_OFFSETS, KEYS_PAGES, KEY_KINDS } key_kind;
 static const char *const key_kind_names[KEY_KINDS] = {"dense", "k_lengths", "k_offsets", "pages"};
 
-enum { SEQUENCES = 8, MASK_BOOL = 1, MASK_BIAS = 2 };
+enum { SEQUENCES = 12, MASK_BOOL = 1, MASK_BIAS = 2 };
 
 /* What is asked for. s and t: the most queries and keys of a sequence; with pages t is rounded up to whole ones. */
 typedef struct setup {
@@ -392,6 +392,79 @@ static inline void problem_shape(problem *p, op what, const setup *wish, mlkt_rn
   problem_rooms(p);
 }
 
+/* ---- kinds of calls --------------------------------------------------------------------------------------------------- */
+
+enum {
+  MASK_KINDS = 4,
+  POSITIONS = 4,
+  WINDOWS = 3,
+  GROUPINGS = 3,
+  LENGTH_KINDS = 6,
+  SCORE_KINDS = 8,
+  COMBINATIONS = MASK_KINDS * POSITIONS * WINDOWS * GROUPINGS * LENGTH_KINDS * SCORE_KINDS
+};
+
+/* Combination number n of mask, position, window, grouping, lengths, and what is done to scores. */
+static inline setup combination(int n, mlkt_rng *rng) {
+  static const int64_t offsets[POSITIONS] = {0, 0, -2, 3}, windows[WINDOWS] = {0, 1, 5};
+  static const int64_t heads[GROUPINGS] = {2, 4, 3}, groups[GROUPINGS] = {2, 2, 1};
+  static const key_kind keys[LENGTH_KINDS] = {KEYS_DENSE, KEYS_LENGTHS, KEYS_OFFSETS,
+                                              KEYS_PAGES, KEYS_PAGES,   KEYS_PAGES};
+  static const int64_t pages[LENGTH_KINDS] = {0, 0, 0, 1, 3, 16};
+  static const int64_t lengths[] = {0, 1, 2, 7, 17}, sizes[] = {1, 3, 8, 20};
+  setup s = setup_new(mlkt_int(rng, 1, 3), 0, 0, lengths[mlkt_u64(rng) % 5], lengths[mlkt_u64(rng) % 5],
+                      sizes[mlkt_u64(rng) % 4], sizes[mlkt_u64(rng) % 4]);
+  const uint64_t dice = mlkt_u64(rng);
+  s.masks = n % MASK_KINDS, n /= MASK_KINDS;
+  s.offset = offsets[n % POSITIONS], s.causal = n % POSITIONS != 0, n /= POSITIONS;
+  s.window = windows[n % WINDOWS], n /= WINDOWS;
+  s.h = heads[n % GROUPINGS], s.g = groups[n % GROUPINGS], n /= GROUPINGS;
+  s.keys = keys[n % LENGTH_KINDS], s.page = pages[n % LENGTH_KINDS];
+  s.q_ragged = s.keys == KEYS_OFFSETS || (s.keys != KEYS_DENSE && dice % 3 == 0), n /= LENGTH_KINDS;
+  s.softcap = n & 1 ? 1.5f : 0, s.alibi = n >> 1 & 1, s.sinks = n >> 2 & 1;
+  s.page_lengths = dice >> 8 & 1;
+  s.told = dice >> 9 & 1;
+  s.broad = dice >> 10 & 1 ? 15 : (int)(dice >> 16 & 31);
+  s.scale = dice >> 11 & 1 ? 0 : 0.37f;
+  s.no_lse = (dice >> 24) % 4 == 0;
+  if (!s.causal && (dice >> 32) % 4 == 0) s.offset = mlkt_int(rng, -4, 4); /* it moves alibi and window as well */
+  if ((dice >> 40) % 4 == 0) s.dtype = dice >> 48 & 1 ? MLK_F16 : MLK_BF16;
+  if ((dice >> 52) % 24 == 0) s.e = 0;
+  if ((dice >> 57) % 48 == 0) s.b = 0;
+  return s;
+}
+
+static inline double macs_of(const setup *s) {
+  return (double)s->b * (double)s->h * (double)s->s * (double)s->t * (double)(s->d + s->e);
+}
+
+/* Features of any combination, sizes as given; made smaller until a call has about macs multiply-adds. */
+static inline setup any_features(int64_t s, int64_t t, double macs, mlkt_rng *rng) {
+  static const int64_t sizes[] = {1, 5, 8, 16, 24, 33, 40, 64, 80, 128}, far[] = {0, 0, 0, 1, 40, 600, 5000};
+  static const int64_t pages[] = {1, 16, 64, 100};
+  setup u = combination((int)mlkt_int(rng, 0, COMBINATIONS - 1), rng);
+  u.s = s, u.t = t, u.d = sizes[mlkt_u64(rng) % 10], u.e = sizes[mlkt_u64(rng) % 10];
+  u.b = mlkt_int(rng, 1, 2);
+  u.window = far[mlkt_u64(rng) % 7];
+  u.page = pages[mlkt_u64(rng) % 4];
+  if (mlkt_u64(rng) % 3 == 0) u.offset = -mlkt_int(rng, 0, t);
+  while (macs_of(&u) > macs && (u.b > 1 || u.h > u.g || u.g > 1 || u.d > 1 || u.e > 1)) {
+    if (u.b > 1)
+      u.b = 1;
+    else if (u.d + u.e > 48)
+      u.d = (u.d + 1) / 2, u.e = (u.e + 1) / 2;
+    else if (u.g > 1)
+      u.h /= u.g, u.g = 1;
+    else if (u.h > 2)
+      u.h--;
+    else if (u.d + u.e > 2)
+      u.d = (u.d + 1) / 2, u.e = (u.e + 1) / 2;
+    else
+      u.h = 1;
+  }
+  return u;
+}
+
 /* ---- where things are in the dense arrays ---------------------------------------------------------------------------- */
 
 /* Number of query i's row in q, out, lse and their gradients. */
@@ -449,6 +522,11 @@ static inline float a_value(values kind, mlkt_rng *rng) {
   if (dice == 8) return mlkt_float(mlkt_u64(rng) % 2 ? 0x7F800000u : 0xFF800000u);
   if (dice == 9) return mlkt_float(0x7FC00000u);
   return mlkt_signed(rng);
+}
+
+static inline void draw(mlkt_rng *rng, float *x, size_t count) {
+  size_t i;
+  for (i = 0; i < count; i++) x[i] = mlkt_signed(rng);
 }
 
 static inline void fill_f32(operand *o, values kind, float scale, mlkt_rng *rng) {
