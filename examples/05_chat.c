@@ -668,9 +668,9 @@ static int get_tensor(gguf *g, const char *name, int64_t rows, int64_t columns, 
     if (text_is(g->tensor[i].name, name)) t = &g->tensor[i];
   if (!t) return complain("%s has no tensor %s", g->path, name);
   if (t->rank != rank || t->size[0] != columns || (rows && t->size[1] != rows))
-    return complain("%s: tensor %s has %" PRId64 " axes, the first %" PRId64 " x %" PRId64 "; it must be %" PRId64
-                    " x %" PRId64,
-                    g->path, name, t->rank, t->rank > 1 ? t->size[1] : 1, t->size[0], rows ? rows : 1, columns);
+    return complain("%s: tensor %s is %" PRId64 " x %" PRId64 ", with %" PRId64 " axes; it must be %" PRId64
+                    " x %" PRId64 ", with %" PRId64,
+                    g->path, name, t->rank > 1 ? t->size[1] : 1, t->size[0], t->rank, rows ? rows : 1, columns, rank);
   t->used = 1;
   *found = t;
   return 0;
@@ -1558,6 +1558,7 @@ static int choose(model *m, chooser *c, int64_t *id) {
 
 /* Bytes that may be the beginning of a character are held back until it is whole. */
 typedef struct printer {
+  FILE *to;
   uint8_t held[4];
   int64_t count;
 } printer;
@@ -1578,9 +1579,9 @@ static void print_held(printer *p, int flush) {
       if (i == p->count && p->held[0] < 0xf5) return;
     }
     if (printable(point) && point != 0xfffd)
-      fwrite(p->held, 1, (size_t)bytes, stdout);
+      fwrite(p->held, 1, (size_t)bytes, p->to);
     else
-      fputs("\xef\xbf\xbd", stdout); /* U+FFFD */
+      fputs("\xef\xbf\xbd", p->to); /* U+FFFD */
     p->count -= bytes;
     memmove(p->held, p->held + bytes, (size_t)p->count);
   }
@@ -1592,7 +1593,7 @@ static void print_token(printer *p, const vocabulary *v, int64_t id) {
     p->held[p->count++] = v->bytes[i]; /* room: fewer than four are ever held back */
     print_held(p, 0);
   }
-  fflush(stdout);
+  fflush(p->to);
 }
 
 /* ---- the conversation: turns between <|im_start|> and <|im_end|> ------------------------------------------------- */
@@ -1684,7 +1685,7 @@ static int answer(conversation *c) {
   const int64_t prompt = c->next.count;
   double first = 0;
   int64_t id = 0, made = 0, decoded = 0;
-  printer p = {{0, 0, 0, 0}, 0};
+  printer p = {stdout, {0, 0, 0, 0}, 0};
   int code;
   if (c->opt->ids) print_ids("prompt", c->next.id, c->next.count);
   code = feed(m, c->next.id, c->next.count);

