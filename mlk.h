@@ -49,7 +49,9 @@
      >>kernels         packing, matmul strip, epilogue, distances: compiled once per instruction set
      >>conv_kernels    packing of images, sums of planes and lanes: the same
      >>map_kernels     dense rows of maps, conversions, reductions, optimiser steps: the same
-     >>layer_kernels   pooling windows, rows of softmax and normalisation, rotary pairs; then the row
+     >>layer_kernels   pooling windows, rows of softmax and normalisation, rotary pairs: the same
+     >>attention_kernels
+                       rows of scores and partial results; then the row
      >>dispatch        the rows, and which one a context uses
      >>ref             naive form of every operator: its definition, and the oracle of the tests
      >>plan            ceilings and predicted times
@@ -636,7 +638,7 @@ typedef struct mlk_rotary_desc {
      M' = max(M, m)   a = exp(M - M')   c = exp(m - M')   L = fma(L, a, l c)   O = fma(O, a, o c)
    After MLK_ATTENTION_SEGMENT keys the state is a part, (M + log L, O / L), and the next key starts from nothing.
    Parts are folded in ascending order by the same formulas with m = their log-sum-exp, l = 1, o = their output, a sink
-   at last with m = sink, l = 1, o = 0; out = O / L and lse = M + log L, or 0 and -infinity of nothing.
+   at last with m = sink, l = 1, o = 0; out = O / L and lse = M + log L, or 0 and -infinity of nothing; no -0.
    So no bit depends on the rest of the batch, on threads, on pages, or on where calls or devices split the keys, if it
    is between segments. Against exact arithmetic the error is that of the scores, |x| (D + 4) u relative in each
    weight, and about (BLOCK + 3 T / BLOCK + 20) u. */
@@ -1016,7 +1018,7 @@ static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_
 
 /* >>implementation ------------------------------------------------------------------------------------------------- */
 #if defined(MLK_IMPLEMENTATION) && (!defined(MLKI_IMPLEMENTED) || defined(MLKI_PASS))
-#if !defined(MLKI_PASS) /* first time through; the passes of >>isa come back to >>math .. >>layer_kernels only */
+#if !defined(MLKI_PASS) /* first time through; the passes of >>isa come back to >>math .. >>attention_kernels only */
 #define MLKI_IMPLEMENTED
 
 /* >>platform -----------------------------------------------------------------------------------------------------
@@ -2201,7 +2203,7 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
 /* clang-format on */
 
 /* >>isa ----------------------------------------------------------------------------------------------------------
-   One kernel source, one row of functions per instruction set. The sections from >>math to >>layer_kernels are written
+   One kernel source, one row of functions per instruction set. The sections from >>math to >>attention_kernels are written
    in the vocabulary's bare names (mlki_v_fma, mlki_vec) and define functions as MLKI_FN(name). Both append MLKI_SUFFIX
    when they are used, so that a pass over those sections is a change of this one macro: below, the header includes
    itself once for each instruction set beyond the scalar one, and the scalar pass follows by falling through, so that
@@ -2397,6 +2399,16 @@ typedef struct mlki_pool_run {
   int64_t taps[3], tap_step[3], tap_place[3];
 } mlki_pool_run;
 
+/* What turns the products of one query with consecutive keys into scores. */
+typedef struct mlki_scores {
+  float softcap; /* 0: none */
+  int alibi;
+  float slope, ahead; /* alibi: minus the slope; the query's position less the first key's */
+  const float *bias;  /* of the first key; NULL: none */
+  const uint8_t *mask;
+  int64_t bias_step, mask_step;
+} mlki_scores;
+
 struct mlki_kernels {
   mlk_isa isa;
   int lanes, mr, nr;
@@ -2474,6 +2486,11 @@ struct mlki_kernels {
   void (*normal_columns)(float *dgamma, float *dbeta, const float **x, const float **dy, const float *mean,
                          const float *rstd, int64_t rows, int64_t n);
   void (*rotate)(float *y, const float *x, const float *c, const float *s, int64_t pairs, int interleaved);
+  /* see >>attention_kernels */
+  void (*score_row)(const mlki_scores *c, float *x, int64_t n);
+  void (*fold_row)(float *o, const float *part, int64_t n, float a, float c);
+  void (*unfold_row)(float *y, const float *o, int64_t n, float l);
+  int (*finite_row)(const float *x, int64_t n);
 };
 
 #if MLKI_AVX512
@@ -2810,7 +2827,7 @@ MLKI_KERNEL mlki_vec MLKI_FN(mlki_activate_grad)(mlk_activation activation, mlki
 }
 
 /* >>kernels ------------------------------------------------------------------------------------------------------
-   Compiled once per instruction set, with all sections up to >>layer_kernels, which ends with the row: everything
+   Compiled once per instruction set, with all sections up to >>attention_kernels, which ends with the row: everything
    there speaks the vocabulary. */
 
 /* Any view as L lanes: element j of n at p[j * stride]; missing lanes are 0. */
@@ -4268,6 +4285,77 @@ MLKI_KERNEL void MLKI_FN(mlki_rotate)(float *y, const float *x, const float *c, 
   }
 }
 
+/* >>attention_kernels --------------------------------------------------------------------------------------------
+   Rows of scores and of partial results of attention: compiled once per instruction set; then the row. */
+
+/* The distances of keys i .. i + LANES - 1 of a row from the query. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_score_away)(const mlki_scores *c, int64_t i) {
+  static const float count[MLKI_LANES_MAX] = {0.0f, 1.0f, 2.0f,  3.0f,  4.0f,  5.0f,  6.0f,  7.0f,
+                                              8.0f, 9.0f, 10.0f, 11.0f, 12.0f, 13.0f, 14.0f, 15.0f};
+  return mlki_v_abs(mlki_v_sub(mlki_v_set1(c->ahead - (float)i), mlki_v_load(count)));
+}
+
+/* n <= LANES elements of the mask, step apart; 0 behind them. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_score_mask)(const uint8_t *mask, int64_t step, int64_t n) {
+  uint8_t lane[MLKI_LANES_MAX] = {0};
+  int64_t j;
+  if (step == 1 && n == MLKI_LANES) return mlki_v_load_u8(mask);
+  for (j = 0; j < n; j++) lane[j] = mask[j * step];
+  return mlki_v_load_u8(lane);
+}
+
+/* From products to scores; see mlk_attention_desc. */
+MLKI_KERNEL void MLKI_FN(mlki_score_row)(const mlki_scores *c, float *x, int64_t n) {
+  const mlki_vec cap = mlki_v_set1(c->softcap), slope = mlki_v_set1(c->slope);
+  int64_t i;
+  for (i = 0; i < n; i += MLKI_LANES) {
+    const int64_t lanes = mlki_min(n - i, MLKI_LANES);
+    mlki_vec v = MLKI_FN(mlki_row_load)(x, i, n);
+    if (c->softcap > 0.0f) v = mlki_v_mul(cap, MLKI_FN(mlki_activate_called)(MLK_TANH, mlki_v_div(v, cap)));
+    if (c->alibi) v = mlki_v_fma(slope, MLKI_FN(mlki_score_away)(c, i), v);
+    if (c->bias) v = mlki_v_add(v, MLKI_FN(mlki_load_any)(c->bias + i * c->bias_step, c->bias_step, lanes));
+    if (c->mask) {
+      const mlki_vec there = MLKI_FN(mlki_score_mask)(c->mask + i * c->mask_step, c->mask_step, lanes);
+      v = mlki_v_select(mlki_v_gt(there, mlki_v_zero()), v, mlki_v_set1(-INFINITY));
+    }
+    MLKI_FN(mlki_row_store)(x, i, n, v);
+  }
+}
+
+/* o = fma(o, a, part c) */
+MLKI_KERNEL void MLKI_FN(mlki_fold_row)(float *o, const float *part, int64_t n, float a, float c) {
+  const mlki_vec av = mlki_v_set1(a), cv = mlki_v_set1(c);
+  int64_t i;
+  for (i = 0; i < n; i += MLKI_LANES) {
+    const mlki_vec t = mlki_v_mul(MLKI_FN(mlki_row_load)(part, i, n), cv);
+    MLKI_FN(mlki_row_store)(o, i, n, mlki_v_fma(MLKI_FN(mlki_row_load)(o, i, n), av, t));
+  }
+}
+
+/* y = o / l + 0: no -0, which would show whether terms of nothing took part. y may be o. */
+MLKI_KERNEL void MLKI_FN(mlki_unfold_row)(float *y, const float *o, int64_t n, float l) {
+  const mlki_vec lv = mlki_v_set1(l);
+  int64_t i;
+  for (i = 0; i < n; i += MLKI_LANES) MLKI_FN(mlki_row_store)
+  (y, i, n, mlki_v_add(mlki_v_div(MLKI_FN(mlki_row_load)(o, i, n), lv), mlki_v_zero()));
+}
+
+/* Whether all elements are finite. */
+MLKI_KERNEL int MLKI_FN(mlki_finite_row)(const float *x, int64_t n) {
+  const mlki_vec none = mlki_v_zero();
+  mlki_vec acc = none;
+  float lane[MLKI_LANES_MAX];
+  int64_t i;
+  int v;
+  for (i = 0; i < n; i += MLKI_LANES) {
+    const mlki_vec x0 = MLKI_FN(mlki_row_load)(x, i, n);
+    acc = mlki_v_add(acc, mlki_v_sub(x0, x0)); /* 0, or NaN */
+  }
+  mlki_v_store(lane, acc);
+  for (v = 1; v < MLKI_LANES; v++) lane[0] += lane[v];
+  return lane[0] == 0.0f;
+}
+
 static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(MLKI_ISA),
     MLKI_LANES,
@@ -4314,6 +4402,10 @@ static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(mlki_row_normal_grad),
     MLKI_FN(mlki_normal_columns),
     MLKI_FN(mlki_rotate),
+    MLKI_FN(mlki_score_row),
+    MLKI_FN(mlki_fold_row),
+    MLKI_FN(mlki_unfold_row),
+    MLKI_FN(mlki_finite_row),
 };
 
 #if !defined(MLKI_PASS) /* the rest once, after the scalar pass */
@@ -8905,6 +8997,7 @@ typedef struct mlki_job {
   void (*phase[MLKI_JOB_PHASES])(void *op, int index); /* NULL: no more */
   void (*finish)(void *op);
   int64_t units[MLKI_JOB_PHASES], bundle[MLKI_JOB_PHASES];
+  int64_t rounds, round; /* the phases run rounds times (0: once); round counts */
   int tasks;
   int64_t next;
   const mlki_kernels *row;
@@ -8941,10 +9034,11 @@ static mlk_status mlki_job_run(mlk_context *ctx, mlki_job *job, void *op) {
   if (status) return status;
   job->workspace = (char *)mlki_workspace_base(ctx);
   if (job->start) job->start(op);
-  for (phase = 0; phase < MLKI_JOB_PHASES && job->phase[phase]; phase++) {
-    job->next = 0;
-    if (job->units[phase] > 0) mlki_parallel_for(ctx, job->tasks, job->phase[phase], op);
-  }
+  for (job->round = 0; job->round < mlki_max(job->rounds, 1); job->round++)
+    for (phase = 0; phase < MLKI_JOB_PHASES && job->phase[phase]; phase++) {
+      job->next = 0;
+      if (job->units[phase] > 0) mlki_parallel_for(ctx, job->tasks, job->phase[phase], op);
+    }
   if (job->finish) job->finish(op);
   return MLK_OK;
 }
@@ -10780,6 +10874,10 @@ typedef struct mlki_attention {
   int64_t ms[MLK_MAX_RANK], bs[MLK_MAX_RANK], alibi_step, sinks_step;
   const int64_t *q_offsets, *k_offsets, *k_lengths, *pages;
   int64_t q_offsets_step, k_offsets_step, k_lengths_step, pages_s[2], page;
+  int plain, shared, v_in_place; /* scores are products; K and V are packed ahead; V is read where it lies */
+  int64_t tile, tiles, blocks;   /* rows of a tile; tiles of a head; blocks of keys */
+  int64_t block_floats;          /* of what a block leaves in the shared space */
+  int64_t round_heads;           /* heads packed at once */
   /* of the gradient */
   const float *dout;
   int64_t dos[4], dqs[4], dks[4], dvs[4], dsinks_step;
@@ -10870,7 +10968,7 @@ static void mlki_ref_fold(float *m, float *o, float top, float l, const float *p
   if (l == 0.0f) return;
   if (m[1] == 0.0f) {
     m[0] = top, m[1] = l;
-    for (j = 0; j < e; j++) o[j] = part ? part[j * step] + 0.0f : 0.0f;
+    for (j = 0; j < e; j++) o[j] = part ? part[j * step] : 0.0f;
     return;
   }
   best = top > m[0] ? top : m[0];
@@ -10894,7 +10992,7 @@ static float mlki_ref_log(float x) {
 /* The row that a state (m, o) stands for: to out, steps apart, which may be o; returns its log-sum-exp. */
 static float mlki_ref_unfold(const float *m, const float *o, float *out, int64_t step, int64_t e) {
   int64_t j;
-  for (j = 0; j < e; j++) out[j * step] = m[1] == 0.0f ? 0.0f : o[j] / m[1];
+  for (j = 0; j < e; j++) out[j * step] = m[1] == 0.0f ? 0.0f : o[j] / m[1] + 0.0f;
   return m[1] == 0.0f ? -INFINITY : m[0] + mlki_ref_log(m[1]);
 }
 
@@ -11308,7 +11406,14 @@ static uint64_t mlki_attention_pairs(const mlki_attention *a) {
   return high - low;
 }
 
-/* >>attention_forward ---------------------------------------------------------------------------------------------- */
+/* >>attention_forward ----------------------------------------------------------------------------------------------
+   Queries of all heads that share a key head are rows of one tile, row r being query r / group of head r % group, so
+   that K and V are read once for all of them. A block of keys meets a tile strip by strip (MR rows): the matmul strip
+   makes a strip of scores, at most MR x BLOCK, which stays in level 1; its rows become weights; the strip again makes
+   weights times V. Variants, by who packs K:
+     heads   a task packs a block of K for its tile, which has all rows of the head
+     tiles   K and V of some heads are packed first, by all threads; then tasks take tiles
+     split   few rows and many keys: a task takes one block; then the blocks of a row are folded */
 
 static void mlki_ref_attention_task(void *op, int index) {
   mlki_attention *a = (mlki_attention *)op;
@@ -11319,6 +11424,637 @@ static void mlki_ref_attention_task(void *op, int index) {
     for (h = 0; h < a->heads; h++)
       for (i = 0; i < q.s; i++) mlki_ref_attention(a, &q, h, i, (float *)(void *)a->job.workspace);
   }
+}
+
+/* A matrix as the strip wants its B. */
+typedef struct mlki_panels {
+  const float *p;
+  int64_t rs, panel;
+} mlki_panels;
+
+/* What one task works with: parts of its workspace. */
+typedef struct mlki_attention_space {
+  float *q;                                                  /* strips of queries, scaled: [strip][D][MR] */
+  float *scores;                                             /* [MR][score pitch] */
+  float *block;                                              /* [MR][row pitch] */
+  float *part, *whole, *part_m, *part_l, *whole_m, *whole_l; /* states of the rows of a tile */
+  float *k, *v;                                              /* panels of one block */
+  float *stage;                                              /* some keys, dense */
+  float *clean;                                              /* V of a block without what is not finite */
+  float *top, *sum, *scale;                                  /* of a strip's rows */
+} mlki_attention_space;
+
+#define MLKI_ATTENTION_ROWS   112       /* at most, of a tile */
+#define MLKI_ATTENTION_SHARED (1 << 24) /* floats of K and V that are packed ahead, unless one head has more */
+
+/* Dense rows of n floats lie so far apart. */
+static int64_t mlki_attention_pitch(int64_t n) { return mlki_round_up(n, 16); }
+
+#define MLKI_SCORE_PITCH (MLK_ATTENTION_BLOCK + 16) /* rows of scores: not a power of two apart */
+
+/* Keys that are staged at once, and whose multiples start panels and lanes of sums alike. */
+static int64_t mlki_attention_step(const mlki_kernels *row) { return row->nr % 16 == 0 ? row->nr : 48; }
+
+/* Floats of a block of K or V with n elements a key, in panels. */
+static int64_t mlki_attention_block_floats(const mlki_kernels *row, int64_t n) {
+  return mlki_round_up(
+      mlki_max(mlki_round_up(MLK_ATTENTION_BLOCK, row->nr) * n, MLK_ATTENTION_BLOCK * mlki_round_up(n, row->nr)) + 16,
+      16);
+}
+
+static void mlki_attention_carve(const mlki_attention *a, mlki_carver *carver, mlki_attention_space *s) {
+  const mlki_kernels *row = a->job.row;
+  const int64_t mr = row->mr, rows = mlki_round_up(a->tile, mr), pitch = mlki_attention_pitch(a->e);
+  s->q = (float *)mlki_carve(carver, rows * a->d + 16, 4);
+  s->scores = (float *)mlki_carve(carver, mr * mlki_max(MLKI_SCORE_PITCH, mlki_attention_pitch(a->d)), 4);
+  s->block = (float *)mlki_carve(carver, mr * pitch, 4);
+  s->part = (float *)mlki_carve(carver, rows * pitch, 4);
+  s->whole = (float *)mlki_carve(carver, a->t > MLK_ATTENTION_SEGMENT || a->sinks ? rows * pitch : 0, 4);
+  s->part_m = (float *)mlki_carve(carver, rows, 4);
+  s->part_l = (float *)mlki_carve(carver, rows, 4);
+  s->whole_m = (float *)mlki_carve(carver, rows, 4);
+  s->whole_l = (float *)mlki_carve(carver, rows, 4);
+  s->k = (float *)mlki_carve(carver, a->shared ? 0 : mlki_attention_block_floats(row, a->d), 4);
+  s->v = (float *)mlki_carve(carver, a->shared || a->v_in_place ? 0 : mlki_attention_block_floats(row, a->e), 4);
+  s->stage = (float *)mlki_carve(carver, mlki_attention_step(row) * mlki_attention_pitch(mlki_max(a->d, a->e)) + 16, 4);
+  s->clean = (float *)mlki_carve(carver, MLK_ATTENTION_BLOCK * pitch, 4);
+  s->top = (float *)mlki_carve(carver, 2 * MLKI_CONV_PANEL_MAX, 4);
+  s->sum = (float *)mlki_carve(carver, MLKI_CONV_PANEL_MAX, 4);
+  s->scale = (float *)mlki_carve(carver, 2 * MLKI_CONV_PANEL_MAX, 4);
+}
+
+/* --- keys and values --- */
+
+/* Keys [j, j + n) of k or v, n at most a step, as dense f32 rows: in place where they are, else in stage. */
+static const float *mlki_attention_rows(const mlki_attention *a, const mlki_sequence *q, const char *base,
+                                        const int64_t *stride, int64_t g, int64_t j, int64_t n, int64_t width,
+                                        float *stage, int64_t *pitch) {
+  const int64_t bytes = a->dtype == MLK_F32 ? 4 : 2;
+  int64_t i, run, e, at = mlki_key_at(a, q, stride, g, j, &run);
+  if (a->dtype == MLK_F32 && run >= n && (stride[3] == 1 || width == 1)) {
+    *pitch = stride[2];
+    return (const float *)(const void *)base + at;
+  }
+  *pitch = mlki_attention_pitch(width);
+  for (i = 0; i < n; i++, at += stride[2]) {
+    float *to = stage + i * *pitch;
+    if (i == run) {
+      int64_t more;
+      at = mlki_key_at(a, q, stride, g, j + i, &more);
+      run = i + more;
+    }
+    if (stride[3] != 1)
+      for (e = 0; e < width; e++) to[e] = mlki_ref_widen(a->dtype, base, at + e * stride[3]);
+    else if (a->dtype == MLK_F32)
+      memcpy(to, base + at * 4, (size_t)width * 4);
+    else
+      a->job.row->widen(a->dtype, base + at * bytes, to, width);
+  }
+  return stage;
+}
+
+/* Keys [from, to) of K as B of the scores: panels [panel][D][NR], from a multiple of the step. */
+static void mlki_attention_pack_k(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t from, int64_t to,
+                                  float *panels, float *stage) {
+  const mlki_kernels *row = a->job.row;
+  const int64_t step = mlki_attention_step(row);
+  int64_t j, pitch;
+  for (j = from; j < to; j += step) {
+    const int64_t n = mlki_min(step, to - j);
+    const float *rows = mlki_attention_rows(a, q, a->k, a->ks, g, j, n, a->d, stage, &pitch);
+    row->pack_panels(panels + (j - from) * a->d, n, a->d, rows, pitch, 1);
+  }
+}
+
+/* Keys [from, to) of V as B of the outputs, [panel][key][NR]. */
+static mlki_panels mlki_attention_pack_v(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t from,
+                                         int64_t to, float *panels, float *stage) {
+  const mlki_kernels *row = a->job.row;
+  const int64_t step = mlki_attention_step(row), nr = row->nr;
+  mlki_panels v;
+  int64_t j, e, pitch;
+  v.p = panels, v.rs = nr, v.panel = (to - from) * nr;
+  for (j = from; j < to; j += step) {
+    const int64_t n = mlki_min(step, to - j);
+    const float *rows = mlki_attention_rows(a, q, a->v, a->vs, g, j, n, a->e, stage, &pitch);
+    for (e = 0; e < a->e; e += nr)
+      row->pack(panels + e / nr * v.panel + (j - from) * nr, mlki_min(nr, a->e - e), nr, n, rows + e, 1, pitch);
+  }
+  return v;
+}
+
+/* V of keys [from, to) where it lies, if it can be read there. */
+static int mlki_attention_v_in_place(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t from,
+                                     int64_t to, mlki_panels *v) {
+  int64_t run;
+  const int64_t at = mlki_key_at(a, q, a->vs, g, from, &run);
+  if (!a->v_in_place || run < to - from) return 0;
+  v->p = (const float *)(const void *)a->v + at, v->rs = a->vs[2], v->panel = a->job.row->nr;
+  return 1;
+}
+
+/* --- a strip of queries and a block of keys --- */
+
+/* Keys of one block, those that some row of a tile sees: [from, to), from a multiple of the step behind the block's
+   first. */
+typedef struct mlki_attention_keys {
+  int64_t g, from, to;
+  const float *k; /* panels from key from on */
+  mlki_panels v;
+} mlki_attention_keys;
+
+static const mlki_scores *mlki_attention_scores_of(const mlki_attention *a, const mlki_sequence *q, int64_t h,
+                                                   int64_t i, int64_t j, mlki_scores *c) {
+  c->softcap = a->softcap;
+  c->alibi = a->alibi != NULL;
+  c->slope = c->alibi ? -a->alibi[h * a->alibi_step] : 0.0f;
+  c->ahead = (float)(i + (q->t - q->s) + a->offset - j);
+  c->bias = a->bias ? a->bias + q->b * a->bs[0] + h * a->bs[1] + i * a->bs[2] + j * a->bs[3] : NULL;
+  c->mask = a->mask ? a->mask + q->b * a->ms[0] + h * a->ms[1] + i * a->ms[2] + j * a->ms[3] : NULL;
+  c->bias_step = a->bs[3], c->mask_step = a->ms[3];
+  return c;
+}
+
+/* Row r's products with keys [from, to) to scores, -infinity for keys it does not see. */
+static void mlki_attention_score(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t r, int64_t from,
+                                 int64_t to, float *x) {
+  const int64_t i = r / a->group, h = g * a->group + r % a->group;
+  int64_t low, high, j;
+  mlki_scores c;
+  if (a->plain) {
+    mlki_keys_seen(a, q, i, &low, &high);
+  } else {
+    a->job.row->score_row(mlki_attention_scores_of(a, q, h, i, from, &c), x, to - from);
+    mlki_keys_seen(a, q, i, &low, &high);
+  }
+  for (j = from; j < mlki_min(low, to); j++) x[j - from] = -INFINITY;
+  for (j = mlki_max(high, from); j < to; j++) x[j - from] = -INFINITY;
+}
+
+/* Scores NaN where a key takes part whose value is not finite, and a copy of V without such elements. */
+static void mlki_attention_poison(const mlki_attention *a, const mlki_sequence *q, const mlki_attention_keys *keys,
+                                  int64_t rows, float *scores, float *clean) {
+  const int64_t pitch = mlki_attention_pitch(a->e);
+  int64_t j, e, i, run;
+  for (j = keys->from; j < keys->to; j++) {
+    const int64_t at = mlki_key_at(a, q, a->vs, keys->g, j, &run);
+    int whole = 1;
+    for (e = 0; e < a->e; e++) {
+      const float v = mlki_ref_widen(a->dtype, a->v, at + e * a->vs[3]);
+      clean[(j - keys->from) * pitch + e] = mlki_finite(v) ? v : 0.0f;
+      whole &= mlki_finite(v);
+    }
+    for (i = 0; i < rows && !whole; i++)
+      if (scores[i * MLKI_SCORE_PITCH + j - keys->from] != -INFINITY)
+        scores[i * MLKI_SCORE_PITCH + j - keys->from] = NAN;
+  }
+}
+
+/* A strip of a block from scratch: rows [first, first + rows) of a tile whose queries are at queries, against the keys
+   that the strip sees; largest scores and sums to s->top and s->sum, weighted values to o. */
+static void mlki_attention_strip(const mlki_attention *a, const mlki_sequence *q, const mlki_attention_keys *keys,
+                                 const float *queries, int64_t first, int64_t rows, mlki_attention_space *s, float *o,
+                                 int careful) {
+  const mlki_kernels *row = a->job.row;
+  const int64_t n = keys->to - keys->from, pitch = mlki_attention_pitch(a->e);
+  mlki_strip strip;
+  int64_t i, k;
+  strip.a_rs = 1, strip.a_cs = row->mr;
+  strip.b_rs = row->nr, strip.b_panel = row->nr * mlki_min(a->d, MLK_SEGMENT);
+  strip.c = s->scores, strip.c_rs = MLKI_SCORE_PITCH;
+  strip.rows = rows, strip.cols = n;
+  for (k = 0; k < a->d; k += MLK_SEGMENT) {
+    strip.a = queries + k * row->mr, strip.b = keys->k + k * row->nr;
+    strip.b_panel = row->nr * a->d;
+    strip.k = mlki_min(a->d - k, MLK_SEGMENT);
+    strip.chain = k ? MLKI_ADD : MLKI_START;
+    row->strip(&strip);
+  }
+  for (i = 0; i < rows; i++)
+    mlki_attention_score(a, q, keys->g, first + i, keys->from, keys->to, s->scores + i * MLKI_SCORE_PITCH);
+  if (careful) mlki_attention_poison(a, q, keys, rows, s->scores, s->clean);
+  for (i = 0; i < rows; i++) {
+    float *x = s->scores + i * MLKI_SCORE_PITCH;
+    const float top = row->row_max(x, n);
+    s->top[i] = top == -INFINITY ? 0.0f : top;
+    s->sum[i] = row->row_exp(x, x, n, s->top[i]);
+  }
+  strip.a = s->scores, strip.a_rs = MLKI_SCORE_PITCH, strip.a_cs = 1;
+  strip.b = careful ? s->clean : keys->v.p;
+  strip.b_rs = careful ? pitch : keys->v.rs, strip.b_panel = careful ? row->nr : keys->v.panel;
+  strip.c = o, strip.c_rs = pitch;
+  strip.cols = a->e, strip.k = n, strip.chain = MLKI_START;
+  row->strip(&strip);
+}
+
+/* The same, again with care where something is not finite: a value that takes no part may have come in as 0 times
+   infinity. */
+static void mlki_attention_strip_checked(const mlki_attention *a, const mlki_sequence *q,
+                                         const mlki_attention_keys *keys, const float *queries, int64_t first,
+                                         int64_t rows, mlki_attention_space *s, float *o) {
+  const int64_t pitch = mlki_attention_pitch(a->e);
+  int64_t i;
+  mlki_attention_strip(a, q, keys, queries, first, rows, s, o, 0);
+  for (i = 0; i < rows; i++)
+    if (!a->job.row->finite_row(o + i * pitch, a->e)) {
+      mlki_attention_strip(a, q, keys, queries, first, rows, s, o, 1);
+      return;
+    }
+}
+
+/* --- folding --- */
+
+/* x[i] = op(x[i]), n of them. */
+static void mlki_attention_map(const mlki_kernels *row, mlk_map_op op, float alpha, float *x, int64_t n) {
+  mlki_map_row m;
+  memset(&m, 0, sizeof m);
+  m.op = op, m.alpha = alpha, m.a = m.b = m.out = x, m.a_steps = m.b_steps = 1, m.n = n;
+  row->map(&m);
+}
+
+/* States (m, l, o) of rows rows take in (top, sum, part), sum 0: nothing. scale: space of 2 rows floats. part may be o
+   itself where all states are empty. */
+static void mlki_attention_fold(const mlki_kernels *row, int64_t rows, float *m, float *l, float *o, const float *top,
+                                const float *sum, const float *part, int64_t pitch, int64_t e, float *scale) {
+  int64_t i;
+  if (part == o) {
+    memcpy(m, top, (size_t)rows * sizeof *m);
+    memcpy(l, sum, (size_t)rows * sizeof *l);
+    return;
+  }
+  for (i = 0; i < rows; i++) {
+    const float best = l[i] == 0.0f || top[i] > m[i] ? top[i] : m[i];
+    scale[i] = m[i] - best, scale[rows + i] = top[i] - best;
+  }
+  mlki_attention_map(row, MLK_EXP, 1.0f, scale, 2 * rows);
+  for (i = 0; i < rows; i++, o += pitch, part += pitch) {
+    float t;
+    if (sum[i] == 0.0f) continue;
+    if (l[i] == 0.0f) {
+      m[i] = top[i], l[i] = sum[i];
+      memcpy(o, part, (size_t)e * sizeof *o);
+      continue;
+    }
+    t = sum[i] * scale[rows + i];
+    MLKI_OPAQUE(t);
+    m[i] = top[i] > m[i] ? top[i] : m[i];
+    l[i] = mlki_fma1(l[i], scale[i], t);
+    row->fold_row(o, part, e, scale[i], scale[rows + i]);
+  }
+}
+
+/* m[i] = m + log l, -infinity of nothing. */
+static void mlki_attention_lse(const mlki_kernels *row, int64_t rows, float *m, const float *l) {
+  float logs[64];
+  int64_t first, i;
+  for (first = 0; first < rows; first += 64) {
+    const int64_t n = mlki_min(rows - first, 64);
+    for (i = 0; i < n; i++) logs[i] = l[first + i];
+    mlki_attention_map(row, MLK_LOG, 1.0f, logs, n);
+    for (i = 0; i < n; i++) m[first + i] = l[first + i] == 0.0f ? -INFINITY : m[first + i] + logs[i];
+  }
+}
+
+/* y = o / l, zeros of nothing. */
+static void mlki_attention_unfold(const mlki_kernels *row, float l, const float *o, int64_t e, float *y, int64_t step) {
+  float block[64];
+  int64_t j, i;
+  if (l == 0.0f) {
+    for (j = 0; j < e; j++) y[j * step] = 0.0f;
+  } else if (step == 1) {
+    row->unfold_row(y, o, e, l);
+  } else {
+    for (j = 0; j < e; j += 64) {
+      const int64_t n = mlki_min(e - j, 64);
+      row->unfold_row(block, o + j, n, l);
+      for (i = 0; i < n; i++) y[(j + i) * step] = block[i];
+    }
+  }
+}
+
+/* Rows [r0, r0 + rows) of key head g, whose states (m, l, o) are final, to out and lse; part: which, of parts. m is
+   destroyed. */
+static void mlki_attention_write(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t r0, int64_t rows,
+                                 int64_t part, float *m, const float *l, const float *o) {
+  const int64_t pitch = mlki_attention_pitch(a->e);
+  int64_t i;
+  if (a->lse) mlki_attention_lse(a->job.row, rows, m, l);
+  for (i = 0; i < rows; i++) {
+    const int64_t h = g * a->group + (r0 + i) % a->group, at = q->q0 + (r0 + i) / a->group;
+    mlki_attention_unfold(a->job.row, l[i], o + i * pitch, a->e,
+                          a->out + part * a->os[0] + q->qb * a->os[1] + h * a->os[2] + at * a->os[3], a->os[4]);
+    if (a->lse) a->lse[part * a->ls[0] + q->qb * a->ls[1] + h * a->ls[2] + at * a->ls[3]] = m[i];
+  }
+}
+
+/* Segment n of rows [r0, r0 + rows) is done: its state becomes a part. */
+static void mlki_attention_end_segment(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t r0,
+                                       int64_t rows, int64_t n, mlki_attention_space *s) {
+  const mlki_kernels *row = a->job.row;
+  const int64_t pitch = mlki_attention_pitch(a->e);
+  const int last = (n + 1) * MLK_ATTENTION_SEGMENT >= q->t;
+  int64_t i;
+  if (a->parts || (n == 0 && last && !a->sinks)) {
+    mlki_attention_write(a, q, g, r0, rows, n, s->part_m, s->part_l, s->part);
+  } else {
+    mlki_attention_lse(row, rows, s->part_m, s->part_l);
+    for (i = 0; i < rows; i++) {
+      if (s->part_l[i] == 0.0f) continue;
+      row->unfold_row(s->part + i * pitch, s->part + i * pitch, a->e, s->part_l[i]);
+      s->part_l[i] = 1.0f;
+    }
+    for (i = 0; i < rows; i += MLKI_CONV_PANEL_MAX)
+      mlki_attention_fold(row, mlki_min(rows - i, MLKI_CONV_PANEL_MAX), s->whole_m + i, s->whole_l + i,
+                          s->whole + i * pitch, s->part_m + i, s->part_l + i, s->part + i * pitch, pitch, a->e,
+                          s->scale);
+  }
+  for (i = 0; i < rows; i++) s->part_l[i] = 0.0f;
+}
+
+/* All segments of rows [r0, r0 + rows) are done. */
+static void mlki_attention_end(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t r0, int64_t rows,
+                               mlki_attention_space *s) {
+  const int64_t pitch = mlki_attention_pitch(a->e), segments = mlki_ceil_div(q->t, MLK_ATTENTION_SEGMENT);
+  int64_t i, n;
+  if (a->parts || (segments < 2 && !a->sinks)) { /* written, but for parts of nothing */
+    for (n = segments; n < mlki_max(a->parts, 1); n++)
+      mlki_attention_write(a, q, g, r0, rows, n, s->part_m, s->part_l, s->part);
+    return;
+  }
+  for (i = 0; i < rows && a->sinks; i++) {
+    const float sink = a->sinks[(g * a->group + (r0 + i) % a->group) * a->sinks_step], one = 1.0f;
+    memset(s->block, 0, (size_t)a->e * sizeof *s->block);
+    mlki_attention_fold(a->job.row, 1, s->whole_m + i, s->whole_l + i, s->whole + i * pitch, &sink, &one, s->block,
+                        pitch, a->e, s->scale);
+  }
+  mlki_attention_write(a, q, g, r0, rows, 0, s->whole_m, s->whole_l, s->whole);
+}
+
+/* --- tiles --- */
+
+/* Queries of rows [r0, r0 + rows) of key head g, scaled, as strips of A. stage: MR rows. */
+static void mlki_attention_pack_q(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t r0, int64_t rows,
+                                  float *to, float *stage) {
+  const mlki_kernels *row = a->job.row;
+  const int64_t mr = row->mr, pitch = mlki_attention_pitch(a->d);
+  const float *base = a->q + q->qb * a->qs[0] + g * a->group * a->qs[1] + q->q0 * a->qs[2];
+  int64_t first, i, d;
+  for (first = 0; first < rows; first += mr, to += mr * a->d) {
+    const int64_t n = mlki_min(mr, rows - first), r = r0 + first;
+    if (a->group == 1 && (a->qs[3] == 1 || a->d == 1)) {
+      row->pack(to, n, mr, a->d, base + r * a->qs[2], a->qs[2], 1);
+    } else {
+      for (i = 0; i < n; i++) {
+        const float *from = base + (r + i) % a->group * a->qs[1] + (r + i) / a->group * a->qs[2];
+        if (a->qs[3] == 1)
+          memcpy(stage + i * pitch, from, (size_t)a->d * sizeof *from);
+        else
+          for (d = 0; d < a->d; d++) stage[i * pitch + d] = from[d * a->qs[3]];
+      }
+      row->pack(to, n, mr, a->d, stage, pitch, 1);
+    }
+    mlki_attention_map(row, MLK_SCALE, a->scale, to, mr * a->d);
+  }
+}
+
+/* States of nothing. */
+static void mlki_attention_start(mlki_attention_space *s, int64_t rows) {
+  int64_t i;
+  for (i = 0; i < rows; i++) s->part_m[i] = s->part_l[i] = s->whole_m[i] = s->whole_l[i] = 0.0f;
+}
+
+/* Keys of block n that rows [r0, r0 + rows) see. */
+static int mlki_attention_block_keys(const mlki_attention *a, const mlki_sequence *q, int64_t r0, int64_t rows,
+                                     int64_t n, int64_t *from, int64_t *to) {
+  const int64_t first = n * MLK_ATTENTION_BLOCK, end = mlki_min(first + MLK_ATTENTION_BLOCK, q->t);
+  const int64_t step = mlki_attention_step(a->job.row);
+  int64_t low, high, none;
+  mlki_keys_seen(a, q, r0 / a->group, &low, &none);
+  mlki_keys_seen(a, q, (r0 + rows - 1) / a->group, &none, &high);
+  *from = first + mlki_max(low - first, 0) / step * step;
+  *to = mlki_min(high, end);
+  return *from < *to;
+}
+
+/* Block n of keys against rows [r0, r0 + rows) of a tile that starts at row tile: into the states, or, with o, from
+   scratch to (top, sum, o) of the rows. */
+static void mlki_attention_tile_block(const mlki_attention *a, const mlki_sequence *q, int64_t r0, int64_t rows,
+                                      int64_t n, const mlki_attention_keys *keys, mlki_attention_space *s) {
+  const mlki_kernels *row = a->job.row;
+  const int64_t mr = row->mr, pitch = mlki_attention_pitch(a->e);
+  int64_t first, i;
+  for (first = 0; first < rows; first += mr) {
+    const int64_t count = mlki_min(mr, rows - first);
+    mlki_attention_keys seen = *keys;
+    int fresh = 1;
+    if (!mlki_attention_block_keys(a, q, r0 + first, count, n, &seen.from, &seen.to)) continue;
+    seen.k += (seen.from - keys->from) * a->d;
+    seen.v.p += (seen.from - keys->from) * keys->v.rs;
+    for (i = 0; i < count; i++) fresh &= s->part_l[first + i] == 0.0f;
+    {
+      float *o = fresh ? s->part + first * pitch : s->block;
+      mlki_attention_strip_checked(a, q, &seen, s->q + first * a->d, r0 + first, count, s, o);
+      mlki_attention_fold(row, count, s->part_m + first, s->part_l + first, s->part + first * pitch, s->top, s->sum, o,
+                          pitch, a->e, s->scale);
+    }
+  }
+}
+
+/* K and V of keys [keys->from, keys->to), packed by this task or read in place. */
+static void mlki_attention_load(const mlki_attention *a, const mlki_sequence *q, mlki_attention_keys *keys,
+                                mlki_attention_space *s) {
+  mlki_attention_pack_k(a, q, keys->g, keys->from, keys->to, s->k, s->stage);
+  keys->k = s->k;
+  if (!mlki_attention_v_in_place(a, q, keys->g, keys->from, keys->to, &keys->v))
+    keys->v = mlki_attention_pack_v(a, q, keys->g, keys->from, keys->to, s->v, s->stage);
+}
+
+/* Block n of a head whose K and V lie packed at panels. */
+static void mlki_attention_shared(const mlki_attention *a, const mlki_sequence *q, const float *panels, int64_t n,
+                                  mlki_attention_keys *keys) {
+  const mlki_kernels *row = a->job.row;
+  keys->from = n * MLK_ATTENTION_BLOCK, keys->to = mlki_min(keys->from + MLK_ATTENTION_BLOCK, q->t);
+  keys->k = panels + n * a->block_floats;
+  keys->v.p = keys->k + mlki_attention_block_floats(row, a->d);
+  keys->v.rs = row->nr, keys->v.panel = (keys->to - keys->from) * row->nr;
+}
+
+/* Rows [r0, r0 + rows) of key head g against all their keys. panels: packed K and V, or NULL. */
+static void mlki_attention_tile(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t r0, int64_t rows,
+                                const float *panels, mlki_attention_space *s) {
+  const int64_t blocks = mlki_ceil_div(q->t, MLK_ATTENTION_BLOCK);
+  const int64_t per_segment = MLK_ATTENTION_SEGMENT / MLK_ATTENTION_BLOCK;
+  mlki_attention_keys keys;
+  int64_t n;
+  mlki_attention_start(s, rows);
+  mlki_attention_pack_q(a, q, g, r0, rows, s->q, s->scores);
+  keys.g = g;
+  for (n = 0; n < blocks; n++) {
+    if (mlki_attention_block_keys(a, q, r0, rows, n, &keys.from, &keys.to)) {
+      if (panels)
+        mlki_attention_shared(a, q, panels, n, &keys);
+      else
+        mlki_attention_load(a, q, &keys, s);
+      mlki_attention_tile_block(a, q, r0, rows, n, &keys, s);
+    }
+    if ((n + 1) % per_segment == 0 || n + 1 == blocks)
+      mlki_attention_end_segment(a, q, g, r0, rows, n / per_segment, s);
+  }
+  mlki_attention_end(a, q, g, r0, rows, s);
+}
+
+static mlki_attention_space mlki_attention_space_of(const mlki_attention *a, int index) {
+  mlki_attention_space s;
+  mlki_carver carver;
+  carver.base = a->job.workspace + a->job.shared_bytes + (uint64_t)index * a->job.task_bytes, carver.used = 0;
+  mlki_attention_carve(a, &carver, &s);
+  return s;
+}
+
+/* heads: a unit is a head of a sequence. */
+static void mlki_attention_heads_task(void *op, int index) {
+  mlki_attention *a = (mlki_attention *)op;
+  mlki_attention_space s = mlki_attention_space_of(a, index);
+  int64_t unit, end;
+  while (mlki_job_take(&a->job, 0, &unit, &end))
+    for (; unit < end; unit++) {
+      const mlki_sequence q = mlki_sequence_of(a, unit / a->groups);
+      if (q.s) mlki_attention_tile(a, &q, unit % a->groups, 0, q.s * a->group, NULL, &s);
+    }
+}
+
+/* tiles, first: a unit is a block of keys of one of the round's heads. */
+static void mlki_attention_pack_task(void *op, int index) {
+  mlki_attention *a = (mlki_attention *)op;
+  mlki_attention_space s = mlki_attention_space_of(a, index);
+  int64_t unit, end;
+  while (mlki_job_take(&a->job, 0, &unit, &end))
+    for (; unit < end; unit++) {
+      const int64_t slot = unit / a->blocks, n = unit % a->blocks, head = a->job.round * a->round_heads + slot;
+      float *to = (float *)(void *)a->job.workspace + unit * a->block_floats;
+      mlki_sequence q;
+      if (head >= a->batch * a->groups) continue;
+      q = mlki_sequence_of(a, head / a->groups);
+      if (n * MLK_ATTENTION_BLOCK < q.t) {
+        const int64_t from = n * MLK_ATTENTION_BLOCK, last = mlki_min(from + MLK_ATTENTION_BLOCK, q.t);
+        mlki_attention_pack_k(a, &q, head % a->groups, from, last, to, s.stage);
+        mlki_attention_pack_v(a, &q, head % a->groups, from, last, to + mlki_attention_block_floats(a->job.row, a->d),
+                              s.stage);
+      }
+    }
+}
+
+/* tiles, then: a unit is a tile of one of them, the last ones, which see most keys, first. */
+static void mlki_attention_tiles_task(void *op, int index) {
+  mlki_attention *a = (mlki_attention *)op;
+  mlki_attention_space s = mlki_attention_space_of(a, index);
+  int64_t unit, end;
+  while (mlki_job_take(&a->job, 1, &unit, &end))
+    for (; unit < end; unit++) {
+      const int64_t slot = unit % a->round_heads, head = a->job.round * a->round_heads + slot;
+      const int64_t r0 = (a->tiles - 1 - unit / a->round_heads) * a->tile;
+      mlki_sequence q;
+      if (head >= a->batch * a->groups) continue;
+      q = mlki_sequence_of(a, head / a->groups);
+      if (r0 < q.s * a->group)
+        mlki_attention_tile(a, &q, head % a->groups, r0, mlki_min(a->tile, q.s * a->group - r0),
+                            (const float *)(const void *)a->job.workspace + slot * a->blocks * a->block_floats, &s);
+    }
+}
+
+/* split, first: a unit is a block of keys of a head, from scratch: its states [top][sum][o] to the shared space. */
+static void mlki_attention_blocks_task(void *op, int index) {
+  mlki_attention *a = (mlki_attention *)op;
+  mlki_attention_space s = mlki_attention_space_of(a, index);
+  const int64_t pitch = mlki_attention_pitch(a->e), width = mlki_round_up(a->tile, 16);
+  int64_t unit, end;
+  while (mlki_job_take(&a->job, 0, &unit, &end))
+    for (; unit < end; unit++) {
+      const int64_t head = unit / a->blocks, n = unit % a->blocks;
+      const mlki_sequence q = mlki_sequence_of(a, head / a->groups);
+      const int64_t rows = q.s * a->group;
+      float *to = (float *)(void *)a->job.workspace + unit * a->block_floats;
+      mlki_attention_keys keys;
+      keys.g = head % a->groups;
+      if (!rows || n * MLK_ATTENTION_BLOCK >= q.t) continue;
+      mlki_attention_start(&s, rows);
+      if (mlki_attention_block_keys(a, &q, 0, rows, n, &keys.from, &keys.to)) {
+        mlki_attention_pack_q(a, &q, keys.g, 0, rows, s.q, s.scores);
+        mlki_attention_load(a, &q, &keys, &s);
+        mlki_attention_tile_block(a, &q, 0, rows, n, &keys, &s);
+      }
+      memcpy(to, s.part_m, (size_t)rows * sizeof *to);
+      memcpy(to + width, s.part_l, (size_t)rows * sizeof *to);
+      memcpy(to + 2 * width, s.part, (size_t)(rows * pitch) * sizeof *to);
+    }
+}
+
+/* split, then: a unit is a head, whose blocks are folded in ascending order. */
+static void mlki_attention_fold_task(void *op, int index) {
+  mlki_attention *a = (mlki_attention *)op;
+  mlki_attention_space s = mlki_attention_space_of(a, index);
+  const int64_t pitch = mlki_attention_pitch(a->e), width = mlki_round_up(a->tile, 16);
+  const int64_t per_segment = MLK_ATTENTION_SEGMENT / MLK_ATTENTION_BLOCK;
+  int64_t unit, end, n, i;
+  while (mlki_job_take(&a->job, 1, &unit, &end))
+    for (; unit < end; unit++) {
+      const mlki_sequence q = mlki_sequence_of(a, unit / a->groups);
+      const int64_t rows = q.s * a->group, blocks = mlki_ceil_div(q.t, MLK_ATTENTION_BLOCK);
+      if (!rows) continue;
+      mlki_attention_start(&s, rows);
+      for (n = 0; n < blocks; n++) {
+        const float *from = (const float *)(const void *)a->job.workspace + (unit * a->blocks + n) * a->block_floats;
+        for (i = 0; i < rows; i += MLKI_CONV_PANEL_MAX)
+          mlki_attention_fold(a->job.row, mlki_min(rows - i, MLKI_CONV_PANEL_MAX), s.part_m + i, s.part_l + i,
+                              s.part + i * pitch, from + i, from + width + i, from + 2 * width + i * pitch, pitch, a->e,
+                              s.scale);
+        if ((n + 1) % per_segment == 0 || n + 1 == blocks)
+          mlki_attention_end_segment(a, &q, unit % a->groups, 0, rows, n / per_segment, &s);
+      }
+      mlki_attention_end(a, &q, unit % a->groups, 0, rows, &s);
+    }
+}
+
+/* --- the call --- */
+
+/* Which variant, which tiles. */
+static void mlki_attention_variant(const mlk_context *ctx, mlki_attention *a) {
+  const mlki_kernels *row = ctx->row;
+  const int64_t mr = row->mr, rows = a->s * a->group, heads = a->batch * a->groups, limit = mlki_task_limit(ctx);
+  const int64_t most = MLKI_ATTENTION_ROWS / mr * mr;
+  const double work = (double)rows * (double)a->t * (double)(a->d + a->e);
+  a->plain = a->softcap == 0.0f && !a->alibi && !a->bias && !a->mask;
+  a->blocks = mlki_ceil_div(a->t, MLK_ATTENTION_BLOCK);
+  a->tile = mlki_min(rows, most);
+  if (rows > most || (heads < limit && rows > 2 * mr && rows * 2 > limit * mr)) {
+    const int64_t head_floats = a->blocks *
+                                (mlki_attention_block_floats(row, a->d) + mlki_attention_block_floats(row, a->e));
+    if (heads * mlki_ceil_div(rows, most) < 4 * limit)
+      a->tile = mlki_min(mlki_round_up(mlki_ceil_div(heads * rows, 4 * limit), mr), most);
+    a->shared = 1;
+    a->tiles = mlki_ceil_div(rows, a->tile);
+    a->block_floats = mlki_attention_block_floats(row, a->d) + mlki_attention_block_floats(row, a->e);
+    a->round_heads = mlki_min(mlki_ceil_div(8 * limit, a->tiles), MLKI_ATTENTION_SHARED / mlki_max(head_floats, 1));
+    a->round_heads = limit == 1 ? 1 : mlki_min(mlki_max(a->round_heads, 1), heads);
+    a->job.variant = "tiles";
+    a->job.rounds = mlki_ceil_div(heads, a->round_heads);
+    a->job.shared_bytes = mlki_bytes(a->round_heads * a->blocks * a->block_floats);
+    mlki_job_phase(ctx, &a->job, 0, mlki_attention_pack_task, a->round_heads * a->blocks, work);
+    mlki_job_phase(ctx, &a->job, 1, mlki_attention_tiles_task, a->round_heads * a->tiles, work / (double)a->tiles);
+    return;
+  }
+  a->v_in_place = a->dtype == MLK_F32 && (a->vs[3] == 1 || a->e == 1) && !a->pages &&
+                  (rows <= 2 * mr || (a->vs[2] >= 0 && a->vs[2] <= 2 * a->e));
+  if (heads < 2 * limit && limit > 1 && a->blocks > 1) {
+    a->block_floats = 2 * mlki_round_up(a->tile, 16) + mlki_round_up(a->tile, mr) * mlki_attention_pitch(a->e);
+    a->job.variant = "split";
+    a->job.shared_bytes = mlki_bytes(heads * a->blocks * a->block_floats);
+    mlki_job_phase(ctx, &a->job, 0, mlki_attention_blocks_task, heads * a->blocks, work / (double)a->blocks);
+    mlki_job_phase(ctx, &a->job, 1, mlki_attention_fold_task, heads, (double)(rows * a->blocks * a->e));
+    return;
+  }
+  a->job.variant = "heads";
+  mlki_job_phase(ctx, &a->job, 0, mlki_attention_heads_task, heads, work);
 }
 
 /* out and lse of the forward call. */
@@ -11369,9 +12105,16 @@ static mlk_status mlki_attention_prepare(mlk_context *ctx, const mlk_attention_d
   a->job.flops = 2 * (uint64_t)(a->d + a->e) * (uint64_t)(a->batch * a->heads) * mlki_attention_pairs(a);
   for (i = 0; i < MLKI_AT_COUNT; i++)
     a->job.bytes += (uint64_t)(o.extent[i].stored * (o.t[i].data ? mlki_dtype_bytes(o.t[i].dtype) : 0));
-  a->job.task_bytes = mlki_bytes(3 * a->e);
-  mlki_job_phase(ctx, &a->job, 0, mlki_ref_attention_task, 1, 1.0);
-  a->job.variant = "reference";
+  if (ctx->reference) {
+    a->job.task_bytes = mlki_bytes(3 * a->e);
+    mlki_job_phase(ctx, &a->job, 0, mlki_ref_attention_task, 1, 1.0);
+  } else {
+    mlki_carver carver = {NULL, 0};
+    mlki_attention_space space;
+    mlki_attention_variant(ctx, a);
+    mlki_attention_carve(a, &carver, &space);
+    a->job.task_bytes = carver.used;
+  }
   return MLK_OK;
 }
 
