@@ -47,7 +47,7 @@ all: help probe $(B)/mlk_test $(EXAMPLES) $(BENCHES)
 
 help:
 	@echo 'MLK, machine-learning kernels in one C header'
-	@echo '  make demo       a search over real pictures, then a network that learns them for less than a minute'
+	@echo '  make demo       a search over real pictures, a network that learns them for less than a minute, a model of text'
 	@echo '  make train      the whole training of examples/02_fashion_cnn: a minute or a few; stopped, it continues'
 	@echo '  make test       every check this machine has the tools for, under ten minutes'
 	@echo '  make test-long  the same with the slow extras'
@@ -88,11 +88,13 @@ $(BENCHES): $(B)/%: bench/%.c $(wildcard bench/*.h) mlk.h Makefile
 
 examples: $(EXAMPLES)
 
-demo: probe $(B)/00_knn_pictures $(B)/02_fashion_cnn
+demo: probe $(B)/00_knn_pictures $(B)/02_fashion_cnn $(B)/03_gpt
 	@sh examples/fetch_data.sh fashion-mnist
 	$(B)/00_knn_pictures $(DEMO_ARGS)
 	@echo
 	$(B)/02_fashion_cnn --short --fresh --out $(B)/demo_cnn $(TRAIN_ARGS)
+	@echo
+	$(B)/03_gpt --demo
 
 train: probe $(B)/02_fashion_cnn
 	@sh examples/fetch_data.sh fashion-mnist

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The demo examples/00_knn_pictures.c from outside: its results on every instruction set, thread count and metric against
 # tests/demo_expected.txt, its options, its refusal of wrong arguments and files, its JSON; then the network of
-# examples/02_fashion_cnn.c: its weights everywhere, its checkpoints under kill -9, damage and a full disk; then the rest.
+# examples/02_fashion_cnn.c and the text model of examples/03_gpt.c: their weights everywhere, their checkpoints under
+# kill -9, damage and a full disk; then the rest.
 #
 # usage: tests/test_demo.sh     from anywhere; CC, CFLAGS and OPENMP are taken from the environment, and MLK_OBJECT: the
 #                               implementation of mlk.h as an object, to save compiling it
@@ -460,6 +461,142 @@ if command -v python3 >/dev/null; then
   python3 -c 'import sys, xml.dom.minidom as x; d = x.parse(sys.argv[1]); assert len(d.getElementsByTagName("circle")) == 30' "$work/digits_cnn/loss.svg" &&
     pass || fail 'loss.svg is no XML or lacks its dots'
 fi
+
+# --- the text model of 03_gpt -----------------------------------------------------------------------------------------------
+gpt=$work/gpt
+against_library 03_gpt gpt || { echo "$passed passed, $failed failed, $skipped skipped" && exit 1; }
+checkers=$gpt
+[ "$sanitize" ] && against_library 03_gpt gpt_sanitized "$sanitize" && checkers="$checkers $work/gpt_sanitized"
+
+tiny="--demo --layers 2 --width 32 --context 16 --batch 2 --sample 40"
+reads() { # arguments; the line that --hash prints must stand in the expected file
+  local line
+  line=$("$gpt" --hash "$@" 2>"$work/err") && grep -qxF -- "$line" $expected && pass ||
+    fail "03_gpt --hash $* gives '$line', which $expected does not have $(cat "$work/err")"
+}
+
+for isa in scalar neon avx2 avx512 reference; do
+  "$gpt" $tiny --isa $isa --hash --steps 1 >/dev/null 2>&1 || continue
+  for threads in 1 3; do reads $tiny --isa $isa --threads $threads --steps 20; done
+done
+reads $tiny --heads 2 --kv-heads 1 --width 36 --context 40 --steps 20 # odd sizes, one key head
+reads $tiny --heads 4 --kv-heads 4 --temperature 0 --seed 7 --prompt 'On the ' --steps 20
+
+# Killed at every moment of a training that mostly writes checkpoints: what is left always continues.
+rm -rf "$state" && mkdir -p "$state"
+kills=0
+for pause in 0.05 0.1 0.15 0.2; do
+  "$gpt" $tiny --hash --steps 400 --save-every 1 --threads 1 --checkpoint "$state/gpt" >"$work/out" 2>"$work/err" &
+  sleep $pause
+  kill -9 $! 2>/dev/null && kills=$((kills + 1))
+  wait $! 2>/dev/null
+  [ -s "$work/err" ] && fail "03_gpt after a kill: $(cat "$work/err")"
+done
+reads $tiny --steps 400 --save-every 50 --checkpoint "$state/gpt"
+reads $tiny --steps 400 --checkpoint "$state/gpt" # nothing is left to learn
+[ $kills -ge 1 ] && pass || skip 'kill -9: this machine trains faster than it can be killed'
+rm -f "$state/gpt"
+
+# Stopped, interrupted, continued on another instruction set with other threads: the bits of a run that never stopped.
+reads $tiny --steps 400 --stop 20 --isa scalar --threads 1 --checkpoint "$state/gpt"
+cp "$state/gpt" "$work/gpt_20"
+"$gpt" $tiny --hash --steps 400 --isa scalar --checkpoint "$state/gpt" >"$work/out" 2>"$work/err" &
+sleep 0.4
+kill -INT $!
+wait $!
+[ $? = 130 ] && grep -q '^interrupted after step [0-9]*; a checkpoint is written' "$work/out" && pass ||
+  fail "03_gpt, an interrupt: $(cat "$work/out" "$work/err")"
+reads $tiny --steps 400 --threads 2 --checkpoint "$state/gpt"
+cp "$work/gpt_20" "$state/gpt"
+(trap '' XFSZ && ulimit -f 64 && "$gpt" $tiny --hash --steps 400 --stop 30 --checkpoint "$state/gpt" >"$work/out" 2>"$work/err")
+[ $? = 1 ] && grep -q 'gpt.new cannot be written: File too large' "$work/err" && cmp -s "$work/gpt_20" "$state/gpt" &&
+  pass || fail "03_gpt, a full disk: $(cat "$work/err")"
+reads $tiny --steps 400 --stop 20 --checkpoint "$state/nothing" --fresh
+
+# Checkpoints that must be refused: cut, changed, of other settings; then with numbers that lie under a right checksum.
+damaged() { # regular expression, then further arguments; the file is $state/gpt
+  local pattern=$1
+  shift
+  refuses "$pattern; --fresh begins anew" $tiny --hash --steps 400 --checkpoint "$state/gpt" "$@"
+}
+damaged 'gpt was made with --layers 2, this is --layers 3' --layers 3
+damaged 'gpt was made with --context 16, this is --context 8' --context 8
+damaged 'gpt was made with --seed 2026, this is --seed 1' --seed=1
+damaged 'gpt was made with another --lr than 0.001' --lr 0.001
+refuses 'gpt belongs to another text' --layers 2 --width 32 --context 16 --batch 2 --checkpoint "$state/gpt" README.md
+printf x >>"$state/gpt" && damaged 'gpt has [0-9]+ weights, step 20 and [0-9]+ bytes, which do not go together'
+printf 'PNG' >"$state/gpt" && damaged 'gpt is no checkpoint of this program: it does not begin with MLKGPT01'
+rm "$state/gpt" && mkdir "$state/gpt" && refuses '/gpt' $tiny --hash --steps 400 --checkpoint "$state/gpt" && rmdir "$state/gpt"
+if command -v python3 >/dev/null; then
+  for program in $checkers; do
+    damage='
+import random, struct, subprocess, sys
+program, good, path = sys.argv[1:4]
+file, rng = open(good, "rb").read(), random.Random(1)
+header, bad = 8 + 8 * 13, []
+def sealed(body):
+    h = 0xcbf29ce484222325
+    for b in body: h = (h ^ b) * 0x100000001b3 & (1 << 64) - 1
+    return body + struct.pack("<Q", h)
+bad += [file[:n] for n in (0, 1, 7, 8, 15, 16, header - 1, header, header + 7, header + 8, len(file) // 2, len(file) - 8, len(file) - 1)]
+for i in [rng.randrange(header) for _ in range(20)] + [rng.randrange(len(file)) for _ in range(10)] + [len(file) - 1]:
+    bad.append(file[:i] + bytes([file[i] ^ 1 << rng.randrange(8)]) + file[i + 1:])
+short = file[:header] # sealing takes python a tenth of a second with all weights, so most lies are short files
+for field in range(13):
+    for value in (1 << 63, (1 << 64) - 1, 401, 0) if field else (1 << 63, 0):
+        at = 8 + 8 * field
+        bad.append(sealed(short[:at] + struct.pack("<Q", value) + short[at + 8:]))
+bad.append(sealed(short[:8] + struct.pack("<Q", header + 8) + short[16:]))
+for field, value in (12, 401), (12, (1 << 64) - 1), (11, 0), (11, 1 << 62):
+    at = 8 + 8 * field
+    bad.append(sealed(file[:at] + struct.pack("<Q", value) + file[at + 8:-8]))
+for i, bytes_ in enumerate(bad):
+    open(path, "wb").write(bytes_)
+    ran = subprocess.run([program] + sys.argv[4:] + ["--checkpoint", path], capture_output=True, text=True)
+    assert ran.returncode == 2 and not ran.stdout and ran.stderr.count("\n") == 1 and "; --fresh begins anew" in ran.stderr, (i, ran)
+'
+    python3 -c "$damage" "$program" "$work/gpt_20" "$state/gpt" $tiny --hash --steps 400 2>"$work/err" && pass || fail "$program takes a damaged checkpoint: $(tail -n 1 "$work/err")"
+  done
+else
+  skip 'no python3 to damage checkpoints of 03_gpt with'
+fi
+
+# Texts. The repository's own is found from here and from elsewhere.
+model="--layers 1 --width 8 --heads 1 --kv-heads 1 --context 8 --batch 1 --steps 2 --sample 0"
+"$gpt" $model --hash | grep -q '^text gpt .* step=2/2 ' && pass || fail '03_gpt does not find the documents'
+mkdir -p "$elsewhere/build" && cp "$gpt" "$elsewhere/build/gpt"
+(cd / && "$elsewhere/build/gpt" $model --hash >"$work/out" 2>"$work/err")
+[ $? = 2 ] && grep -q 'the documents of the repository are not found from here' "$work/err" && pass || fail "03_gpt: $(cat "$work/err")"
+printf '%0100d' 0 >"$work/-text"
+lines=$(cat "$work/-text" | "$gpt" $model --hash /dev/stdin "$work/-text" && cd "$work" && cat -- -text | "$gpt" $model --hash -- -text /dev/stdin)
+[ "$(printf '%s\n' "$lines" | grep -c '^text gpt ')" = 2 ] && [ "$(printf '%s\n' "$lines" | sort -u | wc -l)" = 1 ] && pass ||
+  fail "03_gpt reads a pipe otherwise than a file: $lines"
+: >"$work/empty"
+refuses 'the text has 0 bytes to learn from and 0 held out; it must have more than --context, 8, and 2' $model "$work/empty"
+refuses 'the text has 90 bytes to learn from .* more than --context, 90,' $model --context=90 "$work/-text"
+refuses "$work/nowhere cannot be opened: No such file" $model "$work/nowhere"
+refuses "$work cannot be read: Is a directory" $model "$work"
+
+# Arguments.
+refuses "--layers is '17'; it must be a whole number from 1 to 16" --layers 17
+refuses "--steps is '1e3'" --steps 1e3
+refuses "--lr is 'nan'; it must be a number from 0 to 1" --lr nan
+refuses "--temperature is '-1'" --temperature=-1
+refuses "--isa is 'mmx'; it must be best, scalar, neon, avx2, avx512 or reference" --isa mmx
+refuses "--width is 128 and --heads 3; a head must have a whole, even share of the width" --heads 3
+refuses "--heads is 4 and --kv-heads 3; the latter must divide the former" --kv-heads 3
+refuses "--demo and 'x' exclude each other" --demo x
+refuses "'--momentum' is not an option" --momentum 1
+refuses '--prompt needs a value' --prompt
+refuses "--checkpoint is 0 bytes long; it must have 1 to" --checkpoint=
+
+# What is printed.
+"$gpt" $tiny --steps 20 --profile >"$work/out" 2>"$work/err" || fail "03_gpt: $(cat "$work/err")"
+for pattern in '^text       two rhymes: 2 files, 4,225 bytes to learn from, 469 held out$' '^model      2 layers of width 32, 4 query and 2 key heads of 8, ' \
+  '^step 20/20  [0-9,]+ tokens/s  [0-9.]+ bits per byte  0 s left   held out: [0-9.]+$' '^This is the ' '^speed +[0-9,]+ tokens/s ' \
+  "^hash +$(sed -n 's/^rhymes gpt layers=2 width=32 heads=4.2 context=16 batch=2 step=20.20 .* hash=\([0-9a-f]*\) .*/\1/p' $expected | head -n 1) " '^attention, gradient +2 '; do
+  grep -qE -- "$pattern" "$work/out" && pass || fail "03_gpt does not print '$pattern'"
+done
 
 # --- the other example ------------------------------------------------------------------------------------------------
 against_library 01_matmul 01_matmul

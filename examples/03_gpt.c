@@ -1,0 +1,1669 @@
+/* Trains a small GPT on text that you name, then writes some: forward, backward, optimiser and sampling by mlk.h.
+
+   Build: cc -O2 -fopenmp -I. examples/03_gpt.c -o build/03_gpt -lm
+   Run:   build/03_gpt FILE...      (without FILE: this repository's documents and mlk.h; --help lists the options)
+
+   The model reads bytes, so any text in any language will do. With B sequences of S bytes, width W, H query heads and
+   G key heads of size D = W / H, and the MLP's width F:
+     x = table[bytes]                                                  [B S, W]
+     each layer   q, k, v = rms(x) Wqkv^T                              [B, S, H + 2 G, D]
+                  q and k turned by their positions (rotary)
+                  x = x + attention(q, k, v) Wo^T
+                  gate, up = rms(x) Wgu^T                              [B S, F] each
+                  x = x + (silu(gate) up) Wdown^T
+     logits = rms(x) table^T                                           [B S, 256]
+
+   How it is built: every call of the library is an entry of a tape, made once. Planning walks the tapes and asks each
+   entry for its workspace; after one reservation training allocates nothing. A step walks "forward", then "learn".
+   Writing text runs the same forward pass on one byte at a time, with a cache of keys and values; before it does, the
+   logits of the two ways are compared, and they must be the same to the bit.
+
+   The same bits everywhere. MLK_STRICT makes every operator give the same bits on every instruction set and with any
+   number of threads. What is left is done here without libm and without sums that a compiler could contract: the
+   generator is made of integers, weights begin as an integer times a float, the cosine of the schedule is one that
+   mlk_rotary computes, and a byte is drawn from probabilities that are turned into integers. The places in the text
+   that a step learns from are a function of the seed and the step, so the state of a training is weights, both moments
+   of AdamW, and the number of the step: that is the checkpoint.
+
+   Exit code: 0 done, 1 the run failed (memory, a full disk, a wrong hash), 2 an argument, a text or a checkpoint is
+   wrong, 130 interrupted by SIGINT or SIGTERM after a checkpoint was written. */
+
+#if !defined(_WIN32) && !defined(_POSIX_C_SOURCE)
+#define _POSIX_C_SOURCE 200809L /* fsync, isatty, clock_gettime under -std=c99 */
+#endif
+
+#define MLK_IMPLEMENTATION
+#include "mlk.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#if defined(_WIN32)
+#include <windows.h>
+#include <io.h>
+#else
+#include <fcntl.h>
+#include <unistd.h>
+#endif
+
+enum { EXIT_RUN = 1, EXIT_INPUT = 2, EXIT_INTERRUPTED = 130 };
+enum { BYTES = 256, MAX_LAYERS = 16, MAX_PATH_BYTES = 4096, REPORTS = 10 };
+static const int64_t MAX_TEXT_BYTES = 1 << 28;
+static const float WEIGHT_DECAY = 0.1f, MAX_NORM = 1.0f, BETA2 = 0.99f, DEFAULT_RATE = 3e-3f;
+static const double SAVE_SECONDS = 5, PLAIN_LINE_SECONDS = 5, TERMINAL_LINE_SECONDS = 0.1;
+
+/* Whole numbers that options set. The first SETTINGS of them, and the learning rate, decide what a training learns:
+   a checkpoint belongs to them. */
+enum {
+  OPT_STEPS,
+  OPT_LAYERS,
+  OPT_WIDTH,
+  OPT_HEADS,
+  OPT_KV_HEADS,
+  OPT_CONTEXT,
+  OPT_BATCH,
+  OPT_SEED,
+  SETTINGS,
+  OPT_STOP = SETTINGS,
+  OPT_SAVE_EVERY,
+  OPT_SAMPLE,
+  OPT_THREADS,
+  INTEGERS
+};
+
+static const struct {
+  const char *option;
+  int64_t least, most, usual, demo; /* usual and demo: the defaults, for a text that is given and for --demo */
+} integer_options[INTEGERS] = {
+    {"--steps", 1, 1000000, 1500, 300},
+    {"--layers", 1, MAX_LAYERS, 4, 2},
+    {"--width", 8, 4096, 128, 64},
+    {"--heads", 1, 64, 4, 4},
+    {"--kv-heads", 1, 64, 2, 2},
+    {"--context", 8, 8192, 128, 64},
+    {"--batch", 1, 1024, 16, 16},
+    {"--seed", 0, INT64_MAX, 2026, 2026},
+    {"--stop", 0, 1000000, 0, 0},
+    {"--save-every", 0, 1000000, 0, 0},
+    {"--sample", 0, 1000000, 600, 400},
+    {"--threads", 0, 1024, 0, 1}, /* a step of --demo takes some milliseconds: too little for threads */
+};
+
+typedef struct options {
+  int64_t integer[INTEGERS];
+  float rate, temperature;
+  mlk_isa isa;
+  const char *checkpoint, *prompt; /* NULL: not given */
+  const char *const *files;        /* [file_count] */
+  int file_count, demo, fresh, hash_only, profile;
+} options;
+
+/* ---- small things ------------------------------------------------------------------------------------------------ */
+
+/* One line on standard error; returns EXIT_INPUT, so that checks read "return complain(...)". */
+static int complain(const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  fputs("03_gpt: ", stderr);
+  vfprintf(stderr, format, args);
+  fputc('\n', stderr);
+  va_end(args);
+  return EXIT_INPUT;
+}
+
+/* The same for what is nobody's wrong argument: memory, disks, the library. */
+static int fail_run(const char *what, const char *why) {
+  complain("%s: %s", what, why);
+  return EXIT_RUN;
+}
+
+static double now_seconds(void) {
+#if defined(_WIN32)
+  return (double)clock() / CLOCKS_PER_SEC; /* counts wall time there */
+#else
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+#endif
+}
+
+static int on_terminal(void) {
+#if defined(_WIN32)
+  return _isatty(_fileno(stdout));
+#else
+  return isatty(fileno(stdout));
+#endif
+}
+
+/* 1234567 as 1,234,567. text has room for 32 bytes and is returned. */
+static const char *grouped(int64_t value, char *text) {
+  char digits[32];
+  const int length = snprintf(digits, sizeof digits, "%" PRId64, value);
+  char *to = text;
+  int i;
+  for (i = 0; i < length; i++) {
+    *to++ = digits[i];
+    if ((length - i) % 3 == 1 && i + 1 < length) *to++ = ',';
+  }
+  *to = 0;
+  return text;
+}
+
+static const uint64_t FNV_START = UINT64_C(0xcbf29ce484222325);
+
+/* FNV-1a, 64 bits */
+static uint64_t fnv1a(uint64_t hash, const uint8_t *bytes, int64_t count) {
+  int64_t i;
+  for (i = 0; i < count; i++) hash = (hash ^ bytes[i]) * UINT64_C(0x100000001b3);
+  return hash;
+}
+
+static double bits_of(double nats) { return nats / 0.69314718055994530942; }
+
+/* ---- randomness: integers only ----------------------------------------------------------------------------------- */
+
+/* The output function of SplitMix64 (Steele, Lea & Flood, 2014). */
+static uint64_t scramble(uint64_t x) {
+  x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+  x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
+  return x ^ (x >> 31);
+}
+
+/* What a generator is for, so that no two of them run along the same numbers. */
+enum { FOR_WEIGHTS = 1, FOR_PLACES = 2, FOR_SAMPLE = 3 };
+
+static uint64_t generator(int64_t seed, int purpose, int64_t number) {
+  return scramble(scramble(scramble((uint64_t)seed) + (uint64_t)purpose) + (uint64_t)number);
+}
+
+static uint64_t draw(uint64_t *state) {
+  *state += UINT64_C(0x9e3779b97f4a7c15);
+  return scramble(*state);
+}
+
+/* ---- the text ---------------------------------------------------------------------------------------------------- */
+
+typedef struct corpus {
+  const char *name;
+  uint8_t *learn, *held; /* the last tenth of each file is held out: no weight ever sees it */
+  int64_t learn_bytes, held_bytes;
+  int files;
+  uint64_t fingerprint;
+} corpus;
+
+static int extend(uint8_t **to, int64_t *count, const uint8_t *bytes, int64_t more) {
+  uint8_t *grown = (uint8_t *)realloc(*to, (size_t)(*count + more + 1));
+  if (!grown) return fail_run("the text", "no memory for it");
+  memcpy(grown + *count, bytes, (size_t)more);
+  *to = grown;
+  *count += more;
+  return 0;
+}
+
+static int add_text(corpus *t, const uint8_t *bytes, int64_t count) {
+  const int64_t held = count / 10;
+  int code = extend(&t->learn, &t->learn_bytes, bytes, count - held);
+  if (!code) code = extend(&t->held, &t->held_bytes, bytes + count - held, held);
+  t->files++;
+  return code;
+}
+
+/* All of a file. The buffer grows with what really arrives, so pipes will do as well. */
+static int read_file(const char *path, FILE *file, int64_t most, uint8_t **bytes, int64_t *count) {
+  int64_t room = 0;
+  size_t got;
+  do {
+    if (*count == room) {
+      uint8_t *grown = (uint8_t *)realloc(*bytes, (size_t)(room = room ? 2 * room : 65536));
+      if (!grown) return fail_run(path, "no memory for its text");
+      *bytes = grown;
+    }
+    got = fread(*bytes + *count, 1, (size_t)(room - *count), file);
+    *count += (int64_t)got;
+    if (*count > most)
+      return complain("%s: with it there are more than the %" PRId64 " bytes of text that this program takes", path,
+                      MAX_TEXT_BYTES);
+  } while (got > 0);
+  return ferror(file) ? complain("%s cannot be read: %s", path, strerror(errno)) : 0;
+}
+
+static int add_file(corpus *t, const char *path) {
+  FILE *file = fopen(path, "rb");
+  uint8_t *bytes = NULL;
+  int64_t count = 0;
+  int code;
+  if (!file) return complain("%s cannot be opened: %s", path, strerror(errno));
+  code = read_file(path, file, MAX_TEXT_BYTES - t->learn_bytes - t->held_bytes, &bytes, &count);
+  fclose(file);
+  if (!code) code = add_text(t, bytes, count);
+  free(bytes);
+  return code;
+}
+
+static const char *const documents[] = {"README.md",
+                                        "docs/design.md",
+                                        "docs/numerics.md",
+                                        "docs/adding-an-operator.md",
+                                        "docs/adding-an-isa.md",
+                                        "examples/README.md",
+                                        "bench/README.md",
+                                        "tests/README.md",
+                                        "mlk.h"};
+enum { DOCUMENTS = sizeof documents / sizeof *documents };
+
+/* Are the documents below the working directory, or beside or one above the folder of the program? */
+static int find_documents(const char *program, char *root) {
+  static const char *const places[] = {"", "../", "../../"};
+  const char *slash = strrchr(program, '/');
+  const int program_folder = slash ? (int)(slash - program) + 1 : 0;
+  char path[MAX_PATH_BYTES];
+  int i;
+  if (program_folder > MAX_PATH_BYTES / 2) return 0;
+  for (i = 0; i < 6; i++) {
+    FILE *file;
+    snprintf(root, MAX_PATH_BYTES / 2 + 64, "%.*s%s", i % 2 ? program_folder : 0, program, places[i / 2]);
+    snprintf(path, sizeof path, "%smlk.h", root);
+    file = fopen(path, "rb");
+    if (file) return fclose(file), 1;
+  }
+  return 0;
+}
+
+static int load_documents(const char *program, corpus *t) {
+  char root[MAX_PATH_BYTES / 2 + 64], path[MAX_PATH_BYTES];
+  int code = 0, i;
+  if (!find_documents(program, root))
+    return complain("the documents of the repository are not found from here; run this in its root, name a FILE, or "
+                    "give --demo");
+  for (i = 0; i < DOCUMENTS && !code; i++) {
+    snprintf(path, sizeof path, "%s%s", root, documents[i]);
+    code = add_file(t, path);
+  }
+  t->name = "documents and header of the repository";
+  return code;
+}
+
+/* Two rhymes that grow by a line each time, in the public domain for centuries: a text that every build of this program
+   has, so that the hash of what it learns can be pinned. */
+static int append_line(uint8_t *to, const char *format, const char *a, const char *b) {
+  return sprintf((char *)to, format, a, b);
+}
+
+static int64_t write_house(uint8_t *to) {
+  static const char *const thing[] = {"house that Jack built",
+                                      "malt",
+                                      "rat",
+                                      "cat",
+                                      "dog",
+                                      "cow with the crumpled horn",
+                                      "maiden all forlorn",
+                                      "man all tattered and torn",
+                                      "priest all shaven and shorn",
+                                      "cock that crowed in the morn",
+                                      "farmer sowing his corn",
+                                      "horse and the hound and the horn"};
+  static const char *const did[] = {"",       "lay in", "ate",     "killed", "worried", "tossed",
+                                    "milked", "kissed", "married", "waked",  "kept",    "belonged to"};
+  uint8_t *const start = to;
+  int i, j;
+  for (i = 0; i < 12; i++) {
+    to += append_line(to, "This is the %s%s", thing[i], "");
+    for (j = i; j > 0; j--) to += append_line(to, "\nThat %s the %s", did[j], thing[j - 1]);
+    to += append_line(to, ".\n\n%s%s", "", "");
+  }
+  return to - start;
+}
+
+static int64_t write_days(uint8_t *to) {
+  static const char *const day[] = {"first",   "second", "third", "fourth", "fifth",    "sixth",
+                                    "seventh", "eighth", "ninth", "tenth",  "eleventh", "twelfth"};
+  static const char *const gift[] = {"partridge in a pear tree.\n",
+                                     "Two turtle doves",
+                                     "Three French hens",
+                                     "Four colly birds",
+                                     "Five gold rings",
+                                     "Six geese a-laying",
+                                     "Seven swans a-swimming",
+                                     "Eight maids a-milking",
+                                     "Nine ladies dancing",
+                                     "Ten lords a-leaping",
+                                     "Eleven pipers piping",
+                                     "Twelve drummers drumming"};
+  uint8_t *const start = to;
+  int i, j;
+  for (i = 0; i < 12; i++) {
+    to += append_line(to, "On the %s day of Christmas my true love sent to me%s\n", day[i], "");
+    for (j = i; j > 0; j--) to += append_line(to, "%s,\n%s", gift[j], "");
+    to += append_line(to, "%s %s\n", i ? "And a" : "A", gift[0]);
+  }
+  return to - start;
+}
+
+static int load_rhymes(corpus *t) {
+  static uint8_t room[8192]; /* the longer rhyme has 2,500 bytes */
+  int code = add_text(t, room, write_house(room));
+  if (!code) code = add_text(t, room, write_days(room));
+  t->name = "two rhymes";
+  return code;
+}
+
+static int load_text(const char *program, const options *opt, corpus *t) {
+  int code = 0, i;
+  t->name = "text";
+  if (opt->demo)
+    code = load_rhymes(t);
+  else if (!opt->file_count)
+    code = load_documents(program, t);
+  for (i = 0; i < opt->file_count && !code; i++) code = add_file(t, opt->files[i]);
+  if (code) return code;
+  if (t->learn_bytes <= opt->integer[OPT_CONTEXT] || t->held_bytes < 2)
+    return complain("the text has %" PRId64 " bytes to learn from and %" PRId64 " held out; it must have more than "
+                    "--context, %" PRId64 ", and 2",
+                    t->learn_bytes, t->held_bytes, opt->integer[OPT_CONTEXT]);
+  t->fingerprint = fnv1a(fnv1a(FNV_START, t->learn, t->learn_bytes), t->held, t->held_bytes);
+  return 0;
+}
+
+/* ---- tapes: the library's calls as data -------------------------------------------------------------------------- */
+
+typedef enum op_kind {
+  OP_MATMUL,
+  OP_ATTENTION,
+  OP_ATTENTION_GRAD,
+  OP_NORM,
+  OP_NORM_GRAD,
+  OP_ROTARY,
+  OP_EMBEDDING,
+  OP_EMBEDDING_GRAD,
+  OP_MAP,
+  OP_REDUCE,
+  OP_SOFTMAX,
+  OP_CROSS_ENTROPY,
+  OP_CLIP_NORM,
+  OP_ADAMW
+} op_kind;
+
+typedef struct operation {
+  op_kind kind;
+  const char *name;
+  mlk_plan plan;
+  double seconds; /* of all calls so far */
+  int64_t calls;
+  union {
+    mlk_matmul_desc matmul;
+    mlk_attention_desc attention;
+    mlk_attention_grad_desc attention_grad;
+    mlk_norm_desc norm;
+    mlk_norm_grad_desc norm_grad;
+    mlk_rotary_desc rotary;
+    mlk_embedding_desc embedding;
+    mlk_embedding_grad_desc embedding_grad;
+    mlk_map_desc map;
+    mlk_reduce_desc reduce;
+    mlk_softmax_desc softmax;
+    mlk_cross_entropy_desc cross_entropy;
+    mlk_clip_norm_desc clip_norm;
+    mlk_adamw_desc adamw;
+  } as;
+} operation;
+
+/* Entries of a layer and besides: see record_layer, record_layer_grads and record_learning. */
+enum { LAYER_ENTRIES = 18, OTHER_ENTRIES = 12, TAPE_ROOM = LAYER_ENTRIES * MAX_LAYERS + OTHER_ENTRIES };
+
+typedef struct tape {
+  int count;
+  operation op[TAPE_ROOM];
+} tape;
+
+static operation *append(tape *t, op_kind kind, const char *name) {
+  operation *op = &t->op[t->count++];
+  memset(op, 0, sizeof *op);
+  op->kind = kind;
+  op->name = name;
+  return op;
+}
+
+/* Plans the call when plan is given, else makes it. */
+static mlk_status call(mlk_context *ctx, const operation *op, mlk_plan *plan) {
+#define CALL(of) return plan ? mlk_##of##_plan(ctx, &op->as.of, plan) : mlk_##of(ctx, &op->as.of)
+  switch (op->kind) {
+  case OP_MATMUL: CALL(matmul);
+  case OP_ATTENTION: CALL(attention);
+  case OP_ATTENTION_GRAD: CALL(attention_grad);
+  case OP_NORM: CALL(norm);
+  case OP_NORM_GRAD: CALL(norm_grad);
+  case OP_ROTARY: CALL(rotary);
+  case OP_EMBEDDING: CALL(embedding);
+  case OP_EMBEDDING_GRAD: CALL(embedding_grad);
+  case OP_MAP: CALL(map);
+  case OP_REDUCE: CALL(reduce);
+  case OP_SOFTMAX: CALL(softmax);
+  case OP_CROSS_ENTROPY: CALL(cross_entropy);
+  case OP_CLIP_NORM: CALL(clip_norm);
+  case OP_ADAMW: CALL(adamw);
+  }
+#undef CALL
+  return MLK_ERR_ARGUMENT;
+}
+
+static int library_failed(const mlk_context *ctx, const char *name, mlk_status status) {
+  complain("%s: %s: %s", name, mlk_status_name(status), mlk_last_error(ctx));
+  return EXIT_RUN;
+}
+
+static int plan_tape(mlk_context *ctx, tape *t, uint64_t *workspace) {
+  int i;
+  for (i = 0; i < t->count; i++) {
+    const mlk_status status = call(ctx, &t->op[i], &t->op[i].plan);
+    if (status != MLK_OK) return library_failed(ctx, t->op[i].name, status);
+    if (*workspace < t->op[i].plan.workspace_bytes) *workspace = t->op[i].plan.workspace_bytes;
+  }
+  return 0;
+}
+
+static int run_tape(mlk_context *ctx, tape *t) {
+  double before = now_seconds(), after;
+  int i;
+  for (i = 0; i < t->count; i++, before = after) {
+    const mlk_status status = call(ctx, &t->op[i], NULL);
+    if (status != MLK_OK) return library_failed(ctx, t->op[i].name, status);
+    after = now_seconds();
+    t->op[i].seconds += after - before, t->op[i].calls++;
+  }
+  return 0;
+}
+
+static uint64_t flops_of(const tape *t) {
+  uint64_t flops = 0;
+  int i;
+  for (i = 0; i < t->count; i++) flops += t->op[i].plan.flops;
+  return flops;
+}
+
+static void append_matmul_of(tape *t, const char *name, mlk_tensor a, mlk_tensor b, mlk_tensor d, mlk_tensor residual) {
+  mlk_matmul_desc *mm = &append(t, OP_MATMUL, name)->as.matmul;
+  mm->a = a, mm->b = b, mm->d = d, mm->residual = residual;
+}
+
+static mlk_tensor absent(void) {
+  mlk_tensor t;
+  memset(&t, 0, sizeof t);
+  return t;
+}
+
+/* d = a b */
+static void append_matmul(tape *t, const char *name, mlk_tensor a, mlk_tensor b, mlk_tensor d) {
+  append_matmul_of(t, name, a, b, d, absent());
+}
+
+/* out = op(a, b) */
+static mlk_map_desc *append_map(tape *t, const char *name, mlk_map_op op, mlk_tensor a, mlk_tensor b, mlk_tensor out) {
+  mlk_map_desc *d = &append(t, OP_MAP, name)->as.map;
+  d->op = op, d->a = a, d->b = b, d->out = out;
+  return d;
+}
+
+/* ---- the model --------------------------------------------------------------------------------------------------- */
+
+enum { W_QKV, W_OUT, W_GATE_UP, W_DOWN, LAYER_MATRICES }; /* of a layer, each [outputs, inputs] */
+
+/* What a forward pass over `batch` sequences of `length` bytes computes, and its gradients need. rows = batch length */
+typedef struct stream {
+  int64_t batch, length, rows;
+  int64_t *ids; /* [batch, length] */
+  struct {
+    float *x;               /* [rows, W] what goes in. Of the entry after the last layer: what comes out of all */
+    float *normed, *rstd;   /* [rows, W], [rows] */
+    float *qkv;             /* [rows, H + 2 G, D]; the rest is not there in the entry after the last layer */
+    float *attended, *lse;  /* [rows, W], [batch, H, length] */
+    float *middle;          /* [rows, W] x + attention */
+    float *normed2, *rstd2; /* [rows, W], [rows] */
+    float *gate_up;         /* [rows, 2 F]: gate before SiLU, up */
+    float *gate, *product;  /* [rows, F] silu(gate), silu(gate) up */
+    float *keys, *values;   /* [context, G, D] of the bytes so far; only of a stream that is a single byte, else NULL */
+  } layer[MAX_LAYERS + 1];
+  float *logits;    /* [rows, 256] */
+  int64_t position; /* of the single byte, */
+  int64_t known;    /* and how many keys it sees: position + 1 */
+} stream;
+
+typedef struct model {
+  int64_t layers, width, heads, kv_heads, head, hidden, context; /* L, W, H, G, D, F; bytes that attention looks back */
+  int64_t outputs[LAYER_MATRICES], inputs[LAYER_MATRICES], first[LAYER_MATRICES + 1]; /* first: within a layer */
+  int64_t table, norms, count;    /* where the table and the vectors of the norms begin; weights in all */
+  float *weights, *grads, *m, *v; /* [count] each: L layers, table [256, W], norms [2 L + 1, W] */
+  stream train, write;
+  int64_t *labels;                                    /* [rows] the byte that follows; -1: does not count */
+  float *loss;                                        /* [rows] */
+  float *dx, *dnormed, *dqkv, *dgate_up, *dproduct;   /* gradients, each layer's in turn */
+  float *probability;                                 /* [256] */
+  float mean_loss, sum_loss, norm, per_row, coldness; /* per_row = 1 / rows, coldness = 1 / temperature */
+  mlk_tensor all_grads;
+  void *memory;
+  tape forward, learn, judge, next, choose;
+} model;
+
+static mlk_tensor matrix(const model *m, const float *all, int64_t layer, int part) {
+  return mlk_f32(all + layer * m->first[LAYER_MATRICES] + m->first[part], m->outputs[part], m->inputs[part]);
+}
+
+static mlk_tensor table_of(const model *m, const float *all) { return mlk_f32(all + m->table, BYTES, m->width); }
+
+/* number 2 l and 2 l + 1: of layer l; 2 L: the last */
+static mlk_tensor norm_of(const model *m, const float *all, int64_t number) {
+  return mlk_f32(all + m->norms + number * m->width, m->width);
+}
+
+/* Heads [first, first + count) of qkv, as [batch, length, count, D] */
+static mlk_tensor heads_of(const model *m, const stream *s, const float *qkv, int64_t first, int64_t count) {
+  return mlk_slice(mlk_f32(qkv, s->batch, s->length, m->heads + 2 * m->kv_heads, m->head), 2, first, count);
+}
+
+/* The same as attention wants it, [batch, count, length, D] */
+static mlk_tensor attention_heads(const model *m, const stream *s, const float *qkv, int64_t first, int64_t count) {
+  return mlk_swapped(heads_of(m, s, qkv, first, count), 1, 2);
+}
+
+static void append_norm(tape *t, mlk_tensor x, mlk_tensor gamma, mlk_tensor y, mlk_tensor rstd) {
+  mlk_norm_desc *d = &append(t, OP_NORM, "norm")->as.norm;
+  d->kind = MLK_NORM_RMS;
+  d->x = x, d->gamma = gamma, d->y = y, d->rstd = rstd;
+}
+
+static void append_rotary(tape *t, const char *name, mlk_tensor x, mlk_tensor y, int64_t first_position, int inverse) {
+  mlk_rotary_desc *d = &append(t, OP_ROTARY, name)->as.rotary;
+  d->x = x, d->y = y, d->first_position = first_position, d->inverse = inverse;
+}
+
+/* A single byte: its key and value go into the cache, and it sees those that are there. */
+static void record_cached_keys(model *m, stream *s, int64_t l, tape *t, mlk_attention_desc *d) {
+  const int64_t heads = m->heads, kv_heads = m->kv_heads;
+  const mlk_tensor keys = mlk_f32(s->layer[l].keys, 1, m->context, kv_heads, m->head);
+  const mlk_tensor values = mlk_f32(s->layer[l].values, 1, m->context, kv_heads, m->head);
+  const float *qkv = s->layer[l].qkv;
+  append_rotary(t, "rotary", heads_of(m, s, qkv, 0, heads), heads_of(m, s, qkv, 0, heads), s->position, 0);
+  append_rotary(t, "rotary", heads_of(m, s, qkv, heads, kv_heads), mlk_slice(keys, 1, s->position, 1), s->position, 0);
+  append_map(t, "cache", MLK_COPY, heads_of(m, s, qkv, heads + kv_heads, kv_heads), absent(),
+             mlk_slice(values, 1, s->position, 1));
+  d->k = mlk_swapped(keys, 1, 2), d->v = mlk_swapped(values, 1, 2);
+  d->scores.k_lengths = mlk_i64(&s->known, 1);
+}
+
+static void record_attention(model *m, stream *s, int64_t l, tape *t) {
+  const int64_t heads = m->heads, kv_heads = m->kv_heads;
+  const float *qkv = s->layer[l].qkv;
+  mlk_attention_desc d;
+  memset(&d, 0, sizeof d);
+  d.q = attention_heads(m, s, qkv, 0, heads);
+  d.k = attention_heads(m, s, qkv, heads, kv_heads);
+  d.v = attention_heads(m, s, qkv, heads + kv_heads, kv_heads);
+  d.out = mlk_swapped(mlk_f32(s->layer[l].attended, s->batch, s->length, heads, m->head), 1, 2);
+  d.lse = mlk_f32(s->layer[l].lse, s->batch, heads, s->length);
+  d.scores.causal = 1;
+  if (s->layer[l].keys) {
+    record_cached_keys(m, s, l, t, &d);
+  } else { /* heads of queries and keys lie side by side, and both are turned */
+    const mlk_tensor turned = heads_of(m, s, qkv, 0, heads + kv_heads);
+    append_rotary(t, "rotary", turned, turned, 0, 0);
+  }
+  append(t, OP_ATTENTION, "attention")->as.attention = d;
+}
+
+static void record_layer(model *m, stream *s, int64_t l, tape *t) {
+  const int64_t rows = s->rows, width = m->width, hidden = m->hidden;
+  const float *w = m->weights;
+  const mlk_tensor x = mlk_f32(s->layer[l].x, rows, width), middle = mlk_f32(s->layer[l].middle, rows, width);
+  const mlk_tensor normed = mlk_f32(s->layer[l].normed, rows, width), after = mlk_f32(s->layer[l + 1].x, rows, width);
+  const mlk_tensor normed2 = mlk_f32(s->layer[l].normed2, rows, width), gate_up = matrix(m, w, l, W_GATE_UP);
+  const mlk_tensor pair = mlk_f32(s->layer[l].gate_up, rows, 2 * hidden),
+                   gate = mlk_f32(s->layer[l].gate, rows, hidden);
+  const mlk_tensor product = mlk_f32(s->layer[l].product, rows, hidden), up = mlk_slice(pair, 1, hidden, hidden);
+  mlk_matmul_desc *mm;
+  append_norm(t, x, norm_of(m, w, 2 * l), normed, mlk_f32(s->layer[l].rstd, rows));
+  append_matmul(t, "q, k, v", normed, mlk_transposed(matrix(m, w, l, W_QKV)),
+                mlk_f32(s->layer[l].qkv, rows, m->outputs[W_QKV]));
+  record_attention(m, s, l, t);
+  append_matmul_of(t, "attention's output", mlk_f32(s->layer[l].attended, rows, width),
+                   mlk_transposed(matrix(m, w, l, W_OUT)), middle, x);
+  append_norm(t, middle, norm_of(m, w, 2 * l + 1), normed2, mlk_f32(s->layer[l].rstd2, rows));
+  mm = &append(t, OP_MATMUL, "gate and up")->as.matmul;
+  mm->a = normed2, mm->b = mlk_transposed(mlk_slice(gate_up, 0, 0, hidden)), mm->d = gate;
+  mm->activation = MLK_SILU, mm->preact = mlk_slice(pair, 1, 0, hidden);
+  append_matmul(t, "gate and up", normed2, mlk_transposed(mlk_slice(gate_up, 0, hidden, hidden)), up);
+  append_map(t, "silu(gate) up", MLK_MUL, gate, up, product);
+  append_matmul_of(t, "down", product, mlk_transposed(matrix(m, w, l, W_DOWN)), after, middle);
+}
+
+static void record_forward(model *m, stream *s, tape *t) {
+  const int64_t rows = s->rows, width = m->width, end = m->layers;
+  const mlk_tensor normed = mlk_f32(s->layer[end].normed, rows, width);
+  mlk_embedding_desc *d;
+  int64_t l;
+  t->count = 0;
+  d = &append(t, OP_EMBEDDING, "table")->as.embedding;
+  d->table = table_of(m, m->weights), d->ids = mlk_i64(s->ids, rows), d->out = mlk_f32(s->layer[0].x, rows, width);
+  for (l = 0; l < end; l++) record_layer(m, s, l, t);
+  append_norm(t, mlk_f32(s->layer[end].x, rows, width), norm_of(m, m->weights, 2 * end), normed,
+              mlk_f32(s->layer[end].rstd, rows));
+  append_matmul(t, "logits", normed, mlk_transposed(table_of(m, m->weights)), mlk_f32(s->logits, rows, BYTES));
+}
+
+/* Gradients of y = x w^T with w [outputs, inputs]. */
+static void append_dense_grads(tape *t, const char *of_weights, const char *of_input, mlk_tensor x, mlk_tensor w,
+                               mlk_tensor dy, mlk_tensor dw, mlk_tensor dx) {
+  append_matmul(t, of_weights, mlk_transposed(dy), x, dw);
+  append_matmul(t, of_input, dy, w, dx);
+}
+
+/* dx of the norm before a branch, and what comes past the branch: m->dx = m->dx + that, or just that */
+static void append_norm_grad(model *m, tape *t, const float *x, const float *rstd, int64_t number, int past) {
+  const int64_t rows = m->train.rows;
+  const mlk_tensor dnormed = mlk_f32(m->dnormed, rows, m->width), dx = mlk_f32(m->dx, rows, m->width);
+  mlk_norm_grad_desc *d = &append(t, OP_NORM_GRAD, "norm, gradient")->as.norm_grad;
+  d->kind = MLK_NORM_RMS;
+  d->x = mlk_f32(x, rows, m->width), d->rstd = mlk_f32(rstd, rows), d->gamma = norm_of(m, m->weights, number);
+  d->dy = dnormed, d->dx = past ? dnormed : dx, d->dgamma = norm_of(m, m->grads, number);
+  if (past) append_map(t, "residual, gradient", MLK_ADD, dx, dnormed, dx);
+}
+
+static void record_mlp_grads(model *m, int64_t l, tape *t) {
+  const int64_t rows = m->train.rows, width = m->width, hidden = m->hidden;
+  const float *w = m->weights, *g = m->grads;
+  const mlk_tensor pair = mlk_f32(m->train.layer[l].gate_up, rows, 2 * hidden);
+  const mlk_tensor dpair = mlk_f32(m->dgate_up, rows, 2 * hidden), dproduct = mlk_f32(m->dproduct, rows, hidden);
+  append_dense_grads(t, "down, weights' gradient", "down, input's gradient",
+                     mlk_f32(m->train.layer[l].product, rows, hidden), matrix(m, w, l, W_DOWN),
+                     mlk_f32(m->dx, rows, width), matrix(m, g, l, W_DOWN), dproduct);
+  append_map(t, "silu(gate) up, gradient", MLK_MUL, dproduct, mlk_f32(m->train.layer[l].gate, rows, hidden),
+             mlk_slice(dpair, 1, hidden, hidden));
+  append_map(t, "silu(gate) up, gradient", MLK_MUL, dproduct, mlk_slice(pair, 1, hidden, hidden), dproduct);
+  append_map(t, "silu(gate) up, gradient", MLK_ACT_GRAD, mlk_slice(pair, 1, 0, hidden), dproduct,
+             mlk_slice(dpair, 1, 0, hidden))
+      ->activation = MLK_SILU;
+  append_dense_grads(t, "gate and up, weights' gradient", "gate and up, input's gradient",
+                     mlk_f32(m->train.layer[l].normed2, rows, width), matrix(m, w, l, W_GATE_UP), dpair,
+                     matrix(m, g, l, W_GATE_UP), mlk_f32(m->dnormed, rows, width));
+  append_norm_grad(m, t, m->train.layer[l].middle, m->train.layer[l].rstd2, 2 * l + 1, 1);
+}
+
+static void record_attention_grads(model *m, int64_t l, tape *t) {
+  const stream *s = &m->train;
+  const int64_t rows = s->rows, width = m->width, heads = m->heads, kv_heads = m->kv_heads;
+  const float *w = m->weights, *g = m->grads, *qkv = s->layer[l].qkv;
+  const mlk_tensor turned = heads_of(m, s, m->dqkv, 0, heads + kv_heads);
+  const mlk_tensor dnormed = mlk_f32(m->dnormed, rows, width);
+  mlk_attention_grad_desc *d;
+  append_dense_grads(t, "attention's output, weights' gradient", "attention's output, input's gradient",
+                     mlk_f32(s->layer[l].attended, rows, width), matrix(m, w, l, W_OUT), mlk_f32(m->dx, rows, width),
+                     matrix(m, g, l, W_OUT), dnormed);
+  d = &append(t, OP_ATTENTION_GRAD, "attention, gradient")->as.attention_grad;
+  d->q = attention_heads(m, s, qkv, 0, heads), d->dq = attention_heads(m, s, m->dqkv, 0, heads);
+  d->k = attention_heads(m, s, qkv, heads, kv_heads), d->dk = attention_heads(m, s, m->dqkv, heads, kv_heads);
+  d->v = attention_heads(m, s, qkv, heads + kv_heads, kv_heads);
+  d->dv = attention_heads(m, s, m->dqkv, heads + kv_heads, kv_heads);
+  d->out = mlk_swapped(mlk_f32(s->layer[l].attended, s->batch, s->length, heads, m->head), 1, 2);
+  d->dout = mlk_swapped(mlk_f32(m->dnormed, s->batch, s->length, heads, m->head), 1, 2);
+  d->lse = mlk_f32(s->layer[l].lse, s->batch, heads, s->length);
+  d->scores.causal = 1;
+  append_rotary(t, "rotary, gradient", turned, turned, 0, 1);
+  append_dense_grads(t, "q, k, v, weights' gradient", "q, k, v, input's gradient",
+                     mlk_f32(s->layer[l].normed, rows, width), matrix(m, w, l, W_QKV),
+                     mlk_f32(m->dqkv, rows, m->outputs[W_QKV]), matrix(m, g, l, W_QKV), dnormed);
+  append_norm_grad(m, t, s->layer[l].x, s->layer[l].rstd, 2 * l, 1);
+}
+
+static void append_reduce(tape *t, const char *name, mlk_reduce_op op, mlk_tensor x, mlk_tensor out) {
+  mlk_reduce_desc *d = &append(t, OP_REDUCE, name)->as.reduce;
+  d->op = op, d->x = x, d->out = out, d->axes = 1;
+}
+
+/* With the gradient, the logits become it. */
+static void append_cross_entropy(model *m, tape *t, int with_gradient) {
+  mlk_cross_entropy_desc *d = &append(t, OP_CROSS_ENTROPY, "cross-entropy")->as.cross_entropy;
+  d->x = mlk_f32(m->train.logits, m->train.rows, BYTES), d->labels = mlk_i64(m->labels, m->train.rows);
+  d->loss = mlk_f32(m->loss, m->train.rows);
+  if (with_gradient) d->dx = d->x;
+  d->scale = &m->per_row;
+}
+
+/* Weights [first, first + count). Their number of the step and their learning rate are set before each step. */
+static void append_adamw(model *m, tape *t, int64_t first, int64_t count, float decay) {
+  mlk_adamw_desc *d = &append(t, OP_ADAMW, "AdamW")->as.adamw;
+  d->param = mlk_f32(m->weights + first, count), d->grad = mlk_f32(m->grads + first, count);
+  d->m = mlk_f32(m->m + first, count), d->v = mlk_f32(m->v + first, count);
+  d->step = 1, d->weight_decay = decay, d->beta2 = BETA2;
+}
+
+static void record_learning(model *m) {
+  const int64_t rows = m->train.rows, width = m->width, end = m->layers;
+  tape *t = &m->learn;
+  mlk_embedding_grad_desc *d;
+  mlk_clip_norm_desc *clip;
+  int64_t l;
+  append_cross_entropy(m, t, 1);
+  append_reduce(t, "mean loss", MLK_MEAN, mlk_f32(m->loss, rows), mlk_f32(&m->mean_loss, 1));
+  append_dense_grads(t, "logits, table's gradient", "logits, input's gradient",
+                     mlk_f32(m->train.layer[end].normed, rows, width), table_of(m, m->weights),
+                     mlk_f32(m->train.logits, rows, BYTES), table_of(m, m->grads), mlk_f32(m->dnormed, rows, width));
+  append_norm_grad(m, t, m->train.layer[end].x, m->train.layer[end].rstd, 2 * end, 0);
+  for (l = end - 1; l >= 0; l--) record_mlp_grads(m, l, t), record_attention_grads(m, l, t);
+  d = &append(t, OP_EMBEDDING_GRAD, "table, gradient")->as.embedding_grad; /* one table for both ends: adds */
+  d->ids = mlk_i64(m->train.ids, rows), d->dout = mlk_f32(m->dx, rows, width), d->dtable = table_of(m, m->grads);
+  m->all_grads = mlk_f32(m->grads, m->count);
+  clip = &append(t, OP_CLIP_NORM, "clip the gradient")->as.clip_norm;
+  clip->grads = &m->all_grads, clip->count = 1, clip->max_norm = MAX_NORM, clip->norm = &m->norm;
+  append_adamw(m, t, 0, m->norms, WEIGHT_DECAY);
+  append_adamw(m, t, m->norms, m->count - m->norms, 0); /* vectors do not decay */
+}
+
+static void record_judging(model *m) {
+  append_cross_entropy(m, &m->judge, 0);
+  append_reduce(&m->judge, "sum of losses", MLK_SUM, mlk_f32(m->loss, m->train.rows), mlk_f32(&m->sum_loss, 1));
+}
+
+/* The probabilities of the next byte, hot or cold. */
+static void record_choosing(model *m) {
+  const mlk_tensor logits = mlk_f32(m->write.logits, 1, BYTES), probability = mlk_f32(m->probability, 1, BYTES);
+  mlk_softmax_desc *d;
+  append_map(&m->choose, "temperature", MLK_SCALE, logits, absent(), probability)->alpha = &m->coldness;
+  d = &append(&m->choose, OP_SOFTMAX, "softmax")->as.softmax;
+  d->x = d->y = probability;
+}
+
+/* A region of memory cut into arrays that begin at multiples of 64 bytes. base NULL: only counts. */
+typedef struct region {
+  char *base;
+  uint64_t used;
+} region;
+
+static void *cut(region *r, int64_t elements, size_t size) {
+  char *here = r->base ? r->base + r->used : NULL;
+  r->used += ((uint64_t)elements * size + 63) / 64 * 64;
+  return here;
+}
+
+static float *cut_floats(region *r, int64_t elements) { return (float *)cut(r, elements, sizeof(float)); }
+static int64_t *cut_integers(region *r, int64_t elements) { return (int64_t *)cut(r, elements, sizeof(int64_t)); }
+
+static void lay_out_stream(const model *m, stream *s, region *r, int with_cache) {
+  const int64_t rows = s->rows, wide = rows * m->width, cache = m->context * m->kv_heads * m->head;
+  int64_t l;
+  s->ids = cut_integers(r, rows);
+  for (l = 0; l <= m->layers; l++) {
+    s->layer[l].x = cut_floats(r, wide), s->layer[l].normed = cut_floats(r, wide);
+    s->layer[l].rstd = cut_floats(r, rows);
+    if (l == m->layers) break;
+    s->layer[l].qkv = cut_floats(r, rows * m->outputs[W_QKV]);
+    s->layer[l].attended = cut_floats(r, wide), s->layer[l].lse = cut_floats(r, rows * m->heads);
+    s->layer[l].middle = cut_floats(r, wide), s->layer[l].normed2 = cut_floats(r, wide);
+    s->layer[l].rstd2 = cut_floats(r, rows);
+    s->layer[l].gate_up = cut_floats(r, rows * 2 * m->hidden);
+    s->layer[l].gate = cut_floats(r, rows * m->hidden), s->layer[l].product = cut_floats(r, rows * m->hidden);
+    if (with_cache) s->layer[l].keys = cut_floats(r, cache), s->layer[l].values = cut_floats(r, cache);
+  }
+  s->logits = cut_floats(r, rows * BYTES);
+}
+
+static void lay_out(model *m, region *r) {
+  const int64_t rows = m->train.rows;
+  m->weights = cut_floats(r, m->count), m->grads = cut_floats(r, m->count);
+  m->m = cut_floats(r, m->count), m->v = cut_floats(r, m->count);
+  lay_out_stream(m, &m->train, r, 0), lay_out_stream(m, &m->write, r, 1);
+  m->labels = cut_integers(r, rows), m->loss = cut_floats(r, rows);
+  m->dx = cut_floats(r, rows * m->width), m->dnormed = cut_floats(r, rows * m->width);
+  m->dqkv = cut_floats(r, rows * m->outputs[W_QKV]);
+  m->dgate_up = cut_floats(r, rows * 2 * m->hidden), m->dproduct = cut_floats(r, rows * m->hidden);
+  m->probability = cut_floats(r, BYTES);
+}
+
+/* Uniform, of variance scale / inputs: an integer of 24 bits times a float, so one rounding decides each weight. */
+static void first_weights(float *weights, int64_t count, int64_t inputs, float scale, uint64_t state) {
+  const float unit = sqrtf(3.0f * scale / (float)inputs) * (1.0f / 8388608.0f);
+  int64_t i;
+  for (i = 0; i < count; i++) weights[i] = (float)((int32_t)(draw(&state) >> 40) - 8388608) * unit;
+}
+
+/* What goes back into x is the smaller the more layers add to it (Radford et al., 2019). */
+static void initialise(model *m, int64_t seed) {
+  const float many = 1.0f / (float)(2 * m->layers);
+  int64_t l, i;
+  for (l = 0; l < m->layers; l++)
+    for (i = 0; i < LAYER_MATRICES; i++)
+      first_weights(m->weights + l * m->first[LAYER_MATRICES] + m->first[i], m->outputs[i] * m->inputs[i], m->inputs[i],
+                    i == W_OUT || i == W_DOWN ? many : 1.0f, generator(seed, FOR_WEIGHTS, l * LAYER_MATRICES + i));
+  first_weights(m->weights + m->table, BYTES * m->width, m->width, 0.25f, generator(seed, FOR_WEIGHTS, -1));
+  for (i = m->norms; i < m->count; i++) m->weights[i] = 1;
+}
+
+static void measure_model(model *m, const int64_t *integer) {
+  int i;
+  m->layers = integer[OPT_LAYERS], m->width = integer[OPT_WIDTH], m->heads = integer[OPT_HEADS],
+  m->kv_heads = integer[OPT_KV_HEADS];
+  m->context = integer[OPT_CONTEXT], m->head = m->width / m->heads;
+  m->hidden = (8 * m->width / 3 + 31) / 32 * 32; /* three matrices of this width cost as much as two of 4 W */
+  m->inputs[W_QKV] = m->inputs[W_OUT] = m->inputs[W_GATE_UP] = m->outputs[W_OUT] = m->outputs[W_DOWN] = m->width;
+  m->outputs[W_QKV] = (m->heads + 2 * m->kv_heads) * m->head;
+  m->outputs[W_GATE_UP] = 2 * m->hidden, m->inputs[W_DOWN] = m->hidden;
+  for (i = 0; i < LAYER_MATRICES; i++) m->first[i + 1] = m->first[i] + m->outputs[i] * m->inputs[i];
+  m->table = m->layers * m->first[LAYER_MATRICES];
+  m->norms = m->table + BYTES * m->width;
+  m->count = m->norms + (2 * m->layers + 1) * m->width;
+  m->train.batch = integer[OPT_BATCH], m->train.length = m->context, m->train.rows = m->train.batch * m->train.length;
+  m->write.batch = m->write.length = m->write.rows = m->write.known = 1;
+  m->per_row = 1.0f / (float)m->train.rows;
+}
+
+static int model_open(model *m, const int64_t *integer) {
+  region r = {NULL, 0};
+  measure_model(m, integer);
+  lay_out(m, &r);
+  m->memory = r.used < SIZE_MAX - 64 ? calloc((size_t)r.used + 64, 1) : NULL;
+  if (!m->memory) {
+    complain("the model: no memory for its %" PRIu64 " bytes; a smaller --batch, --context or --width needs less",
+             r.used);
+    return EXIT_RUN;
+  }
+  r.base = (char *)m->memory + (64 - (uintptr_t)m->memory % 64) % 64;
+  r.used = 0;
+  lay_out(m, &r);
+  initialise(m, integer[OPT_SEED]);
+  record_forward(m, &m->train, &m->forward), record_learning(m), record_judging(m);
+  record_forward(m, &m->write, &m->next), record_choosing(m);
+  return 0;
+}
+
+/* FNV-1a over the bits of all weights in their order, little-endian whatever this machine is. */
+static uint64_t hash_weights(const model *m) {
+  uint64_t hash = FNV_START;
+  int64_t i;
+  for (i = 0; i < m->count; i++) {
+    uint32_t bits;
+    uint8_t bytes[4];
+    memcpy(&bits, &m->weights[i], sizeof bits);
+    bytes[0] = (uint8_t)bits, bytes[1] = (uint8_t)(bits >> 8);
+    bytes[2] = (uint8_t)(bits >> 16), bytes[3] = (uint8_t)(bits >> 24);
+    hash = fnv1a(hash, bytes, 4);
+  }
+  return hash;
+}
+
+/* ---- training ---------------------------------------------------------------------------------------------------- */
+
+typedef struct training {
+  const corpus *text;
+  const options *opt;
+  mlk_context *ctx;
+  model net;
+  int64_t total, stop, step, first_step; /* steps of the schedule; of this run; done; and when this program started */
+  float *rate, *loss; /* [total] each step's learning rate, and mean loss; of steps before first_step 0 */
+  float last_loss;    /* of the last step, whichever program made it */
+  double held_loss;   /* nats per byte of the text held out, after held_step steps */
+  int64_t held_step;  /* -1: not measured */
+  uint64_t sample_hash;
+  double started, saved, spoken, learning_seconds;
+} training;
+
+static volatile sig_atomic_t interrupted = 0;
+
+/* The second signal ends the program at once: checkpoints stand that. */
+static void interrupt(int number) {
+  interrupted = 1;
+  signal(number, SIG_DFL);
+}
+
+/* The learning rate rises over the first twentieth of the steps and falls along half a cosine: (1 + cos) / 2 of an
+   angle from 0 to pi. The cosines are the library's, the same on every machine: mlk_rotary turns (1, 0). */
+static int make_schedule(training *t, float peak) {
+  const int64_t rise = t->total / 20 + 1, fall = t->total - rise;
+  const float angle = 3.14159265f / (float)(fall > 0 ? fall : 1);
+  float *turned = (float *)calloc((size_t)fall * 2 + 2, sizeof(float));
+  mlk_rotary_desc d;
+  mlk_status status;
+  int64_t i;
+  if (!turned) return fail_run("the schedule", "no memory for it");
+  for (i = 0; i < fall; i++) turned[2 * i] = 1;
+  memset(&d, 0, sizeof d);
+  d.x = d.y = mlk_f32(turned, fall, 1, 2), d.frequencies = mlk_f32(&angle, 1);
+  status = mlk_rotary(t->ctx, &d);
+  for (i = 0; i < rise && i < t->total; i++) t->rate[i] = peak * ((float)(i + 1) / (float)rise);
+  for (i = 0; i < fall; i++) t->rate[rise + i] = (1.0f + turned[2 * i]) * (0.5f * peak);
+  free(turned);
+  return status == MLK_OK ? 0 : library_failed(t->ctx, "the schedule", status);
+}
+
+/* Sequence `row` of the training stream: the bytes of text from `first` on, each followed by the next. What would need
+   a byte at `end` or after it does not count. */
+static void fill_row(model *m, int64_t row, const uint8_t *bytes, int64_t first, int64_t end) {
+  int64_t *ids = m->train.ids + row * m->context, *labels = m->labels + row * m->context, i;
+  for (i = 0; i < m->context; i++) {
+    const int inside = first + i + 1 < end;
+    ids[i] = inside ? bytes[first + i] : 0;
+    labels[i] = inside ? bytes[first + i + 1] : -1;
+  }
+}
+
+static int learn_step(training *t) {
+  model *m = &t->net;
+  const int64_t places = t->text->learn_bytes - m->context; /* where a sequence and the byte after it fit */
+  uint64_t state = generator(t->opt->integer[OPT_SEED], FOR_PLACES, t->step);
+  int64_t row;
+  int i, code;
+  for (row = 0; row < m->train.batch; row++)
+    fill_row(m, row, t->text->learn, (int64_t)(draw(&state) % (uint64_t)places), t->text->learn_bytes);
+  for (i = m->learn.count - 2; i < m->learn.count; i++)
+    m->learn.op[i].as.adamw.step = t->step + 1, m->learn.op[i].as.adamw.lr = t->rate[t->step];
+  code = run_tape(t->ctx, &m->forward);
+  if (!code) code = run_tape(t->ctx, &m->learn);
+  if (code) return code;
+  if (!(m->norm < INFINITY) || !(m->mean_loss < INFINITY))
+    return fail_run("training", "the loss or its gradient is no longer a finite number; a smaller --lr may help");
+  t->last_loss = t->loss[t->step++] = m->mean_loss;
+  return 0;
+}
+
+/* The mean loss over the text held out, cut into sequences one after another. Every byte but the first counts once. */
+static int judge(training *t) {
+  model *m = &t->net;
+  const int64_t end = t->text->held_bytes;
+  double sum = 0;
+  int64_t first, row;
+  for (first = 0; first + 1 < end; first += m->train.rows) {
+    int code;
+    for (row = 0; row < m->train.batch; row++) fill_row(m, row, t->text->held, first + row * m->context, end);
+    code = run_tape(t->ctx, &m->forward);
+    if (!code) code = run_tape(t->ctx, &m->judge);
+    if (code) return code;
+    sum += (double)m->sum_loss;
+  }
+  t->held_loss = sum / (double)(end - 1), t->held_step = t->step;
+  return 0;
+}
+
+/* ---- checkpoint -----------------------------------------------------------------------------------------------------
+
+   Little-endian. Magic, then integers of 8 bytes: bytes of the whole file, fingerprint of the text, the settings in
+   their order, bits of the learning rate, number of weights, step. Then floats of 4 bytes: weights, m, v, the loss of
+   the last step. Last FNV-1a of all that, 8 bytes.
+   Written to another name, synced, renamed, and the folder synced: whenever the program or the machine stops, the file
+   holds the old state or the new one. */
+
+static const char CHECKPOINT_MAGIC[9] = "MLKGPT01";
+enum {
+  AT_BYTES,
+  AT_FINGERPRINT,
+  AT_SETTINGS,
+  AT_RATE = AT_SETTINGS + SETTINGS,
+  AT_WEIGHTS,
+  AT_STEP,
+  CHECKPOINT_INTEGERS,
+  CHECKPOINT_HEADER = 8 + 8 * CHECKPOINT_INTEGERS
+};
+
+static uint8_t *put_integer(uint8_t *to, uint64_t value, int bytes) {
+  int i;
+  for (i = 0; i < bytes; i++) *to++ = (uint8_t)(value >> (8 * i));
+  return to;
+}
+
+static uint64_t get_integer(const uint8_t *from, int bytes) {
+  uint64_t value = 0;
+  int i;
+  for (i = 0; i < bytes; i++) value |= (uint64_t)from[i] << (8 * i);
+  return value;
+}
+
+static uint8_t *put_floats(uint8_t *to, const float *from, int64_t count) {
+  int64_t i;
+  for (i = 0; i < count; i++) {
+    uint32_t bits;
+    memcpy(&bits, &from[i], sizeof bits);
+    to = put_integer(to, bits, 4);
+  }
+  return to;
+}
+
+static const uint8_t *get_floats(const uint8_t *from, float *to, int64_t count) {
+  int64_t i;
+  for (i = 0; i < count; i++, from += 4) {
+    const uint32_t bits = (uint32_t)get_integer(from, 4);
+    memcpy(&to[i], &bits, sizeof bits);
+  }
+  return from;
+}
+
+static int64_t checkpoint_bytes(const training *t) { return CHECKPOINT_HEADER + 4 * (3 * t->net.count + 1) + 8; }
+
+static uint64_t bits_of_rate(const training *t) {
+  uint32_t bits;
+  memcpy(&bits, &t->opt->rate, sizeof bits);
+  return bits;
+}
+
+static uint8_t *pack_checkpoint(const training *t, int64_t bytes) {
+  uint8_t *file = (uint8_t *)malloc((size_t)bytes), *to = file;
+  int i;
+  if (!file) return NULL;
+  memcpy(to, CHECKPOINT_MAGIC, 8), to += 8;
+  to = put_integer(to, (uint64_t)bytes, 8);
+  to = put_integer(to, t->text->fingerprint, 8);
+  for (i = 0; i < SETTINGS; i++) to = put_integer(to, (uint64_t)t->opt->integer[i], 8);
+  to = put_integer(to, bits_of_rate(t), 8);
+  to = put_integer(to, (uint64_t)t->net.count, 8);
+  to = put_integer(to, (uint64_t)t->step, 8);
+  to = put_floats(to, t->net.weights, t->net.count);
+  to = put_floats(to, t->net.m, t->net.count);
+  to = put_floats(to, t->net.v, t->net.count);
+  to = put_floats(to, &t->last_loss, 1);
+  put_integer(to, fnv1a(FNV_START, file, bytes - 8), 8);
+  return file;
+}
+
+/* The bytes are on the disk, not only in the system's memory. */
+static int sync_file(FILE *file) {
+#if defined(_WIN32)
+  return fflush(file) != 0 || _commit(_fileno(file)) != 0;
+#else
+  return fflush(file) != 0 || fsync(fileno(file)) != 0;
+#endif
+}
+
+/* to becomes from, at once; the new name is on the disk too. */
+static int replace_file(const char *from, const char *to) {
+#if defined(_WIN32)
+  if (MoveFileExA(from, to, MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH)) return 0;
+  errno = EIO;
+  return 1;
+#else
+  const char *slash = strrchr(to, '/');
+  char folder[MAX_PATH_BYTES];
+  int descriptor, bad;
+  snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - to) + 1 : 1, slash ? to : ".");
+  if (rename(from, to) != 0) return 1;
+  descriptor = open(folder, O_RDONLY);
+  if (descriptor < 0) return 1;
+  bad = fsync(descriptor) != 0 && errno != EINVAL; /* EINVAL: this file system does not sync folders */
+  return close(descriptor) != 0 || bad;
+#endif
+}
+
+static int save_checkpoint(training *t) {
+  const int64_t bytes = checkpoint_bytes(t);
+  const char *path = t->opt->checkpoint;
+  char temporary[MAX_PATH_BYTES];
+  uint8_t *packed;
+  FILE *file;
+  int bad;
+  if (!path) return 0;
+  snprintf(temporary, sizeof temporary, "%s.new", path); /* fits: see parse_value */
+  packed = pack_checkpoint(t, bytes);
+  if (!packed) return fail_run(path, "no memory to write it");
+  file = fopen(temporary, "wb");
+  bad = !file || fwrite(packed, 1, (size_t)bytes, file) != (size_t)bytes || sync_file(file);
+  bad = bad ? errno : 0;
+  if (file && fclose(file) != 0 && !bad) bad = errno;
+  free(packed);
+  if (!bad && replace_file(temporary, path)) bad = errno;
+  if (bad) {
+    complain("%s cannot be written: %s; the checkpoint before it stays as it was", temporary, strerror(bad));
+    return EXIT_RUN;
+  }
+  t->saved = now_seconds();
+  return 0;
+}
+
+/* Was it made for this text with these settings? value: the integers of a file whose checksum is right. */
+static int check_settings(const training *t, const char *path, const uint64_t *value) {
+  int i;
+  if (value[AT_FINGERPRINT] != t->text->fingerprint)
+    return complain("%s belongs to another text; --fresh begins anew", path);
+  for (i = 0; i < SETTINGS; i++)
+    if (value[AT_SETTINGS + i] != (uint64_t)t->opt->integer[i])
+      return complain("%s was made with %s %" PRId64 ", this is %s %" PRId64 "; --fresh begins anew", path,
+                      integer_options[i].option, (int64_t)value[AT_SETTINGS + i], integer_options[i].option,
+                      t->opt->integer[i]);
+  if (value[AT_RATE] != bits_of_rate(t))
+    return complain("%s was made with another --lr than %g; --fresh begins anew", path, (double)t->opt->rate);
+  return 0;
+}
+
+/* Everything that can be wrong with the bytes of a file named path. */
+static int check_checkpoint(const training *t, const char *path, const uint8_t *file, int64_t bytes) {
+  uint64_t value[CHECKPOINT_INTEGERS];
+  int i, code;
+  if (bytes < CHECKPOINT_HEADER + 8 || memcmp(file, CHECKPOINT_MAGIC, 8) != 0)
+    return complain("%s is no checkpoint of this program: it does not begin with %s; --fresh begins anew", path,
+                    CHECKPOINT_MAGIC);
+  for (i = 0; i < CHECKPOINT_INTEGERS; i++) value[i] = get_integer(file + 8 + 8 * i, 8);
+  if (bytes <= checkpoint_bytes(t) && value[AT_BYTES] != (uint64_t)bytes)
+    return complain("%s is damaged: it has %" PRId64 " bytes and says %" PRIu64 "; --fresh begins anew", path, bytes,
+                    value[AT_BYTES]);
+  if (bytes <= checkpoint_bytes(t) && get_integer(file + bytes - 8, 8) != fnv1a(FNV_START, file, bytes - 8))
+    return complain("%s is damaged: its checksum does not fit its %" PRId64 " bytes; --fresh begins anew", path, bytes);
+  code = check_settings(t, path, value);
+  if (code) return code;
+  if (bytes != checkpoint_bytes(t) || value[AT_WEIGHTS] != (uint64_t)t->net.count ||
+      value[AT_STEP] > (uint64_t)t->total)
+    return complain("%s has %" PRIu64 " weights, step %" PRIu64 " and %" PRId64
+                    " bytes, which do not go together; --fresh begins anew",
+                    path, value[AT_WEIGHTS], value[AT_STEP], bytes);
+  return 0;
+}
+
+/* Continues where the bytes of a file named path stand, if nothing is wrong with them. */
+static int take_checkpoint(training *t, const char *path, const uint8_t *file, int64_t bytes) {
+  const int64_t weights = t->net.count;
+  const uint8_t *from = file + CHECKPOINT_HEADER;
+  const int code = check_checkpoint(t, path, file, bytes);
+  if (code) return code;
+  t->step = t->first_step = (int64_t)get_integer(file + 8 + 8 * AT_STEP, 8);
+  from = get_floats(from, t->net.weights, weights);
+  from = get_floats(from, t->net.m, weights);
+  from = get_floats(from, t->net.v, weights);
+  get_floats(from, &t->last_loss, 1);
+  return 0;
+}
+
+/* Continues where the checkpoint stands, if there is one. */
+static int load_checkpoint(training *t) {
+  const int64_t most = checkpoint_bytes(t) + 1;
+  const char *path = t->opt->checkpoint;
+  int64_t bytes = 0;
+  uint8_t *packed;
+  FILE *file;
+  int code;
+  if (!path || t->opt->fresh) return 0;
+  file = fopen(path, "rb");
+  if (!file && errno == ENOENT) return 0;
+  if (!file) return complain("%s cannot be opened: %s", path, strerror(errno));
+  packed = (uint8_t *)malloc((size_t)most);
+  if (packed) bytes = (int64_t)fread(packed, 1, (size_t)most, file);
+  fclose(file);
+  if (!packed) return fail_run(path, "no memory to read it");
+  code = take_checkpoint(t, path, packed, bytes);
+  free(packed);
+  return code;
+}
+
+/* ---- the line of progress, and the loop -------------------------------------------------------------------------- */
+
+/* The line so far: loss is the mean over the last twentieth of the steps, as far as this program made them. */
+static void say_progress(training *t, const char *start) {
+  const int64_t here = t->step - t->first_step, window = t->total / 20 + 1, mean = here < window ? here : window;
+  const double now = now_seconds(), left = (now - t->started) / (double)here * (double)(t->stop - t->step);
+  double loss = 0;
+  char rate[32];
+  int64_t i;
+  for (i = t->step - mean; i < t->step; i++) loss += (double)t->loss[i] / (double)mean;
+  printf("%sstep %" PRId64 "/%" PRId64 "  %s tokens/s  %.3f bits per byte  ", start, t->step, t->stop,
+         grouped((int64_t)((double)(here * t->net.train.rows) / t->learning_seconds), rate), bits_of(loss));
+  printf(left < 99.5 ? "%.0f s left" : "%.1f min left", left < 99.5 ? left : left / 60);
+  t->spoken = now;
+}
+
+/* On a terminal one line that is written over and over, else a line now and then. */
+static void progress(training *t) {
+  const int terminal = on_terminal();
+  const double pause = terminal ? TERMINAL_LINE_SECONDS : PLAIN_LINE_SECONDS;
+  if (t->opt->hash_only || now_seconds() - t->spoken < pause) return;
+  say_progress(t, terminal ? "\r" : "");
+  fputs(terminal ? "\033[K" : "\n", stdout);
+  fflush(stdout);
+}
+
+/* A line that stays, with the loss on the text held out: at ten steps of the schedule. */
+static int report(training *t) {
+  int code;
+  if (t->opt->hash_only || t->step * REPORTS / t->total == (t->step - 1) * REPORTS / t->total) return 0;
+  code = judge(t);
+  if (code) return code;
+  say_progress(t, on_terminal() ? "\r" : "");
+  printf("   held out: %.3f%s\n", bits_of(t->held_loss), on_terminal() ? "\033[K" : "");
+  fflush(stdout);
+  return 0;
+}
+
+static int train(training *t) {
+  int code = 0;
+  t->started = t->saved = t->spoken = now_seconds();
+  while (code == 0 && t->step < t->stop && !interrupted) {
+    const double before = now_seconds();
+    code = learn_step(t);
+    t->learning_seconds += now_seconds() - before;
+    if (!code) code = report(t);
+    if (code) break;
+    if (t->opt->integer[OPT_SAVE_EVERY] ? t->step % t->opt->integer[OPT_SAVE_EVERY] == 0
+                                        : now_seconds() - t->saved > SAVE_SECONDS)
+      code = save_checkpoint(t);
+    progress(t);
+  }
+  if (!t->opt->hash_only && on_terminal()) fputs("\r\033[K", stdout);
+  if (code == 0 && t->step > t->first_step) code = save_checkpoint(t);
+  return code;
+}
+
+/* ---- writing text ------------------------------------------------------------------------------------------------ */
+
+/* Logits of what follows this byte at this position, given the cache of the positions before it. The entries that name
+   the position are made anew; no plan depends on it. */
+static int next_logits(training *t, uint8_t byte, int64_t position) {
+  stream *s = &t->net.write;
+  s->ids[0] = byte;
+  s->position = position, s->known = position + 1;
+  record_forward(&t->net, s, &t->net.next);
+  return run_tape(t->ctx, &t->net.next);
+}
+
+/* One byte at a time with the cache must give the bits of all bytes at once. */
+static int check_cache(training *t) {
+  model *m = &t->net;
+  int64_t row, i;
+  int code;
+  for (row = 0; row < m->train.batch; row++)
+    fill_row(m, row, t->text->learn, row * (t->text->learn_bytes - m->context - 1) / m->train.batch,
+             t->text->learn_bytes);
+  code = run_tape(t->ctx, &m->forward);
+  for (i = 0; i < m->context && !code; i++) {
+    code = next_logits(t, (uint8_t)m->train.ids[i], i);
+    if (code || memcmp(m->write.logits, m->train.logits + i * BYTES, BYTES * sizeof(float)) == 0) continue;
+    complain("byte %" PRId64 ": the logits with the cache are not those of the whole sequence, to the bit", i);
+    return EXIT_RUN;
+  }
+  return code;
+}
+
+/* A byte drawn with the probabilities that the logits give it, or the likeliest. */
+static int pick_byte(training *t, uint64_t *state, uint8_t *byte) {
+  model *m = &t->net;
+  uint64_t weight[BYTES], sum = 0, place;
+  int i, best = 0;
+  int code;
+  for (i = 1; i < BYTES; i++)
+    if (m->write.logits[i] > m->write.logits[best]) best = i;
+  *byte = (uint8_t)best;
+  if (!(t->opt->temperature > 0)) return 0;
+  code = run_tape(t->ctx, &m->choose);
+  if (code) return code;
+  for (i = 0; i < BYTES; i++) { /* probabilities in units of 2^-40: exact but for the last, which is cut */
+    weight[i] = m->probability[i] > 0 ? (uint64_t)(m->probability[i] * 1099511627776.0f) : 0;
+    sum += weight[i];
+  }
+  if (sum == 0) return fail_run("writing", "the logits are no numbers");
+  place = draw(state) % sum;
+  for (i = 0; place >= weight[i]; i++) place -= weight[i];
+  *byte = (uint8_t)i;
+  return 0;
+}
+
+/* Control characters could do things to a terminal. */
+static void put_byte(uint8_t byte) {
+  fputc(byte >= 32 ? (byte == 127 ? '.' : byte) : (byte == '\n' ? '\n' : '.'), stdout);
+}
+
+/* Continues the prompt. When the cache is full, it begins anew with the second half of what was in it. */
+static int write_bytes(training *t, uint8_t *bytes, int64_t prompt, int64_t total) {
+  const int64_t context = t->net.context;
+  uint64_t state = generator(t->opt->integer[OPT_SEED], FOR_SAMPLE, 0);
+  int64_t i, position = 0;
+  for (i = 0; i < total && !interrupted; i++) {
+    int code = i < prompt ? 0 : pick_byte(t, &state, &bytes[i]);
+    if (!code && position == context)
+      for (position = 0; position < context / 2 && !code; position++)
+        code = next_logits(t, bytes[i - context / 2 + position], position);
+    if (!code) code = next_logits(t, bytes[i], position++);
+    if (code) return code;
+    if (!t->opt->hash_only) put_byte(bytes[i]), fflush(stdout);
+  }
+  t->sample_hash = fnv1a(FNV_START, bytes, i);
+  return 0;
+}
+
+static int write_sample(training *t) {
+  const char *prompt = t->opt->prompt && *t->opt->prompt ? t->opt->prompt : (t->opt->demo ? "This is the " : "\n");
+  const int64_t given = (int64_t)strlen(prompt), total = given + t->opt->integer[OPT_SAMPLE];
+  uint8_t *bytes;
+  double before;
+  char rate[32];
+  int code = check_cache(t);
+  if (code || t->opt->integer[OPT_SAMPLE] == 0) return code;
+  bytes = (uint8_t *)malloc((size_t)total);
+  if (!bytes) return fail_run("the sample", "no memory for it");
+  memcpy(bytes, prompt, (size_t)given);
+  before = now_seconds();
+  if (!t->opt->hash_only) puts("");
+  code = write_bytes(t, bytes, given, total);
+  if (!code && !t->opt->hash_only)
+    printf("\n\nwritten    %s bytes/s with a cache of keys and values, whose logits are those of whole sequences to "
+           "the bit\n",
+           grouped((int64_t)((double)total / (now_seconds() - before)), rate));
+  free(bytes);
+  return code;
+}
+
+/* ---- what is printed --------------------------------------------------------------------------------------------- */
+
+static void print_head(const training *t, const mlk_info *info) {
+  const model *m = &t->net;
+  char a[32], b[32];
+  printf("text       %s: %d file%s, %s bytes to learn from, %s held out\n", t->text->name, t->text->files,
+         t->text->files == 1 ? "" : "s", grouped(t->text->learn_bytes, a), grouped(t->text->held_bytes, b));
+  printf("model      %" PRId64 " layers of width %" PRId64 ", %" PRId64 " query and %" PRId64 " key heads of %" PRId64
+         ", context %" PRId64 ": %s weights\n",
+         m->layers, m->width, m->heads, m->kv_heads, m->head, m->context, grouped(m->count, a));
+  printf("step       %" PRId64 " x %" PRId64 " bytes forward and back: %.3g GFLOP, %s bytes of workspace reserved\n",
+         m->train.batch, m->context, (double)(flops_of(&m->forward) + flops_of(&m->learn)) / 1e9,
+         grouped((int64_t)info->workspace_bytes, b));
+  printf("device     %s, instruction set %s, %d thread%s%s, %.1f GFLOP/s measured peak\n", info->backend, info->isa,
+         info->threads, info->threads == 1 ? "" : "s", info->openmp ? " (OpenMP)" : "", info->ceilings.flops_all / 1e9);
+  if (t->step) printf("checkpoint continues after step %" PRId64 "\n", t->step);
+  fflush(stdout);
+}
+
+/* The entries of the two training tapes, those of one name together: time of one step. ("forward" runs for the text
+   held out too, so times are means of the calls.) */
+static void print_profile(const training *t, const mlk_info *info) {
+  const tape *part[2];
+  double all = 0;
+  int i, j, k;
+  part[0] = &t->net.forward, part[1] = &t->net.learn;
+  for (i = 0; i < 2; i++)
+    for (j = 0; j < part[i]->count; j++) all += part[i]->op[j].seconds / (double)part[i]->op[j].calls;
+  printf("\n%-38s calls       ms   share  GFLOP/s  of peak    GB/s\n", "call");
+  for (i = 0; i < 2; i++)
+    for (j = 0; j < part[i]->count; j++) {
+      const char *name = part[i]->op[j].name;
+      double seconds = 0, flops = 0, bytes = 0;
+      int calls = 0;
+      for (k = 0; k < j && strcmp(part[i]->op[k].name, name) != 0; k++) continue;
+      if (k < j) continue;
+      for (; k < part[i]->count; k++) {
+        const operation *op = &part[i]->op[k];
+        if (strcmp(op->name, name) != 0) continue;
+        seconds += op->seconds / (double)op->calls, calls++;
+        flops += (double)op->plan.flops, bytes += (double)op->plan.bytes;
+      }
+      printf("%-38s %5d %8.3f  %4.1f %%  %7.1f  %5.1f %%  %6.1f\n", name, calls, seconds * 1e3, 100 * seconds / all,
+             flops / seconds / 1e9, 100 * flops / seconds / info->ceilings.flops_all, bytes / seconds / 1e9);
+    }
+}
+
+/* The hash that this source file promises of `--demo` as it is. */
+static const uint64_t DEMO_HASH = UINT64_C(0x996bf8a12a29e0fa);
+
+static int is_pinned(const training *t) {
+  int i;
+  for (i = 0; i < SETTINGS; i++)
+    if (t->opt->integer[i] != integer_options[i].demo) return 0;
+  return t->opt->demo && t->opt->rate == DEFAULT_RATE && t->step == t->total;
+}
+
+static void print_speed(const training *t, const mlk_info *info) {
+  const int64_t steps = t->step - t->first_step;
+  const double flops = (double)(flops_of(&t->net.forward) + flops_of(&t->net.learn)) * (double)steps;
+  char text[32];
+  printf("speed      %s tokens/s   %.1f GFLOP/s = %.0f %% of the measured peak   (%.1f s of training)\n",
+         grouped((int64_t)((double)(steps * t->net.train.rows) / t->learning_seconds), text),
+         flops / t->learning_seconds / 1e9, 100 * flops / t->learning_seconds / info->ceilings.flops_all,
+         t->learning_seconds);
+}
+
+static void print_line(const training *t, uint64_t hash) {
+  const model *m = &t->net;
+  printf("%s gpt layers=%" PRId64 " width=%" PRId64 " heads=%" PRId64 "/%" PRId64 " context=%" PRId64 " batch=%" PRId64
+         " step=%" PRId64 "/%" PRId64 " loss=%.6f held_out=%.6f hash=%016" PRIx64 " sample=%016" PRIx64 "\n",
+         t->opt->demo ? "rhymes" : "text", m->layers, m->width, m->heads, m->kv_heads, m->context, m->train.batch,
+         t->step, t->total, (double)t->last_loss, t->held_loss, hash, t->sample_hash);
+}
+
+static int print_result(const training *t, const mlk_info *info) {
+  const uint64_t hash = hash_weights(&t->net);
+  if (is_pinned(t) && hash != DEMO_HASH) {
+    complain("the hash of the weights is %016" PRIx64 "; of --demo it must be %016" PRIx64, hash, DEMO_HASH);
+    return EXIT_RUN;
+  }
+  if (t->opt->hash_only) {
+    print_line(t, hash);
+    return 0;
+  }
+  printf("loss       %.3f bits per byte of the text held out, after %" PRId64 " steps\n", bits_of(t->held_loss),
+         t->step);
+  if (t->step > t->first_step) print_speed(t, info);
+  printf("hash       %016" PRIx64 "   FNV-1a 64 of the weights: the same on every machine%s\n", hash,
+         is_pinned(t) ? "; it is the pinned one" : "");
+  if (t->opt->profile && t->step > t->first_step) print_profile(t, info);
+  return 0;
+}
+
+/* ---- options ----------------------------------------------------------------------------------------------------- */
+
+static void print_help(void) {
+  int i;
+  puts("Trains a small GPT on text with mlk.h, then writes some.\n\n"
+       "usage: 03_gpt [options] [FILE...]\n"
+       "  FILE...            text to learn from, in any language; the last tenth of each is held out to test.\n"
+       "                     Default: documents and mlk.h of this repository\n"
+       "  --demo             learn two rhymes that the program has in it, in a few seconds\n"
+       "  --steps N          of the training: the learning rate rises, then falls to zero\n"
+       "  --layers N, --width N, --heads N, --kv-heads N\n"
+       "                     the model\n"
+       "  --context N        bytes that it looks back\n"
+       "  --batch N          sequences of that length in a step\n"
+       "  --lr X             the highest learning rate, 0 to 1 (default 0.003)\n"
+       "  --seed N           of first weights, places in the text, and what is written\n"
+       "  --stop N           stop after N steps of the schedule that --steps sets; 0: at its end\n"
+       "  --checkpoint FILE  continue from it if it is there; write it every five seconds and at the end\n"
+       "  --save-every N     write it after every N steps instead; 0: every five seconds\n"
+       "  --fresh            begin anew even if there is a checkpoint\n"
+       "  --sample N         bytes to write at the end\n"
+       "  --prompt TEXT      what they continue (default: a new line)\n"
+       "  --temperature X    0: always the likeliest byte; 1: as likely as learned; at most 100 (default 0.7)\n"
+       "  --threads N        0: all cores\n"
+       "  --isa NAME         best, scalar, neon, avx2, avx512 or reference (default best)\n"
+       "  --hash             train and print one line, with hashes of the weights and of what is written\n"
+       "  --profile          also a table of the library's calls and their times\n"
+       "  --help             this text\n\n"
+       "                default   --demo   at least   at most");
+  for (i = 0; i < INTEGERS; i++)
+    printf("  %-12s %8" PRId64 " %8" PRId64 " %10" PRId64 "   %" PRId64 "\n", integer_options[i].option,
+           integer_options[i].usual, integer_options[i].demo, integer_options[i].least, integer_options[i].most);
+}
+
+static int parse_integer(const char *option, const char *text, int64_t least, int64_t most, int64_t *value) {
+  char *end = NULL;
+  long long parsed;
+  errno = 0;
+  parsed = strtoll(text, &end, 10);
+  if (end == text || *end || errno || parsed < least || parsed > most)
+    return complain("%s is '%s'; it must be a whole number from %" PRId64 " to %" PRId64, option, text, least, most);
+  *value = parsed;
+  return 0;
+}
+
+static int parse_real(const char *option, const char *text, double most, float *value) {
+  char *end = NULL;
+  const double parsed = strtod(text, &end);
+  if (end == text || *end || !(parsed >= 0 && parsed <= most))
+    return complain("%s is '%s'; it must be a number from 0 to %g", option, text, most);
+  *value = (float)parsed;
+  return 0;
+}
+
+static int parse_isa(const char *text, mlk_isa *isa) {
+  char here[96] = "best";
+  int i;
+  for (i = 0; i < MLK_ISA_COUNT && strcmp(text, mlk_isa_name((mlk_isa)i)) != 0; i++) continue;
+  if (i == MLK_ISA_COUNT)
+    return complain("--isa is '%s'; it must be best, scalar, neon, avx2, avx512 or reference", text);
+  *isa = (mlk_isa)i;
+  if (mlk_isa_available(*isa)) return 0;
+  for (i = 1; i < MLK_ISA_COUNT; i++)
+    if (mlk_isa_available((mlk_isa)i))
+      strcat(strcat(here, ", "), mlk_isa_name((mlk_isa)i)); /* all the names together have 50 letters */
+  return complain("--isa is '%s', which this build or machine does not run; it runs %s", text, here);
+}
+
+static int parse_flag(const char *arg, options *opt) {
+  if (!strcmp(arg, "--demo")) return opt->demo = 1;
+  if (!strcmp(arg, "--fresh")) return opt->fresh = 1;
+  if (!strcmp(arg, "--hash")) return opt->hash_only = 1;
+  if (!strcmp(arg, "--profile")) return opt->profile = 1;
+  return 0;
+}
+
+static int parse_value(int which, const char *value, options *opt) {
+  switch (which) {
+  case 0: return parse_real("--lr", value, 1, &opt->rate);
+  case 1: return parse_real("--temperature", value, 100, &opt->temperature);
+  case 2: return parse_isa(value, &opt->isa);
+  case 3: opt->prompt = value; return 0;
+  default:
+    if (strlen(value) >= MAX_PATH_BYTES - 64 || !*value)
+      return complain("--checkpoint is %d bytes long; it must have 1 to %d", (int)strlen(value), MAX_PATH_BYTES - 65);
+    opt->checkpoint = value;
+    return 0;
+  }
+}
+
+/* An option with a value: option or option=value. *i is moved past what is used. Returns 0, or an exit code. */
+static int parse_option(int argc, char **argv, int *i, options *opt) {
+  static const char *const with_value[] = {"--lr", "--temperature", "--isa", "--prompt", "--checkpoint"};
+  enum { WITH_VALUE = sizeof with_value / sizeof *with_value };
+  const char *arg = argv[*i], *equals = strchr(arg, '='), *value;
+  const size_t length = equals ? (size_t)(equals - arg) : strlen(arg);
+  int which;
+  for (which = 0; which < WITH_VALUE + INTEGERS; which++) {
+    const char *option = which < WITH_VALUE ? with_value[which] : integer_options[which - WITH_VALUE].option;
+    if (strlen(option) != length || strncmp(arg, option, length) != 0) continue;
+    if (!equals && *i + 1 == argc) return complain("%s needs a value; --help tells which", arg);
+    value = equals ? equals + 1 : argv[++*i];
+    if (which < WITH_VALUE) return parse_value(which, value, opt);
+    which -= WITH_VALUE;
+    return parse_integer(option, value, integer_options[which].least, integer_options[which].most,
+                         &opt->integer[which]);
+  }
+  return complain("'%s' is not an option; --help lists them", arg);
+}
+
+/* What is not given gets its default; then, does it go together? */
+static int complete_options(options *opt) {
+  int64_t *integer = opt->integer;
+  int i;
+  for (i = 0; i < INTEGERS; i++)
+    if (integer[i] < 0) integer[i] = opt->demo ? integer_options[i].demo : integer_options[i].usual;
+  if (opt->demo && opt->file_count) return complain("--demo and '%s' exclude each other", opt->files[0]);
+  if (integer[OPT_WIDTH] % integer[OPT_HEADS] != 0 || integer[OPT_WIDTH] / integer[OPT_HEADS] % 2 != 0)
+    return complain("--width is %" PRId64 " and --heads %" PRId64 "; a head must have a whole, even share of the width",
+                    integer[OPT_WIDTH], integer[OPT_HEADS]);
+  if (integer[OPT_HEADS] % integer[OPT_KV_HEADS] != 0)
+    return complain("--heads is %" PRId64 " and --kv-heads %" PRId64 "; the latter must divide the former",
+                    integer[OPT_HEADS], integer[OPT_KV_HEADS]);
+  return 0;
+}
+
+/* *done is set by --help. files has room for argc entries. */
+static int parse_options(int argc, char **argv, options *opt, const char **files, int *done) {
+  int only_files = 0, i;
+  opt->files = files, opt->rate = DEFAULT_RATE, opt->temperature = 0.7f;
+  for (i = 0; i < INTEGERS; i++) opt->integer[i] = -1;
+  for (i = 1; i < argc; i++) {
+    int code;
+    if (only_files || argv[i][0] != '-') {
+      files[opt->file_count++] = argv[i];
+    } else if (!strcmp(argv[i], "--")) {
+      only_files = 1;
+    } else if (!strcmp(argv[i], "--help")) {
+      print_help();
+      *done = 1;
+      return 0;
+    } else if (!parse_flag(argv[i], opt)) {
+      code = parse_option(argc, argv, &i, opt);
+      if (code) return code;
+    }
+  }
+  return complete_options(opt);
+}
+
+/* ---- from options to results ------------------------------------------------------------------------------------- */
+
+static int open_library(training *t, mlk_info *info) {
+  model *m = &t->net;
+  tape *tapes[5];
+  uint64_t workspace = 0;
+  mlk_context_desc desc;
+  mlk_ceilings ceilings;
+  mlk_status status;
+  int code, i;
+  memset(&desc, 0, sizeof desc);
+  desc.threads = (int)t->opt->integer[OPT_THREADS];
+  desc.isa = t->opt->isa;
+  status = mlk_open(&t->ctx, &desc);
+  if (status != MLK_OK) return fail_run("mlk_open", mlk_status_name(status));
+  code = make_schedule(t, t->opt->rate);
+  tapes[0] = &m->forward, tapes[1] = &m->learn, tapes[2] = &m->judge, tapes[3] = &m->next, tapes[4] = &m->choose;
+  for (i = 0; i < 5 && !code; i++) code = plan_tape(t->ctx, tapes[i], &workspace);
+  if (code) return code;
+  status = mlk_reserve(t->ctx, workspace, MLK_FIXED); /* from here on the library allocates nothing */
+  if (status == MLK_OK && !t->opt->hash_only) status = mlk_measure(t->ctx, &ceilings); /* takes half a second */
+  if (status == MLK_OK) status = mlk_get_info(t->ctx, info);
+  return status == MLK_OK ? 0 : library_failed(t->ctx, "preparing", status);
+}
+
+static int prepare(training *t) {
+  const int64_t *integer = t->opt->integer;
+  int code;
+  t->total = integer[OPT_STEPS];
+  t->stop = integer[OPT_STOP] && integer[OPT_STOP] < t->total ? integer[OPT_STOP] : t->total;
+  t->held_step = -1;
+  t->rate = (float *)calloc((size_t)t->total, sizeof(float));
+  t->loss = (float *)calloc((size_t)t->total, sizeof(float));
+  if (!t->rate || !t->loss) return fail_run("training", "no memory for its tables");
+  t->net.coldness = t->opt->temperature > 0 ? 1.0f / t->opt->temperature : 1.0f;
+  code = model_open(&t->net, integer);
+  return code ? code : load_checkpoint(t);
+}
+
+static int run(training *t) {
+  mlk_info info;
+  int code = open_library(t, &info);
+  if (code) return code;
+  if (!t->opt->hash_only) print_head(t, &info);
+  signal(SIGINT, interrupt), signal(SIGTERM, interrupt);
+  code = train(t);
+  if (code) return code;
+  if (interrupted && t->step < t->stop) {
+    printf("interrupted after step %" PRId64 "%s\n", t->step,
+           t->opt->checkpoint ? "; a checkpoint is written, and the same command (without --fresh) continues" : "");
+    return EXIT_INTERRUPTED;
+  }
+  if (t->held_step != t->step) code = judge(t);
+  if (!code) code = write_sample(t);
+  return code ? code : print_result(t, &info);
+}
+
+int main(int argc, char **argv) {
+  options opt;
+  corpus *words = (corpus *)calloc(1, sizeof *words);
+  training *t = (training *)calloc(1, sizeof *t);
+  const char **files = (const char **)calloc((size_t)argc + 1, sizeof *files);
+  int code = 0, done = 0;
+  memset(&opt, 0, sizeof opt);
+  if (!words || !t || !files) code = fail_run("the program", "no memory for its own records");
+  if (!code) code = parse_options(argc, argv, &opt, files, &done);
+  if (!code && !done) {
+    t->text = words, t->opt = &opt;
+    code = load_text(argv[0], &opt, words);
+    if (!code) code = prepare(t);
+    if (!code) code = run(t);
+  }
+  if ((fflush(stdout) != 0 || ferror(stdout)) && code == 0)
+    code = fail_run("standard output", "could not be written to its end");
+  if (t) mlk_close(t->ctx), free(t->net.memory), free(t->rate), free(t->loss);
+  if (words) free(words->learn), free(words->held);
+  free(t), free(words), free(files);
+  return code;
+}
