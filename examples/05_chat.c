@@ -1456,6 +1456,7 @@ static int prepare(model *m, int64_t context, int64_t rows) {
   const int64_t kv = m->groups * m->head, all = (m->heads + 2 * m->groups) * m->head;
   int64_t i;
   int code = 0;
+  if (rows > context) rows = context;
   m->context = context, m->rows = rows;
   m->x = take_floats(m, rows * m->features), m->normed = take_floats(m, rows * m->features);
   m->qkv = take_floats(m, rows * all), m->attended = take_floats(m, rows * m->heads * m->head);
@@ -1686,29 +1687,31 @@ static int answer(conversation *c) {
   double first = 0;
   int64_t id = 0, made = 0, decoded = 0;
   printer p = {stdout, {0, 0, 0, 0}, 0};
-  int code;
+  int code, full = 0;
   if (c->opt->ids) print_ids("prompt", c->next.id, c->next.count);
   code = feed(m, c->next.id, c->next.count);
   first = now_seconds();
   c->next.count = 0, c->turns++;
-  while (!code && !interrupted && made < c->opt->most_tokens) {
+  if (c->opt->ids) printf("answer");
+  while (!code && !interrupted && !full && made < c->opt->most_tokens) {
     code = choose(m, &c->chance, &id);
     if (code || id == m->v.end || id == m->v.stop) break;
     made++;
     if (c->opt->ids)
-      printf("%s%" PRId64, made > 1 ? " " : "answer ", id), fflush(stdout);
+      printf(" %" PRId64, id), fflush(stdout);
     else
       print_token(&p, &m->v, id);
     if (ferror(stdout)) return fail_run("standard output", "cannot be written");
-    if (m->known == m->context) {
-      fprintf(stderr, "\n(the context of %" PRId64 " positions is full: --context)", m->context);
-      break;
-    }
-    code = feed(m, &id, 1), decoded++;
+    full = m->known == m->context;
+    if (full || made == c->opt->most_tokens)
+      code = add_token(&c->next, id);
+    else
+      code = feed(m, &id, 1), decoded++;
   }
   print_held(&p, 1);
   putchar('\n');
   fflush(stdout);
+  if (full) fprintf(stderr, "(the context of %" PRId64 " positions is full: --context)\n", m->context);
   if (!code && !c->opt->quiet) print_statistics(m, prompt, first - started, decoded, now_seconds() - first);
   return code ? code : end_turn(c);
 }

@@ -1,6 +1,6 @@
-/* Fuzz target of the GGUF reader of the examples (example: 05_chat), of its vocabulary, and of the model where it accepts
-   one. See fuzz.h; tests/fuzz_readers.sh builds and runs it. Its valid input is a small model with random weights, which
-   tests/test_chat.sh talks to.
+/* Fuzz target of the GGUF reader of the examples (example: 05_chat), of its vocabulary, and of the model where it
+   accepts one. See fuzz.h; tests/fuzz_readers.sh builds and runs it. Its valid input is a small model with random
+   weights, which tests/test_chat.sh talks to.
 
    What is looked for: reads outside the file and other undefined behaviour (by the sanitizers), and refusals without a
    sentence (here). The formats of numbers are checked against hashes of what ggml's own reader in Python (package gguf
@@ -185,13 +185,13 @@ static void put_tensors(writer *w) {
   for (number = 0; number < TENSORS; number++) {
     const planned p = plan_of(number);
     const number_format *f = format_of(p.type);
-    const int64_t numbers = (p.rows ? p.rows : 1) * p.columns;
+    const int64_t elements = (p.rows ? p.rows : 1) * p.columns;
     put_text(w, p.name);
     put_number(w, p.rows ? 2 : 1, 4);
     put_number(w, (uint64_t)p.columns, 8);
     if (p.rows) put_number(w, (uint64_t)p.rows, 8);
     put_number(w, p.type, 4), put_number(w, offset, 8);
-    offset += (uint64_t)(numbers / f->numbers * f->bytes + 63) / 64 * 64;
+    offset += (uint64_t)(elements / f->numbers * f->bytes + 63) / 64 * 64;
   }
   while (w->length % 64) put_number(w, 0, 1);
   for (number = 0; number < TENSORS; number++) {
