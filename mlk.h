@@ -682,7 +682,8 @@ typedef struct mlk_attention_desc {
      dsinks[h] = - sum over b, i of exp(sinks[h] - lse) delta, in f64, rounded once
    Sums over keys run in ascending order in segments of MLK_ATTENTION_BLOCK, as terms of a matrix product; sums over
    queries by ascending query, then query head of the group, in segments of MLK_SEGMENT. dbias sums over the axes that
-   bias repeats, one addition after another, by sequence, key head, query, head of the group, key. A row of dout with an
+   bias repeats, one addition after another, by sequence, key head, block of keys, query, head of
+   the group, key. A row of dout with an
    element that is not finite makes the gradients of all keys that take part in it NaN. */
 typedef struct mlk_attention_grad_desc {
   mlk_tensor q, k, v;    /* as they went in, f32 */
@@ -2488,6 +2489,7 @@ struct mlki_kernels {
   void (*rotate)(float *y, const float *x, const float *c, const float *s, int64_t pairs, int interleaved);
   /* see >>attention_kernels */
   void (*score_row)(const mlki_scores *c, float *x, int64_t n);
+  void (*score_grad_row)(const mlki_scores *c, float *x, float *t, int64_t n, float lse, float delta, int after);
   void (*fold_row)(float *o, const float *part, int64_t n, float a, float c);
   void (*unfold_row)(float *y, const float *o, int64_t n, float l);
   int (*finite_row)(const float *x, int64_t n);
@@ -4322,6 +4324,36 @@ MLKI_KERNEL void MLKI_FN(mlki_score_row)(const mlki_scores *c, float *x, int64_t
   }
 }
 
+/* From products x of q and k, and t of dout and v, to weights x and gradients of the scores t, with after set those
+   behind the cap, else those before it. Both 0 where the score is -infinity. */
+MLKI_KERNEL void MLKI_FN(mlki_score_grad_row)(const mlki_scores *c, float *x, float *t, int64_t n, float lse,
+                                              float delta, int after) {
+  const mlki_vec cap = mlki_v_set1(c->softcap), slope = mlki_v_set1(c->slope), none = mlki_v_set1(-INFINITY);
+  const mlki_vec lsev = mlki_v_set1(lse), deltav = mlki_v_set1(delta), zero = mlki_v_zero();
+  int64_t i;
+  for (i = 0; i < n; i += MLKI_LANES) {
+    const int64_t lanes = mlki_min(n - i, MLKI_LANES);
+    mlki_vec v = MLKI_FN(mlki_row_load)(x, i, n), ds, tanh = zero, p;
+    mlki_mask out;
+    if (c->softcap > 0.0f) {
+      tanh = MLKI_FN(mlki_activate_called)(MLK_TANH, mlki_v_div(v, cap));
+      v = mlki_v_mul(cap, tanh);
+    }
+    if (c->alibi) v = mlki_v_fma(slope, MLKI_FN(mlki_score_away)(c, i), v);
+    if (c->bias) v = mlki_v_add(v, MLKI_FN(mlki_load_any)(c->bias + i * c->bias_step, c->bias_step, lanes));
+    if (c->mask) {
+      const mlki_vec there = MLKI_FN(mlki_score_mask)(c->mask + i * c->mask_step, c->mask_step, lanes);
+      v = mlki_v_select(mlki_v_gt(there, zero), v, none);
+    }
+    out = mlki_v_eq(v, none);
+    p = mlki_v_select(out, zero, MLKI_FN(mlki_exp)(mlki_v_sub(v, lsev)));
+    ds = mlki_v_mul(p, mlki_v_sub(MLKI_FN(mlki_row_load)(t, i, n), deltav));
+    if (c->softcap > 0.0f && !after) ds = mlki_v_mul(ds, mlki_v_fnma(tanh, tanh, mlki_v_set1(1.0f)));
+    MLKI_FN(mlki_row_store)(x, i, n, p);
+    MLKI_FN(mlki_row_store)(t, i, n, mlki_v_select(out, zero, ds));
+  }
+}
+
 /* o = fma(o, a, part c) */
 MLKI_KERNEL void MLKI_FN(mlki_fold_row)(float *o, const float *part, int64_t n, float a, float c) {
   const mlki_vec av = mlki_v_set1(a), cv = mlki_v_set1(c);
@@ -4403,6 +4435,7 @@ static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(mlki_normal_columns),
     MLKI_FN(mlki_rotate),
     MLKI_FN(mlki_score_row),
+    MLKI_FN(mlki_score_grad_row),
     MLKI_FN(mlki_fold_row),
     MLKI_FN(mlki_unfold_row),
     MLKI_FN(mlki_finite_row),
@@ -8987,10 +9020,10 @@ static mlk_status mlki_adamw_prepare(mlk_context *ctx, const mlk_adamw_desc *des
    with a mlki_job, a function that prepares it (all checks; nothing is touched), bodies for the tasks, and the naive
    definition that MLK_ISA_REFERENCE runs. */
 
-#define MLKI_JOB_PHASES 2
+#define MLKI_JOB_PHASES 3
 
 /* What prepared calls have in common. Tasks take units in bundles until none is left; with a second phase, all start
-   again when the first is done. start and finish, if not NULL, run before and after, on the calling thread. The
+   again when the first is done, and so on. start and finish, if not NULL, run before and after, on the calling thread. The
    workspace is shared_bytes for all tasks, then task_bytes for each. */
 typedef struct mlki_job {
   void (*start)(void *op);
@@ -10883,6 +10916,9 @@ typedef struct mlki_attention {
   int64_t dos[4], dqs[4], dks[4], dvs[4], dsinks_step;
   int64_t axis, dbs[4], dbias_size[4]; /* axis: of k, behind the lengths too; dbs: 0 along axes that bias repeats */
   float *dq, *dk, *dv, *dbias, *dsinks;
+  int halves; /* dq apart from dk and dv */
+  int64_t segments;
+  uint64_t segment_bytes, key_bytes, head_bytes; /* of packed operands */
 } mlki_attention;
 
 /* One sequence: s queries from q0 of row qb of q's first axis, t keys likewise. */
@@ -11137,13 +11173,13 @@ static void mlki_ref_attention_dk_dv(const mlki_attention *a, const mlki_sequenc
 }
 
 static void mlki_ref_attention_dbias(const mlki_attention *a, const mlki_sequence *q) {
-  int64_t g, i, hg, j;
+  int64_t g, n, r, j;
   float p, ds, before;
   for (g = 0; g < a->groups; g++)
-    for (i = 0; i < q->s; i++)
-      for (hg = 0; hg < a->group; hg++) {
-        const int64_t h = g * a->group + hg;
-        for (j = 0; j < q->t; j++)
+    for (n = 0; n < q->t; n += MLK_ATTENTION_BLOCK)
+      for (r = 0; r < q->s * a->group; r++) {
+        const int64_t h = g * a->group + r % a->group, i = r / a->group;
+        for (j = n; j < mlki_min(n + MLK_ATTENTION_BLOCK, q->t); j++)
           if (mlki_ref_attention_pair(a, q, h, i, j, &p, &ds, &before))
             a->dbias[q->b * a->dbs[0] + h * a->dbs[1] + i * a->dbs[2] + j * a->dbs[3]] += ds;
       }
@@ -11610,6 +11646,23 @@ static void mlki_attention_poison(const mlki_attention *a, const mlki_sequence *
   }
 }
 
+/* Products of a strip of rows with cols keys, packed as [depth][MR] and [panel][depth][NR], to rows of scores. */
+static void mlki_attention_products(const mlki_kernels *row, int64_t rows, const float *a, const float *b,
+                                    int64_t depth, int64_t cols, float *c) {
+  mlki_strip strip;
+  int64_t k;
+  strip.a_rs = 1, strip.a_cs = row->mr;
+  strip.b_rs = row->nr, strip.b_panel = row->nr * depth;
+  strip.c = c, strip.c_rs = MLKI_SCORE_PITCH;
+  strip.rows = rows, strip.cols = cols;
+  for (k = 0; k < mlki_max(depth, 1); k += MLK_SEGMENT) {
+    strip.a = a + k * row->mr, strip.b = b + k * row->nr;
+    strip.k = mlki_min(depth - k, MLK_SEGMENT);
+    strip.chain = k ? MLKI_ADD : MLKI_START;
+    row->strip(&strip);
+  }
+}
+
 /* A strip of a block from scratch: rows [first, first + rows) of a tile whose queries are at queries, against the keys
    that the strip sees; largest scores and sums to s->top and s->sum, weighted values to o. */
 static void mlki_attention_strip(const mlki_attention *a, const mlki_sequence *q, const mlki_attention_keys *keys,
@@ -11618,18 +11671,8 @@ static void mlki_attention_strip(const mlki_attention *a, const mlki_sequence *q
   const mlki_kernels *row = a->job.row;
   const int64_t n = keys->to - keys->from, pitch = mlki_attention_pitch(a->e);
   mlki_strip strip;
-  int64_t i, k;
-  strip.a_rs = 1, strip.a_cs = row->mr;
-  strip.b_rs = row->nr, strip.b_panel = row->nr * mlki_min(a->d, MLK_SEGMENT);
-  strip.c = s->scores, strip.c_rs = MLKI_SCORE_PITCH;
-  strip.rows = rows, strip.cols = n;
-  for (k = 0; k < a->d; k += MLK_SEGMENT) {
-    strip.a = queries + k * row->mr, strip.b = keys->k + k * row->nr;
-    strip.b_panel = row->nr * a->d;
-    strip.k = mlki_min(a->d - k, MLK_SEGMENT);
-    strip.chain = k ? MLKI_ADD : MLKI_START;
-    row->strip(&strip);
-  }
+  int64_t i;
+  mlki_attention_products(row, rows, queries, keys->k, a->d, n, s->scores);
   for (i = 0; i < rows; i++)
     mlki_attention_score(a, q, keys->g, first + i, keys->from, keys->to, s->scores + i * MLKI_SCORE_PITCH);
   if (careful) mlki_attention_poison(a, q, keys, rows, s->scores, s->clean);
@@ -11641,6 +11684,7 @@ static void mlki_attention_strip(const mlki_attention *a, const mlki_sequence *q
   }
   strip.a = s->scores, strip.a_rs = MLKI_SCORE_PITCH, strip.a_cs = 1;
   strip.b = careful ? s->clean : keys->v.p;
+  strip.rows = rows;
   strip.b_rs = careful ? pitch : keys->v.rs, strip.b_panel = careful ? row->nr : keys->v.panel;
   strip.c = o, strip.c_rs = pitch;
   strip.cols = a->e, strip.k = n, strip.chain = MLKI_START;
@@ -12118,23 +12162,38 @@ static mlk_status mlki_attention_prepare(mlk_context *ctx, const mlk_attention_d
   return MLK_OK;
 }
 
-/* >>attention_grad ------------------------------------------------------------------------------------------------- */
+/* >>attention_grad -------------------------------------------------------------------------------------------------
+   Weights are made again from lse, tile by tile: a tile is at most ROWS rows, which are queries as in the forward call,
+   of one segment of MLK_SEGMENT rows, against one block of keys. Five products a tile: scores, dout V^T, and
+     dq += ds K     dk += ds^T q     dv += p^T dout
+   whose sums run in the order of the contract if blocks, for one row, and segments, for one key, come in ascending order.
+   All operands are packed first (phase 0), for some heads at a time. Then (phase 1)
+     heads   a task does a head: for each block all tiles, dq of all rows at hand
+     halves  few heads: blocks and tiles are tasks of their own, for dk and dv, and for dq; scores are made twice
+   dbias is a pass of its own (bias): a task owns the elements it sums up, whatever repeats them. */
 
 /* dsinks: one sum a head, in double precision. */
 static void mlki_attention_dsinks(const mlki_attention *a) {
+  const mlki_kernels *row = a->job.row;
+  const int dense = !a->reference && a->dos[3] == 1 && a->os[4] == 1;
   int64_t b, h, i, e;
   for (h = 0; h < a->heads; h++) {
     double sum = 0.0;
     for (b = 0; b < a->batch; b++) {
       const mlki_sequence q = mlki_sequence_of(a, b);
       for (i = 0; i < q.s; i++) {
-        const int64_t row = q.q0 + i;
-        const float *dout = a->dout + q.qb * a->dos[0] + h * a->dos[1] + row * a->dos[2];
-        const float *out = a->out + q.qb * a->os[1] + h * a->os[2] + row * a->os[3];
-        const float lse = a->lse[q.qb * a->ls[1] + h * a->ls[2] + row * a->ls[3]];
-        const float delta = mlki_ref_sum16(MLKI_PAIR_IP, a->e, dout, a->dos[3], out, a->os[4]);
+        const float *dout = a->dout + q.qb * a->dos[0] + h * a->dos[1] + (q.q0 + i) * a->dos[2];
+        const float *out = a->out + q.qb * a->os[1] + h * a->os[2] + (q.q0 + i) * a->os[3];
+        const float lse = a->lse[q.qb * a->ls[1] + h * a->ls[2] + (q.q0 + i) * a->ls[3]];
+        float delta;
         int whole = 1;
-        for (e = 0; e < a->e; e++) whole &= mlki_finite(dout[e * a->dos[3]]);
+        if (dense) {
+          row->pairs(MLKI_PAIR_IP, 1, 1, a->e, dout, 0, out, 0, &delta, 0);
+          whole = row->finite_row(dout, a->e);
+        } else {
+          delta = mlki_ref_sum16(MLKI_PAIR_IP, a->e, dout, a->dos[3], out, a->os[4]);
+          for (e = 0; e < a->e; e++) whole &= mlki_finite(dout[e * a->dos[3]]);
+        }
         sum -= mlki_mul64(whole ? mlki_ref_exp(a->sinks[h * a->sinks_step] - lse) : NAN, delta);
       }
     }
@@ -12153,20 +12212,10 @@ static void mlki_clear4(float *p, const int64_t *size, const int64_t *stride) {
       }
 }
 
-static void mlki_ref_attention_grad_task(void *op, int index) {
+/* What is summed up by addition starts from zero. */
+static void mlki_attention_grad_start(void *op) {
   mlki_attention *a = (mlki_attention *)op;
-  float *space = (float *)(void *)a->job.workspace;
-  int64_t b, h, i;
-  (void)index;
   if (a->dbias) mlki_clear4(a->dbias, a->dbias_size, a->dbs);
-  for (b = 0; b < a->batch; b++) {
-    const mlki_sequence q = mlki_sequence_of(a, b);
-    for (h = 0; a->dq && h < a->heads; h++)
-      for (i = 0; i < q.s; i++) mlki_ref_attention_dq(a, &q, h, i, space);
-    for (h = 0; (a->dk || a->dv) && h < a->groups; h++)
-      for (i = 0; i < q.t; i++) mlki_ref_attention_dk_dv(a, &q, h, i, space);
-    if (a->dbias) mlki_ref_attention_dbias(a, &q);
-  }
 }
 
 /* dk and dv of keys behind a sequence's length are zero; dsinks. */
@@ -12182,6 +12231,526 @@ static void mlki_attention_grad_finish(void *op) {
     if (a->dv) mlki_clear4(a->dv + b * a->dvs[0] + t * a->dvs[2], size, a->dvs);
   }
   if (a->dsinks) mlki_attention_dsinks(a);
+}
+
+static void mlki_ref_attention_grad_task(void *op, int index) {
+  mlki_attention *a = (mlki_attention *)op;
+  float *space = (float *)(void *)a->job.workspace;
+  int64_t b, h, i;
+  (void)index;
+  for (b = 0; b < a->batch; b++) {
+    const mlki_sequence q = mlki_sequence_of(a, b);
+    for (h = 0; a->dq && h < a->heads; h++)
+      for (i = 0; i < q.s; i++) mlki_ref_attention_dq(a, &q, h, i, space);
+    for (h = 0; (a->dk || a->dv) && h < a->groups; h++)
+      for (i = 0; i < q.t; i++) mlki_ref_attention_dk_dv(a, &q, h, i, space);
+    if (a->dbias) mlki_ref_attention_dbias(a, &q);
+  }
+}
+
+/* --- packed operands --- */
+
+/* A segment of rows: q (scaled) and dout as A, [strip][D or E][MR], and as B, dense rows a pitch apart. */
+typedef struct mlki_grad_rows {
+  float *qa, *oa, *qb, *ob, *lse, *delta;
+} mlki_grad_rows;
+
+/* A block of keys: K and V as B of products, [panel][D or E][NR], and K as dense rows a pitch apart. */
+typedef struct mlki_grad_keys {
+  float *kt, *vt, *kb;
+} mlki_grad_keys;
+
+static void mlki_grad_carve_rows(const mlki_attention *a, mlki_carver *carver, mlki_grad_rows *f) {
+  const int64_t rows = mlki_round_up(MLK_SEGMENT, a->job.row->mr);
+  f->qa = (float *)mlki_carve(carver, rows * a->d + 16, 4);
+  f->oa = (float *)mlki_carve(carver, rows * a->e + 16, 4);
+  f->qb = (float *)mlki_carve(carver, rows * mlki_attention_pitch(a->d), 4);
+  f->ob = (float *)mlki_carve(carver, rows * mlki_attention_pitch(a->e), 4);
+  f->lse = (float *)mlki_carve(carver, rows, 4);
+  f->delta = (float *)mlki_carve(carver, rows, 4);
+}
+
+static void mlki_grad_carve_keys(const mlki_attention *a, mlki_carver *carver, mlki_grad_keys *f) {
+  f->kt = (float *)mlki_carve(carver, mlki_attention_block_floats(a->job.row, a->d), 4);
+  f->vt = (float *)mlki_carve(carver, mlki_attention_block_floats(a->job.row, a->e), 4);
+  f->kb = (float *)mlki_carve(carver, MLK_ATTENTION_BLOCK * mlki_attention_pitch(a->d), 4);
+}
+
+/* Row (h, i) of a view [B, H, S, width], q's sequences, dense: elements behind width up to the pitch are not set. */
+static void mlki_grad_copy_row(const float *base, const int64_t *stride, const mlki_sequence *q, int64_t h, int64_t i,
+                               int64_t width, float *to) {
+  const float *from = base + q->qb * stride[0] + h * stride[1] + (q->q0 + i) * stride[2];
+  int64_t j;
+  if (stride[3] == 1)
+    memcpy(to, from, (size_t)width * sizeof *to);
+  else
+    for (j = 0; j < width; j++) to[j] = from[j * stride[3]];
+}
+
+/* Elements that are not finite become 0; whether there were any. */
+static int mlki_grad_clean(const mlki_kernels *row, float *x, int64_t n) {
+  int64_t j;
+  if (row->finite_row(x, n)) return 0;
+  for (j = 0; j < n; j++)
+    if (!mlki_finite(x[j])) x[j] = 0.0f;
+  return 1;
+}
+
+/* Rows [r0, r0 + rows) of key head g, rows <= MLK_SEGMENT. The strips keep what is not finite, which then shows in the
+   scores; the dense rows do not, since they also meet weights of 0 of keys that take no part. */
+static void mlki_grad_pack_rows(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t r0, int64_t rows,
+                                const mlki_grad_rows *f) {
+  const mlki_kernels *row = a->job.row;
+  const int64_t mr = row->mr, dp = mlki_attention_pitch(a->d), ep = mlki_attention_pitch(a->e);
+  int64_t i;
+  for (i = 0; i < rows; i++) {
+    const int64_t h = g * a->group + (r0 + i) % a->group, at = (r0 + i) / a->group;
+    float *out = f->oa; /* what is packed here comes later */
+    mlki_grad_copy_row(a->q, a->qs, q, h, at, a->d, f->qb + i * dp);
+    mlki_grad_copy_row(a->dout, a->dos, q, h, at, a->e, f->ob + i * ep);
+    mlki_grad_copy_row(a->out, a->os + 1, q, h, at, a->e, out);
+    f->delta[i] = 0.0f;
+    row->pairs(MLKI_PAIR_IP, 1, 1, a->e, f->ob + i * ep, 0, out, 0, f->delta + i, 0);
+    f->lse[i] = a->lse[q->qb * a->ls[1] + h * a->ls[2] + (q->q0 + at) * a->ls[3]];
+    mlki_attention_map(row, MLK_SCALE, a->scale, f->qb + i * dp, a->d);
+  }
+  for (i = 0; i < rows; i += mr) {
+    row->pack(f->qa + i * a->d, mlki_min(mr, rows - i), mr, a->d, f->qb + i * dp, dp, 1);
+    row->pack(f->oa + i * a->e, mlki_min(mr, rows - i), mr, a->e, f->ob + i * ep, ep, 1);
+  }
+  for (i = 0; i < rows; i++) {
+    mlki_grad_clean(row, f->qb + i * dp, a->d);
+    if (mlki_grad_clean(row, f->ob + i * ep, a->e)) f->lse[i] = NAN;
+  }
+}
+
+/* Block n of key head g; stage as for mlki_attention_rows. */
+static void mlki_grad_pack_keys(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t n,
+                                const mlki_grad_keys *f, float *stage) {
+  const int64_t first = n * MLK_ATTENTION_BLOCK, end = mlki_min(first + MLK_ATTENTION_BLOCK, q->t);
+  const int64_t step = mlki_attention_step(a->job.row), dp = mlki_attention_pitch(a->d);
+  int64_t j, i, pitch;
+  mlki_attention_pack_k(a, q, g, first, end, f->kt, stage);
+  for (j = first; j < end; j += step) {
+    const int64_t keys = mlki_min(step, end - j);
+    const float *from = mlki_attention_rows(a, q, a->v, a->vs, g, j, keys, a->e, stage, &pitch);
+    a->job.row->pack_panels(f->vt + (j - first) * a->e, keys, a->e, from, pitch, 1);
+    from = mlki_attention_rows(a, q, a->k, a->ks, g, j, keys, a->d, stage, &pitch);
+    for (i = 0; i < keys; i++) {
+      float *to = f->kb + (j - first + i) * dp;
+      memcpy(to, from + i * pitch, (size_t)a->d * sizeof *to);
+      mlki_grad_clean(a->job.row, to, a->d);
+    }
+  }
+}
+
+/* --- a tile: rows of one segment against one block --- */
+
+#define MLKI_GRAD_STRIPS 64 /* at most, of a tile */
+
+/* p and ds of the tile: key j of row i at i * MLKI_SCORE_PITCH + j, j counted from the block's first. Strip s of rows
+   sees keys [from[s], to[s]); p and ds are there for [low, high) of all rows, zeros where a row does not see. */
+typedef struct mlki_grad_tile {
+  float *p, *ds;
+  int64_t strips, low, high, from[MLKI_GRAD_STRIPS], to[MLKI_GRAD_STRIPS];
+} mlki_grad_tile;
+
+static void mlki_grad_ranges(const mlki_attention *a, const mlki_sequence *q, int64_t r0, int64_t rows, int64_t n,
+                             mlki_grad_tile *t) {
+  const int64_t mr = a->job.row->mr, first = n * MLK_ATTENTION_BLOCK;
+  int64_t s;
+  t->strips = mlki_ceil_div(rows, mr);
+  t->low = MLK_ATTENTION_BLOCK, t->high = 0;
+  for (s = 0; s < t->strips; s++) {
+    int64_t from, to;
+    if (mlki_attention_block_keys(a, q, r0 + s * mr, mlki_min(mr, rows - s * mr), n, &from, &to)) {
+      t->from[s] = from - first, t->to[s] = to - first;
+      t->low = mlki_min(t->low, t->from[s]), t->high = mlki_max(t->high, t->to[s]);
+    } else {
+      t->from[s] = t->to[s] = 0;
+    }
+  }
+}
+
+/* Row r, row i of the tile: products to p and ds, those of keys [from, to) being there. */
+static void mlki_grad_row(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t r, int64_t n, int64_t i,
+                          float lse, float delta, int after, const mlki_grad_tile *t) {
+  const int64_t first = n * MLK_ATTENTION_BLOCK, s = i / a->job.row->mr, query = r / a->group;
+  float *p = t->p + i * MLKI_SCORE_PITCH, *ds = t->ds + i * MLKI_SCORE_PITCH;
+  int64_t low, high, j;
+  mlki_scores c;
+  mlki_keys_seen(a, q, query, &low, &high);
+  low = mlki_max(low - first, t->from[s]), high = mlki_max(mlki_min(high - first, t->to[s]), low);
+  if (low < high)
+    a->job.row->score_grad_row(mlki_attention_scores_of(a, q, g * a->group + r % a->group, query, first + low, &c),
+                               p + low, ds + low, high - low, lse, delta, after);
+  for (j = t->low; j < mlki_min(low, t->high); j++) p[j] = ds[j] = 0.0f;
+  for (j = mlki_max(high, t->low); j < t->high; j++) p[j] = ds[j] = 0.0f;
+}
+
+/* p and ds of rows [r0 + first, r0 + first + rows), f: those of segment r0. Returns whether any key is seen. */
+static int mlki_grad_make(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t r0, int64_t first,
+                          int64_t rows, int64_t n, const mlki_grad_rows *f, const mlki_grad_keys *keys, int after,
+                          mlki_grad_tile *t) {
+  const mlki_kernels *row = a->job.row;
+  const int64_t mr = row->mr;
+  int64_t s, i;
+  mlki_grad_ranges(a, q, r0 + first, rows, n, t);
+  if (t->low >= t->high) return 0;
+  for (s = 0; s < t->strips; s++) {
+    const int64_t at = first + s * mr, count = mlki_min(mr, rows - s * mr), from = t->from[s], to = t->to[s];
+    float *p = t->p + s * mr * MLKI_SCORE_PITCH + from, *ds = t->ds + s * mr * MLKI_SCORE_PITCH + from;
+    if (from < to) {
+      mlki_attention_products(row, count, f->qa + at * a->d, keys->kt + from * a->d, a->d, to - from, p);
+      mlki_attention_products(row, count, f->oa + at * a->e, keys->vt + from * a->e, a->e, to - from, ds);
+    }
+    for (i = 0; i < count; i++)
+      mlki_grad_row(a, q, g, r0 + at + i, n, s * mr + i, f->lse[at + i], f->delta[at + i], after, t);
+  }
+  return 1;
+}
+
+/* dq += ds K for the rows of a tile: one chain a block. */
+static void mlki_grad_dq(const mlki_attention *a, const mlki_grad_tile *t, int64_t rows, const mlki_grad_keys *keys,
+                         float *dq) {
+  const mlki_kernels *row = a->job.row;
+  const int64_t dp = mlki_attention_pitch(a->d);
+  mlki_strip strip;
+  int64_t s;
+  strip.a_rs = MLKI_SCORE_PITCH, strip.a_cs = 1;
+  strip.b_rs = dp, strip.b_panel = row->nr, strip.c_rs = dp;
+  strip.cols = a->d, strip.chain = MLKI_ADD;
+  for (s = 0; s < t->strips; s++) {
+    strip.rows = mlki_min(row->mr, rows - s * row->mr);
+    strip.a = t->ds + s * row->mr * MLKI_SCORE_PITCH + t->from[s];
+    strip.b = keys->kb + t->from[s] * dp;
+    strip.c = dq + s * row->mr * dp;
+    strip.k = t->to[s] - t->from[s];
+    if (strip.k > 0) row->strip(&strip);
+  }
+}
+
+/* chain += w^T x, w being p or ds of a tile, x rows of the segment a pitch apart, for the keys the tile sees: the chains
+   go on. */
+static void mlki_grad_dk(const mlki_attention *a, const mlki_grad_tile *t, int64_t rows, const float *w, const float *x,
+                         int64_t width, float *chain) {
+  const mlki_kernels *row = a->job.row;
+  const int64_t pitch = mlki_attention_pitch(width), mr = row->mr;
+  mlki_strip strip;
+  int64_t j, first, last;
+  strip.a_rs = 1, strip.a_cs = MLKI_SCORE_PITCH;
+  strip.b_rs = pitch, strip.b_panel = row->nr, strip.c_rs = pitch;
+  strip.cols = width, strip.chain = MLKI_CONTINUE;
+  for (j = t->low; j < t->high; j += mr) {
+    strip.rows = mlki_min(mr, t->high - j);
+    for (first = 0; first < t->strips && (t->to[first] <= j || t->from[first] >= j + strip.rows); first++) continue;
+    for (last = t->strips; last > first && (t->to[last - 1] <= j || t->from[last - 1] >= j + strip.rows); last--)
+      continue;
+    if (first == last) continue;
+    strip.a = w + first * mr * MLKI_SCORE_PITCH + j;
+    strip.b = x + first * mr * pitch;
+    strip.c = chain + j * pitch;
+    strip.k = mlki_min(last * mr, rows) - first * mr;
+    row->strip(&strip);
+  }
+}
+
+/* --- tasks --- */
+
+/* What one task works with. */
+typedef struct mlki_grad_space {
+  mlki_grad_tile tile;
+  float *dq;                                    /* of all rows of a head, or of one tile */
+  float *chain_k, *chain_v, *total_k, *total_v; /* of a block */
+  float *stage;
+  mlki_grad_rows rows; /* of dbias's pass */
+  mlki_grad_keys keys;
+} mlki_grad_space;
+
+static void mlki_grad_carve(const mlki_attention *a, mlki_carver *carver, mlki_grad_space *s) {
+  const int64_t dp = mlki_attention_pitch(a->d), ep = mlki_attention_pitch(a->e), keys = MLK_ATTENTION_BLOCK;
+  const int64_t segments = mlki_ceil_div(a->s * a->group, MLK_SEGMENT);
+  s->tile.p = (float *)mlki_carve(carver, a->tile * MLKI_SCORE_PITCH, 4);
+  s->tile.ds = (float *)mlki_carve(carver, a->tile * MLKI_SCORE_PITCH, 4);
+  s->dq = (float *)mlki_carve(carver, a->dq ? (a->halves ? a->tile : segments * MLK_SEGMENT) * dp : 0, 4);
+  s->chain_k = (float *)mlki_carve(carver, a->dk ? keys * dp : 0, 4);
+  s->total_k = (float *)mlki_carve(carver, a->dk ? keys * dp : 0, 4);
+  s->chain_v = (float *)mlki_carve(carver, a->dv ? keys * ep : 0, 4);
+  s->total_v = (float *)mlki_carve(carver, a->dv ? keys * ep : 0, 4);
+  s->stage = (float *)mlki_carve(carver,
+                                 mlki_attention_step(a->job.row) * mlki_attention_pitch(mlki_max(a->d, a->e)) + 16, 4);
+  if (a->dbias) {
+    mlki_grad_carve_rows(a, carver, &s->rows);
+    mlki_grad_carve_keys(a, carver, &s->keys);
+  }
+}
+
+static mlki_grad_space mlki_grad_space_of(const mlki_attention *a, int index) {
+  mlki_grad_space s;
+  mlki_carver carver;
+  carver.base = a->job.workspace + a->job.shared_bytes + (uint64_t)index * a->job.task_bytes, carver.used = 0;
+  memset(&s, 0, sizeof s);
+  mlki_grad_carve(a, &carver, &s);
+  return s;
+}
+
+/* The packed segment (kind 0) or block (kind 1) n of a head of the round. */
+static void mlki_grad_packed(const mlki_attention *a, int64_t slot, int kind, int64_t n, mlki_grad_rows *rows,
+                             mlki_grad_keys *keys) {
+  mlki_carver carver;
+  carver.base = a->job.workspace + (uint64_t)slot * a->head_bytes +
+                (kind ? (uint64_t)a->segments * a->segment_bytes + (uint64_t)n * a->key_bytes
+                      : (uint64_t)n * a->segment_bytes);
+  carver.used = 0;
+  if (kind)
+    mlki_grad_carve_keys(a, &carver, keys);
+  else
+    mlki_grad_carve_rows(a, &carver, rows);
+}
+
+/* Phase 0: a unit is a segment of rows or a block of keys of a head. */
+static void mlki_grad_pack_task(void *op, int index) {
+  mlki_attention *a = (mlki_attention *)op;
+  const int64_t per_head = a->segments + a->blocks;
+  mlki_grad_space s = mlki_grad_space_of(a, index);
+  int64_t unit, end;
+  while (mlki_job_take(&a->job, 0, &unit, &end))
+    for (; unit < end; unit++) {
+      const int64_t slot = unit / per_head, at = unit % per_head, head = a->job.round * a->round_heads + slot;
+      mlki_grad_rows rows;
+      mlki_grad_keys keys;
+      mlki_sequence q;
+      if (head >= a->batch * a->groups) continue;
+      q = mlki_sequence_of(a, head / a->groups);
+      if (at < a->segments) {
+        const int64_t left = q.s * a->group - at * MLK_SEGMENT;
+        mlki_grad_packed(a, slot, 0, at, &rows, &keys);
+        if (left > 0)
+          mlki_grad_pack_rows(a, &q, head % a->groups, at * MLK_SEGMENT, mlki_min(left, MLK_SEGMENT), &rows);
+      } else if ((at - a->segments) * MLK_ATTENTION_BLOCK < q.t) {
+        mlki_grad_packed(a, slot, 1, at - a->segments, &rows, &keys);
+        mlki_grad_pack_keys(a, &q, head % a->groups, at - a->segments, &keys, s.stage);
+      }
+    }
+}
+
+/* A row of width floats to a view. */
+static void mlki_grad_put(float *to, int64_t step, const float *from, int64_t width) {
+  int64_t j;
+  if (step == 1)
+    memcpy(to, from, (size_t)width * sizeof *to);
+  else
+    for (j = 0; j < width; j++) to[j * step] = from[j];
+}
+
+static void mlki_grad_put_dq(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t r0, int64_t rows,
+                             float *dq) {
+  const int64_t dp = mlki_attention_pitch(a->d);
+  int64_t i;
+  for (i = 0; i < rows; i++, dq += dp) {
+    const int64_t h = g * a->group + (r0 + i) % a->group, at = q->q0 + (r0 + i) / a->group;
+    mlki_attention_map(a->job.row, MLK_SCALE, a->scale, dq, a->d);
+    mlki_grad_put(a->dq + q->qb * a->dqs[0] + h * a->dqs[1] + at * a->dqs[2], a->dqs[3], dq, a->d);
+  }
+}
+
+/* Block n of key head g: dk and dv, and dq of all rows unless that is the other half's. */
+static void mlki_grad_block(const mlki_attention *a, const mlki_sequence *q, int64_t slot, int64_t g, int64_t n,
+                            mlki_grad_space *s) {
+  const int64_t dp = mlki_attention_pitch(a->d), ep = mlki_attention_pitch(a->e), all = q->s * a->group;
+  const int64_t first_key = n * MLK_ATTENTION_BLOCK, count = mlki_min(q->t - first_key, MLK_ATTENTION_BLOCK);
+  const size_t bytes_k = (size_t)(count * dp) * sizeof(float), bytes_v = (size_t)(count * ep) * sizeof(float);
+  mlki_grad_keys keys;
+  mlki_grad_rows f;
+  int64_t r0, first, j;
+  mlki_grad_packed(a, slot, 1, n, NULL, &keys);
+  if (a->dk) memset(s->total_k, 0, bytes_k);
+  if (a->dv) memset(s->total_v, 0, bytes_v);
+  for (r0 = 0; r0 < all; r0 += MLK_SEGMENT) {
+    const int64_t rows = mlki_min(all - r0, MLK_SEGMENT);
+    mlki_grad_packed(a, slot, 0, r0 / MLK_SEGMENT, &f, NULL);
+    if (a->dk) memset(s->chain_k, 0, bytes_k);
+    if (a->dv) memset(s->chain_v, 0, bytes_v);
+    for (first = 0; first < rows; first += a->tile) {
+      const int64_t part = mlki_min(rows - first, a->tile);
+      if (!mlki_grad_make(a, q, g, r0, first, part, n, &f, &keys, 0, &s->tile)) continue;
+      if (a->dq && !a->halves) mlki_grad_dq(a, &s->tile, part, &keys, s->dq + (r0 + first) * dp);
+      if (a->dk) mlki_grad_dk(a, &s->tile, part, s->tile.ds, f.qb + first * dp, a->d, s->chain_k);
+      if (a->dv) mlki_grad_dk(a, &s->tile, part, s->tile.p, f.ob + first * ep, a->e, s->chain_v);
+    }
+    if (a->dk) a->job.row->add(s->total_k, s->chain_k, count * dp);
+    if (a->dv) a->job.row->add(s->total_v, s->chain_v, count * ep);
+  }
+  for (j = 0; j < count; j++) {
+    const int64_t at = q->k0 + first_key + j;
+    if (a->dk)
+      mlki_grad_put(a->dk + q->kb * a->dks[0] + g * a->dks[1] + at * a->dks[2], a->dks[3], s->total_k + j * dp, a->d);
+    if (a->dv)
+      mlki_grad_put(a->dv + q->kb * a->dvs[0] + g * a->dvs[1] + at * a->dvs[2], a->dvs[3], s->total_v + j * ep, a->e);
+  }
+}
+
+/* heads: a unit is a head of the round. */
+static void mlki_grad_heads_task(void *op, int index) {
+  mlki_attention *a = (mlki_attention *)op;
+  mlki_grad_space s = mlki_grad_space_of(a, index);
+  int64_t unit, end, n;
+  while (mlki_job_take(&a->job, 1, &unit, &end))
+    for (; unit < end; unit++) {
+      const int64_t head = a->job.round * a->round_heads + unit, g = head % a->groups;
+      mlki_sequence q;
+      if (head >= a->batch * a->groups) continue;
+      q = mlki_sequence_of(a, head / a->groups);
+      if (a->dq) memset(s.dq, 0, (size_t)(q.s * a->group * mlki_attention_pitch(a->d)) * sizeof *s.dq);
+      for (n = 0; n * MLK_ATTENTION_BLOCK < q.t; n++) mlki_grad_block(a, &q, unit, g, n, &s);
+      if (a->dq) mlki_grad_put_dq(a, &q, g, 0, q.s * a->group, s.dq);
+    }
+}
+
+/* Tile number tile of a head: dq. */
+static void mlki_grad_tile_dq(const mlki_attention *a, const mlki_sequence *q, int64_t slot, int64_t g, int64_t tile,
+                              mlki_grad_space *s) {
+  const int64_t per_segment = mlki_ceil_div(MLK_SEGMENT, a->tile), r0 = tile / per_segment * MLK_SEGMENT;
+  const int64_t first = tile % per_segment * a->tile, all = q->s * a->group;
+  const int64_t rows = mlki_min(mlki_min(all - r0, MLK_SEGMENT) - first, a->tile);
+  mlki_grad_rows f;
+  mlki_grad_keys keys;
+  int64_t n;
+  if (rows <= 0) return;
+  mlki_grad_packed(a, slot, 0, r0 / MLK_SEGMENT, &f, NULL);
+  memset(s->dq, 0, (size_t)(rows * mlki_attention_pitch(a->d)) * sizeof *s->dq);
+  for (n = 0; n * MLK_ATTENTION_BLOCK < q->t; n++) {
+    mlki_grad_packed(a, slot, 1, n, NULL, &keys);
+    if (mlki_grad_make(a, q, g, r0, first, rows, n, &f, &keys, 0, &s->tile))
+      mlki_grad_dq(a, &s->tile, rows, &keys, s->dq);
+  }
+  mlki_grad_put_dq(a, q, g, r0 + first, rows, s->dq);
+}
+
+/* halves: a unit is a block of keys or a tile of rows of a head of the round. */
+static void mlki_grad_halves_task(void *op, int index) {
+  mlki_attention *a = (mlki_attention *)op;
+  const int64_t blocks = a->dk || a->dv ? a->blocks : 0, per_head = blocks + (a->dq ? a->tiles : 0);
+  mlki_grad_space s = mlki_grad_space_of(a, index);
+  int64_t unit, end;
+  while (mlki_job_take(&a->job, 1, &unit, &end))
+    for (; unit < end; unit++) {
+      const int64_t slot = unit % a->round_heads, at = unit / a->round_heads;
+      const int64_t head = a->job.round * a->round_heads + slot;
+      mlki_sequence q;
+      if (head >= a->batch * a->groups || at >= per_head) continue;
+      q = mlki_sequence_of(a, head / a->groups);
+      if (at >= blocks)
+        mlki_grad_tile_dq(a, &q, slot, head % a->groups, at - blocks, &s);
+      else if (at * MLK_ATTENTION_BLOCK < q.t)
+        mlki_grad_block(a, &q, slot, head % a->groups, at, &s);
+    }
+}
+
+/* --- dbias --- */
+
+/* ds of a tile, before the cap is undone, added to dbias row by row. */
+static void mlki_grad_add_bias(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t r, int64_t rows,
+                               int64_t n, const mlki_grad_tile *t) {
+  int64_t i, j;
+  for (i = 0; i < rows; i++) {
+    const int64_t h = g * a->group + (r + i) % a->group, keys = t->high - t->low;
+    float *to = a->dbias + q->b * a->dbs[0] + h * a->dbs[1] + (r + i) / a->group * a->dbs[2] +
+                (n * MLK_ATTENTION_BLOCK + t->low) * a->dbs[3];
+    const float *ds = t->ds + i * MLKI_SCORE_PITCH + t->low;
+    if (a->dbs[3] == 1)
+      a->job.row->add(to, ds, keys);
+    else
+      for (j = 0; j < keys; j++) to[j * a->dbs[3]] += ds[j];
+  }
+}
+
+/* All tiles of segments [first, end) of a head against block n. */
+static void mlki_grad_bias_block(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t n, int64_t first,
+                                 int64_t end, mlki_grad_space *s) {
+  int64_t segment, at;
+  mlki_grad_pack_keys(a, q, g, n, &s->keys, s->stage);
+  for (segment = first; segment < end; segment++) {
+    const int64_t r0 = segment * MLK_SEGMENT, rows = mlki_min(q->s * a->group - r0, MLK_SEGMENT);
+    if (rows <= 0) break;
+    mlki_grad_pack_rows(a, q, g, r0, rows, &s->rows);
+    for (at = 0; at < rows; at += a->tile) {
+      const int64_t part = mlki_min(rows - at, a->tile);
+      if (mlki_grad_make(a, q, g, r0, at, part, n, &s->rows, &s->keys, 1, &s->tile))
+        mlki_grad_add_bias(a, q, g, r0 + at, part, n, &s->tile);
+    }
+  }
+}
+
+/* Whether each segment of rows is a unit: no query's heads lie in two of them, or each head has its own elements. */
+static int mlki_grad_bias_by_rows(const mlki_attention *a) {
+  return a->dbs[2] != 0 && (a->dbs[1] != 0 || MLK_SEGMENT % a->group == 0);
+}
+
+/* A unit is what adds to elements of dbias that no other unit adds to: along an axis that bias has, one sequence, key
+   head, segment or block; along one that it repeats, all of them, in ascending order. */
+static void mlki_grad_bias_task(void *op, int index) {
+  mlki_attention *a = (mlki_attention *)op;
+  mlki_grad_space s = mlki_grad_space_of(a, index);
+  const int own_b = a->dbs[0] != 0, own_h = a->dbs[1] != 0, own_j = a->dbs[3] != 0;
+  const int own_i = mlki_grad_bias_by_rows(a);
+  int64_t unit, end;
+  if (a->job.round + 1 < a->job.rounds) return; /* once, at the end */
+  while (mlki_job_take(&a->job, 2, &unit, &end))
+    for (; unit < end; unit++) {
+      int64_t u = unit, b, g, n, to_b, to_g, to_n, to_i, first_b, first_g, first_i, first_n;
+      first_b = own_b ? u % a->batch : 0, to_b = own_b ? first_b + 1 : a->batch, u /= own_b ? a->batch : 1;
+      first_g = own_h ? u % a->groups : 0, to_g = own_h ? first_g + 1 : a->groups, u /= own_h ? a->groups : 1;
+      first_i = own_i ? u % a->segments : 0, to_i = own_i ? first_i + 1 : a->segments, u /= own_i ? a->segments : 1;
+      first_n = own_j ? u : 0, to_n = own_j ? u + 1 : a->blocks;
+      for (b = first_b; b < to_b; b++) {
+        const mlki_sequence q = mlki_sequence_of(a, b);
+        for (g = first_g; g < to_g; g++)
+          for (n = first_n; n < to_n && n * MLK_ATTENTION_BLOCK < q.t; n++)
+            mlki_grad_bias_block(a, &q, g, n, first_i, to_i, &s);
+      }
+    }
+}
+
+/* Which variant, which tiles; bytes of the workspace. */
+static void mlki_grad_variant(const mlk_context *ctx, mlki_attention *a) {
+  const int64_t mr = ctx->row->mr, rows = a->s * a->group, heads = a->batch * a->groups;
+  const int64_t limit = mlki_task_limit(ctx), wanted = a->dq || a->dk || a->dv;
+  const double work = (double)rows * (double)a->t * (double)(3 * a->d + 2 * a->e);
+  mlki_carver carver = {NULL, 0};
+  mlki_grad_rows f;
+  mlki_grad_keys keys;
+  mlki_grad_space space;
+  a->plain = a->softcap == 0.0f && !a->alibi && !a->bias && !a->mask;
+  a->blocks = mlki_ceil_div(a->t, MLK_ATTENTION_BLOCK), a->segments = mlki_ceil_div(rows, MLK_SEGMENT);
+  a->tile = mlki_min(MLKI_ATTENTION_ROWS, ctx->l2_bytes / 2 / (2 * MLKI_SCORE_PITCH * 4));
+  a->tile = mlki_max(mlki_min(a->tile, rows) / mr, 1) * mr;
+  a->tiles = a->segments * mlki_ceil_div(MLK_SEGMENT, a->tile);
+  mlki_grad_carve_rows(a, &carver, &f);
+  a->segment_bytes = carver.used, carver.used = 0;
+  mlki_grad_carve_keys(a, &carver, &keys);
+  a->key_bytes = carver.used, carver.used = 0;
+  a->head_bytes = (uint64_t)a->segments * a->segment_bytes + (uint64_t)a->blocks * a->key_bytes;
+  a->halves = limit > 1 && heads < 2 * limit;
+  a->round_heads = a->halves ? mlki_ceil_div(4 * limit, mlki_max(a->blocks + a->tiles, 1)) : limit == 1 ? 1 : 2 * limit;
+  a->round_heads = mlki_min(mlki_max(a->round_heads, 1), heads);
+  a->job.variant = a->halves ? "halves" : "heads";
+  a->job.rounds = mlki_ceil_div(heads, mlki_max(a->round_heads, 1));
+  a->job.shared_bytes = wanted ? (uint64_t)a->round_heads * a->head_bytes : 0;
+  mlki_job_phase(ctx, &a->job, 0, mlki_grad_pack_task, wanted ? a->round_heads * (a->segments + a->blocks) : 0, work);
+  if (a->halves)
+    mlki_job_phase(ctx, &a->job, 1, mlki_grad_halves_task, wanted ? a->round_heads * (a->blocks + a->tiles) : 0,
+                   work / (double)mlki_max(a->blocks + a->tiles, 1));
+  else
+    mlki_job_phase(ctx, &a->job, 1, mlki_grad_heads_task, wanted ? a->round_heads : 0, work);
+  if (a->dbias) {
+    const int own_i = mlki_grad_bias_by_rows(a);
+    const int64_t units = (a->dbs[0] ? a->batch : 1) * (a->dbs[1] ? a->groups : 1) * (own_i ? a->segments : 1) *
+                          (a->dbs[3] ? a->blocks : 1);
+    mlki_job_phase(ctx, &a->job, 2, mlki_grad_bias_task, units, work * (double)heads / (double)mlki_max(units, 1));
+  }
+  mlki_grad_carve(a, &carver, &space);
+  a->job.task_bytes = carver.used;
 }
 
 enum { MLKI_GRAD_Q, MLKI_GRAD_K, MLKI_GRAD_V, MLKI_GRAD_BIAS, MLKI_GRAD_SINKS, MLKI_GRAD_COUNT };
@@ -12261,10 +12830,13 @@ static mlk_status mlki_attention_grad_prepare(mlk_context *ctx, const mlk_attent
   for (i = 0; i < MLKI_AT_COUNT; i++)
     a->job.bytes += (uint64_t)(o.extent[i].stored * (o.t[i].data ? mlki_dtype_bytes(o.t[i].dtype) : 0));
   for (i = 0; i < MLKI_GRAD_COUNT; i++) a->job.bytes += 4 * (uint64_t)extent[i].count;
-  a->job.finish = mlki_attention_grad_finish;
-  a->job.task_bytes = mlki_bytes(2 * (a->d + a->e));
-  mlki_job_phase(ctx, &a->job, 0, mlki_ref_attention_grad_task, 1, 1.0);
-  a->job.variant = "reference";
+  a->job.start = mlki_attention_grad_start, a->job.finish = mlki_attention_grad_finish;
+  if (ctx->reference) {
+    a->job.task_bytes = mlki_bytes(2 * (a->d + a->e));
+    mlki_job_phase(ctx, &a->job, 0, mlki_ref_attention_grad_task, 1, 1.0);
+  } else {
+    mlki_grad_variant(ctx, a);
+  }
   return MLK_OK;
 }
 
