@@ -66,8 +66,8 @@ static void blocks(void) {
     for (j = 0; j < QUERIES; j++)
       for (again = 0; again < 2 && !mlkt_hopeless(); again++, index++) {
         mlkt_rng rng = point_rng(index);
-        const setup s = any_features(queries[j], keys[i], 6e5, &rng);
-        if (!mlkt_keep(index) || macs_of(&s) > 1e6) continue;
+        const setup s = any_features(queries[j], keys[i], 8e5, &rng);
+        if (!mlkt_keep(index) || macs_of(&s) > 3e6) continue;
         point(&p, FORWARD, &s, index % 4 ? SIGNED : SHARP, index % 3 ? FORM_COUNT : FORM_DENSE, index, "blocks");
       }
   judge_tallies();
@@ -88,10 +88,10 @@ static void blocks_grad(void) {
     for (j = 0; j < QUERIES; j++)
       for (again = 0; again < 2 && !mlkt_hopeless(); again++, index++) {
         mlkt_rng rng = point_rng(index);
-        setup s = any_features(queries[j], keys[i], 4e5, &rng);
+        setup s = any_features(queries[j], keys[i], 5e5, &rng);
         s.dtype = MLK_F32;
         if (s.keys == KEYS_PAGES) s.keys = KEYS_DENSE;
-        if (!mlkt_keep(index) || macs_of(&s) > 1e6) continue;
+        if (!mlkt_keep(index) || macs_of(&s) > 2e6) continue;
         point(&p, BACKWARD, &s, index % 4 ? SIGNED : SHARP, index % 3 ? FORM_COUNT : FORM_DENSE, index, "blocks");
       }
   judge_tallies();
@@ -254,6 +254,7 @@ static void one_hot_call(one_hot how, int64_t t, float *const data[7], uint8_t *
     mlk_attention_grad_desc grad;
     size_t wrong = 0;
     if (!ctx) return;
+    if (r < 0 && t > 600) continue; /* the reference: slow, and == asks nobody */
     mlkt_note("one-hot %d, T %d, offset %d, isa %s", (int)how, (int)t, (int)offset, mlk_isa_name(isa));
     mlkt_rogue_f32(out, EXACT_H * EXACT_S * EXACT_E);
     if (!CHECK_OK(ctx, mlk_attention(ctx, &desc))) return;

@@ -654,7 +654,7 @@ static void plans(void) {
     const int threads = isa == MLK_ISA_REFERENCE ? 1 : 1 + (int)(index / 3 % (uint64_t)mlkt_opt.threads_max);
     setup s = any_features(queries[mlkt_u64(&rng) % 6], keys[mlkt_u64(&rng) % 8], 1e5, &rng);
     if (what == BACKWARD) s.dtype = MLK_F32, s.keys = s.keys == KEYS_PAGES ? KEYS_LENGTHS : s.keys;
-    if (!mlkt_keep(index) || macs_of(&s) > 3e5) continue;
+    if (!mlkt_keep(index) || macs_of(&s) > 5e5) continue;
     problem_shape(&p, what, &s, &rng);
     problem_fill(&p, SIGNED, &rng);
     if (!forward_first(&p)) break;
