@@ -26,6 +26,12 @@
 
 #include "onednn.h"
 
+#include "onednn_graph.h"
+
+#include "torch.h"
+
+#include "onnxruntime.h"
+
 #include "timing.h"
 
 #include "report.h"
@@ -37,6 +43,8 @@
 #include "rows_conv.h"
 
 #include "rows_glue.h"
+
+#include "rows_attention.h"
 
 static void usage(FILE *f) {
   fputs("bench [options]                  measure this machine, then every row\n"
@@ -191,7 +199,7 @@ int main(int argc, char **argv) {
   if (!results) die("no memory");
   if (!opt.list) {
     find_peers(argv[0]);
-    if (!opt.no_peers) peers_load(), onednn_primitives_load();
+    if (!opt.no_peers) peers_load(), onednn_primitives_load(), onednn_graph_load();
     print_context();
     peers_set_threads(1);
     probe_memory_make();
@@ -205,10 +213,12 @@ int main(int argc, char **argv) {
   rows_knn();
   rows_conv();
   rows_glue();
+  rows_attention();
   if (rows_seen == 0) die("no row is named like %s; see --list", opt.filter ? opt.filter : "that");
   if (opt.list) return 0;
   report_busy();
   report_aims();
+  report_causal();
   report_scaling();
   if (opt.json && !write_json(opt.json, argv[0], now() - start)) die("cannot write %s", opt.json);
   printf("\n%d rows, %d wrong, %.0f s\n", rows_seen, failures, now() - start);

@@ -2,7 +2,7 @@
 # Fetches the libraries that bench compares with into bench/peers (ignored by git): prebuilt packages, unpacked, not installed.
 # Needs python3 with pip (wheels) and, for BLIS, apt-get and dpkg; no root. What cannot be had is named and left out.
 #
-#   sh bench/fetch_peers.sh              all of them, about 1 GB downloaded, 790 MB kept
+#   sh bench/fetch_peers.sh              all of them, about 1.6 GB downloaded, 1.3 GB kept
 #   sh bench/fetch_peers.sh openblas faiss
 #
 # Licences differ from MLK's (MKL and the runtimes of oneDNN are proprietary): for measuring, never for linking or shipping.
@@ -15,12 +15,12 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
 failed=
 
-# wheel PACKAGE: downloads one package and unpacks it into $work/PACKAGE; sets $version.
+# wheel PACKAGE [==VERSION]: downloads one package and unpacks it into $work/PACKAGE; sets $version.
 wheel() {
   command -v python3 >/dev/null 2>&1 || { why="no python3"; return 1; }
   python3 -m pip --version >/dev/null 2>&1 || { why="python3 has no pip"; return 1; }
   mkdir -p "$work/dl" "$work/$1"
-  python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest "$work/dl" "$1" \
+  python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest "$work/dl" "$1${2-}" \
     >"$work/log" 2>&1 || { why="pip download $1: $(grep -v '^$' "$work/log" | tail -n 1)"; return 1; }
   file=$(ls -t "$work"/dl/*.whl | head -n 1)
   version=$(basename "$file" | cut -d- -f2)
@@ -74,6 +74,30 @@ faiss() {
     mkdir -p "$work/out/faiss/faiss" && cp -p "$work/faiss-cpu/faiss/libfaiss.so" "$work/out/faiss/faiss/"
 }
 
+# The package is a CUDA build; what runs on the CPU is one library of it, which asks for two of CUDA's runtime.
+torch() {
+  wheel torch && torch_version=$version && keep torch torch libtorch_cpu.so libc10.so libgomp.so.1 || return 1
+  rm -rf "$work/torch"
+  for package in cuda-runtime:libcudart cuda-cupti:libcupti; do
+    soname=$(cuda_library "$work/out/torch/libtorch_cpu.so" "${package#*:}")
+    [ -n "$soname" ] || continue
+    wheel "nvidia-${package%:*}" "==${soname##*.}.*" && keep torch "nvidia-${package%:*}" "$soname" || return 1
+  done
+  version=$torch_version
+}
+
+# cuda_library FILE NAME: the file name of the CUDA library NAME that FILE asks for, e.g. libcudart.so.13; nothing when it does not.
+cuda_library() {
+  LC_ALL=C grep -ao "$2\.so\.[0-9]*" "$1" | head -n 1
+}
+
+onnxruntime() {
+  wheel onnxruntime || return 1
+  file=$(find "$work/onnxruntime" -name 'libonnxruntime.so*' -type f | head -n 1)
+  [ -n "$file" ] || { why="onnxruntime has no libonnxruntime.so"; return 1; }
+  mkdir -p "$work/out/onnxruntime" && cp -p "$file" "$work/out/onnxruntime/libonnxruntime.so"
+}
+
 blis() {
   command -v apt-get >/dev/null 2>&1 && command -v dpkg >/dev/null 2>&1 || { why="no apt-get and dpkg"; return 1; }
   mkdir -p "$work/blis" "$work/out/blis"
@@ -84,10 +108,10 @@ blis() {
   dpkg -x "$package" "$work/blis" && keep blis blis libblis.so.4
 }
 
-for peer in ${*:-openblas onednn onednn_cpu mkl blis faiss}; do
+for peer in ${*:-openblas onednn onednn_cpu mkl blis faiss torch onnxruntime}; do
   case $peer in
-  openblas | onednn | onednn_cpu | mkl | blis | faiss) ;;
-  *) echo "no such peer: $peer (there are: openblas onednn onednn_cpu mkl blis faiss)" && exit 2 ;;
+  openblas | onednn | onednn_cpu | mkl | blis | faiss | torch | onnxruntime) ;;
+  *) echo "no such peer: $peer (there are: openblas onednn onednn_cpu mkl blis faiss torch onnxruntime)" && exit 2 ;;
   esac
   why="?" version="?"
   echo "$peer ..."

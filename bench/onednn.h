@@ -49,7 +49,7 @@ typedef struct dnn_arg {
    structs; md is a memory descriptor, pd a primitive descriptor. */
 static struct {
   int present;
-  void *engine, *stream;
+  void *library, *engine, *stream;
   int (*engine_create)(void **engine, int kind, size_t index);
   int (*stream_create)(void **stream, void *engine, unsigned flags);
   int (*stream_wait)(void *stream);
@@ -147,7 +147,7 @@ static void onednn_primitives_load(void) {
   if (!found || dnn.engine_create(&dnn.engine, DNN_CPU, 0) != 0 ||
       dnn.stream_create(&dnn.stream, dnn.engine, 1 /* in order */) != 0)
     return;
-  dnn.present = 1;
+  dnn.present = 1, dnn.library = library;
   used = strlen(peers[ONEDNN].core);
   if (!peers[ONEDNN].present) text(peers[ONEDNN].version, sizeof peers[ONEDNN].version, "no dnnl_sgemm");
   text(peers[ONEDNN].core + used, sizeof peers[ONEDNN].core - used, "%sprimitives: %s", used ? ", " : "", version);

@@ -3,7 +3,7 @@
 #ifndef BENCH_PEERS_H
 #define BENCH_PEERS_H
 
-enum { OPENBLAS, ONEDNN, MKL, BLIS, FAISS, PEER_COUNT };
+enum { OPENBLAS, ONEDNN, MKL, BLIS, FAISS, TORCH, ORT, PEER_COUNT };
 
 /* CBLAS by its numbers: row-major 101, no transpose 111, transpose 112. */
 typedef void cblas_sgemm_fn(int layout, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda,
@@ -44,8 +44,8 @@ typedef struct peer {
   dnnl_sgemm_fn *dnnl_sgemm;
 } peer;
 
-static peer peers[PEER_COUNT] = {
-    {.name = "openblas"}, {.name = "onednn"}, {.name = "mkl"}, {.name = "blis"}, {.name = "faiss"}};
+static peer peers[PEER_COUNT] = {{.name = "openblas"}, {.name = "onednn"}, {.name = "mkl"},   {.name = "blis"},
+                                 {.name = "faiss"},    {.name = "torch"},  {.name = "onnxrt"}};
 
 /* Functions that only one peer has. */
 static struct {
@@ -64,7 +64,7 @@ static struct {
 } faiss_only;
 
 static void (*openblas_threads)(int), (*mkl_threads)(int), (*blis_threads)(int64_t), (*faiss_omp_threads)(int),
-    (*faiss_blas_threads)(int);
+    (*faiss_blas_threads)(int), (*torch_threads)(int);
 
 /* TBB's thread limit, tbb::global_control, through its C++ ABI (oneTBB 2021 and later). */
 typedef struct tbb_control {
@@ -326,12 +326,15 @@ static void forget_environment(void) {
     }
 }
 
+static int torch_load(peer *p); /* torch.h */
+static int ort_load(peer *p);   /* onnxruntime.h; a session has threads of its own */
+
 static void peers_load(void) {
   static const struct {
     int peer;
     int (*load)(peer *);
-  } order[PEER_COUNT] = {
-      {OPENBLAS, openblas_load}, {ONEDNN, onednn_load}, {BLIS, blis_load}, {FAISS, faiss_load}, {MKL, mkl_load}};
+  } order[PEER_COUNT] = {{OPENBLAS, openblas_load}, {ONEDNN, onednn_load}, {BLIS, blis_load}, {FAISS, faiss_load},
+                         {TORCH, torch_load},       {ORT, ort_load},       {MKL, mkl_load}};
   int i; /* MKL last: see open_library */
   forget_environment();
   setenv("OPENBLAS_THREAD_TIMEOUT", "22",
@@ -348,6 +351,7 @@ static void peer_set_threads(int which, int threads) {
   if (which == BLIS && blis_threads) blis_threads(threads);
   if (which == FAISS && faiss_omp_threads) faiss_omp_threads(threads);
   if (which == FAISS && faiss_blas_threads) faiss_blas_threads(threads);
+  if (which == TORCH && torch_threads) torch_threads(threads);
   if (which == ONEDNN && tbb_create && tbb_destroy) {
     if (tbb_limited) tbb_destroy(&tbb_limit);
     tbb_limit.value = (size_t)threads, tbb_limit.reserved = 0, tbb_limit.parameter = 0;

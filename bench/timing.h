@@ -13,6 +13,7 @@ typedef struct contender {
   int peer;
   void (*call)(void *arg); /* one operation into the row's output */
   void *arg;
+  double flops;    /* 0: the row's; of a yardstick, which does other work than the row, its own */
   char wrong[192]; /* "" when the result was right */
   int64_t iterations;
   int samples;
@@ -44,7 +45,9 @@ typedef struct result {
   int peer, threads, samples, wrong, busy;
   int64_t iterations;
   double median, best, noise, flops, bytes, share, in_row_fma, in_row_read, versus_best_peer;
-  char bound; /* 'c' compute, 'm' memory: the nearer ceiling; ' ' unknown */
+  double of_yardstick; /* the row's speed over the yardstick's; 0: the row has none */
+  char bound;          /* 'c' compute, 'm' memory: the nearer ceiling; ' ' unknown */
+  int yardstick;       /* see contender.flops */
   int near; /* in_row_read is of a pass over the row's own footprint: 'r' reading it, 'c' copying it; 0: reading out of cache */
 } result;
 
@@ -138,7 +141,7 @@ static void row_run(row *r) {
   static double probe_fma[MAX_SAMPLES], probe_read[MAX_SAMPLES];
   const bench_ceiling *ceiling = ceiling_find(r->isa, r->threads);
   const int probes_fma = ceiling && ceiling->fma_own > 0;
-  double round_seconds = 0, fma, read = 0, roof = 0, best_peer = 0;
+  double round_seconds = 0, fma, read = 0, roof = 0, best_peer = 0, yardstick_rate = 0;
   const double start = now();
   int rounds, i, j, busy = 0, first_result = result_count;
   peers_set_threads(r->threads);
@@ -193,6 +196,8 @@ static void row_run(row *r) {
   for (i = 0; i < r->count; i++)
     if (r->list[i].peer >= 0 && !r->list[i].wrong[0] && (best_peer == 0 || r->list[i].median < best_peer))
       best_peer = r->list[i].median;
+  for (i = 0; i < r->count; i++)
+    if (r->list[i].flops > 0 && !r->list[i].wrong[0]) yardstick_rate = r->list[i].flops / r->list[i].median;
   for (i = 0; i < r->count; i++) {
     const contender *c = &r->list[i];
     result *out;
@@ -203,12 +208,15 @@ static void row_run(row *r) {
     memcpy(out->name, c->name, sizeof out->name);
     out->peer = c->peer, out->threads = r->threads, out->wrong = c->wrong[0] != 0, out->busy = busy;
     out->flops = r->flops, out->bytes = r->bytes, out->in_row_fma = fma, out->in_row_read = read;
+    out->yardstick = c->flops > 0;
     out->near = r->footprint <= 0 ? 0 : r->reads_only ? 'r' : 'c';
     out->bound = roof <= 0 ? ' ' : read > 0 && r->bytes / read >= roof ? 'm' : 'c';
     if (out->wrong) continue;
     out->samples = c->samples, out->iterations = c->iterations;
     out->median = c->median, out->best = c->best, out->noise = c->noise;
     out->share = roof / c->median;
+    if (c->flops > 0) out->flops = c->flops, out->share = fma > 0 ? c->flops / fma / c->median : 0;
+    if (c->flops <= 0 && yardstick_rate > 0) out->of_yardstick = r->flops / c->median / yardstick_rate;
     out->versus_best_peer = best_peer > 0 ? best_peer / c->median : 0;
   }
   report_row(r, results + first_result, r->count);

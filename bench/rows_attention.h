@@ -1,0 +1,985 @@
+/* The rows of mlk_attention, its gradient and its merge. Operands are random, a result is checked on sampled rows against the definition in
+   double, and everywhere for numbers that are not finite. Shapes in names: s queries, t keys, d size of a head; b sequences, h heads; g8x4:
+   8 key heads, each with 4 query heads. */
+#ifndef BENCH_ROWS_ATTENTION_H
+#define BENCH_ROWS_ATTENTION_H
+
+typedef enum attention_op { ATTENTION_FORWARD, ATTENTION_DECODE, ATTENTION_BACKWARD } attention_op;
+typedef enum attention_variant {
+  ATTENTION_PLAIN,
+  ATTENTION_SOFTCAP,
+  ATTENTION_ALIBI,
+  ATTENTION_BIAS,
+  ATTENTION_MASK,
+  ATTENTION_WINDOW,
+  ATTENTION_LENGTHS
+} attention_variant;
+
+enum {
+  ATTENTION_COPIES =
+      512, /* of K and V, at most, where they are to be out of cache: the caches of one layer after another */
+  ATTENTION_WAYS = 7,
+  ATTENTION_SAMPLED = 24,
+  ATTENTION_WINDOW_SIZE = 256,
+  YARDSTICK_SIZE = 1024
+};
+
+typedef struct attention_spec {
+  const char *name;
+  attention_op op;
+  int64_t b, h, g, s, t, d;
+  int causal, positions_first; /* positions_first: memory is [B, S, H, D], as projections leave it, else [B, H, S, D] */
+  attention_variant variant;
+  mlk_dtype dtype; /* of K and V */
+  int64_t page;    /* keys per page; 0: not paged */
+  int quick, many; /* many: also on several threads */
+  int threads;
+} attention_spec;
+
+/* A sampled row: of OUT or DQ at (b, h, i), of DK and DV at (b, h, i) with i a key. */
+typedef struct attention_sample {
+  int64_t b, h, i;
+  double *expected; /* D values: OUT; or D each of DQ, DK, DV */
+} attention_sample;
+
+typedef struct attention_state attention_state;
+
+/* One contender's way. Tensors are where its last results lie: [B, H, S, D], or [B, G, H / G, D] where query heads were passed as
+   positions of their key head, which is the same for one query. */
+typedef struct attention_way {
+  attention_state *w;
+  mlk_tensor out, dq, dk, dv;
+  double tolerance; /* of the largest magnitude expected in the row */
+  int turn;         /* the copy of K and V that the next call reads */
+  int causal, grouped;
+  torch_tensor q, mask, dout, result, lse, grad[3];
+  ort_program ort;
+  ort_operand *ort_k, *ort_v, *ort_present_k, *ort_present_v;
+  dnn_attention dnn;
+  void *k[ATTENTION_COPIES], *v[ATTENTION_COPIES]; /* handles of torch, values of onnxruntime, or oneDNN's tensors */
+} attention_way;
+
+struct attention_state {
+  attention_spec s;
+  mlk_context *ctx;
+  mlk_tensor q, k, v, out, lse, dout; /* k and v: f32 with the values that the operands of another dtype have */
+  mlk_tensor q_half;                  /* q in the dtype of K and V */
+  mlk_tensor peer_mask; /* f32, added to the scores: what the peers are given for masks, biases, windows, ALiBi */
+  float *slopes, scale;
+  int64_t *offsets;
+  int copies;
+  void *k_data[ATTENTION_COPIES], *v_data[ATTENTION_COPIES];
+  mlk_attention_desc desc;
+  mlk_attention_grad_desc grad;
+  attention_way way[ATTENTION_WAYS];
+  int ways;
+  attention_sample sample[ATTENTION_SAMPLED];
+  int sampled;
+  double *scores; /* of one row */
+  float *spoiled[8];
+  int64_t spoiled_count[8];
+  int spoils;
+  char forward_wrong[192];
+};
+
+static attention_state attention;
+
+/* ------------------------------------------------------------------------------------------------ elements of views */
+
+static double half_value(uint16_t bits, mlk_dtype dtype) {
+  const int sign = bits >> 15, exponent = bits >> 10 & 31, fraction = bits & 1023;
+  const uint32_t wide = (uint32_t)bits << 16;
+  float value;
+  if (dtype == MLK_F16) {
+    const double size = exponent == 31 ? (fraction ? (double)NAN : (double)INFINITY)
+                        : exponent     ? ldexp(1024 + fraction, exponent - 25)
+                                       : ldexp(fraction, -24);
+    return sign ? -size : size;
+  }
+  memcpy(&value, &wide, sizeof value);
+  return (double)value;
+}
+
+/* The element offset of row (b, h, i) of a view of heads heads, see attention_way. */
+static int64_t attention_at(const mlk_tensor *t, int64_t heads, int64_t b, int64_t h, int64_t i) {
+  const int64_t group = heads / t->shape[1];
+  if (group > 1) return b * t->stride[0] + h / group * t->stride[1] + h % group * t->stride[2];
+  return b * t->stride[0] + h * t->stride[1] + i * t->stride[2];
+}
+
+static double attention_element(const mlk_tensor *t, int64_t offset) {
+  if (t->dtype == MLK_F32) return (double)((const float *)t->data)[offset];
+  return half_value(((const uint16_t *)t->data)[offset], (mlk_dtype)t->dtype);
+}
+
+static const float *attention_floats(const mlk_tensor *t, int64_t b, int64_t h, int64_t i) {
+  return (const float *)t->data + b * t->stride[0] + h * t->stride[1] + i * t->stride[2];
+}
+
+/* ------------------------------------------------------------------------------------------------ what is expected */
+
+/* Keys [first, end) and position of query i, of its sequence where there are several. */
+static void attention_keys(const attention_state *w, int64_t i, int64_t *first, int64_t *end, int64_t *position) {
+  int64_t n = 0;
+  *first = 0, *end = w->s.t, *position = i + w->s.t - w->s.s;
+  if (w->s.variant != ATTENTION_LENGTHS) return;
+  while (i >= w->offsets[n + 1]) n++;
+  *first = w->offsets[n], *end = w->offsets[n + 1], *position = i;
+}
+
+static double attention_dot(const float *a, const float *b, int64_t count) {
+  double sum = 0;
+  int64_t d;
+  for (d = 0; d < count; d++) sum += (double)a[d] * (double)b[d];
+  return sum;
+}
+
+/* The score of query (b, h, i), at position, with key j; -infinity when the key takes no part. */
+static double attention_score(const attention_state *w, int64_t b, int64_t h, int64_t i, int64_t position, int64_t j) {
+  const attention_spec *s = &w->s;
+  const double distance = fabs((double)(position - j));
+  double x = (double)w->scale *
+             attention_dot(attention_floats(&w->q, b, h, i), attention_floats(&w->k, b, h / (s->h / s->g), j), s->d);
+  if (s->causal && j > position) return -INFINITY;
+  if (s->variant == ATTENTION_WINDOW && distance >= ATTENTION_WINDOW_SIZE) return -INFINITY;
+  if (s->variant == ATTENTION_SOFTCAP) x = 5 * tanh(x / 5);
+  if (s->variant == ATTENTION_ALIBI) x -= (double)w->slopes[h] * distance;
+  if (s->variant == ATTENTION_BIAS || s->variant == ATTENTION_MASK) {
+    const mlk_tensor *m = &w->peer_mask;
+    x += (double)((const float *)m->data)[b * m->stride[0] + (m->shape[1] > 1 ? h : 0) * m->stride[1] + i * s->t + j];
+  }
+  return x;
+}
+
+/* The weights of query (b, h, i) into w->scores, from its first key on. Returns the log-sum-exp. */
+static double attention_weights(const attention_state *w, int64_t b, int64_t h, int64_t i) {
+  int64_t first, end, position, j;
+  double largest = -INFINITY, sum = 0;
+  attention_keys(w, i, &first, &end, &position);
+  for (j = first; j < end; j++) {
+    w->scores[j] = attention_score(w, b, h, i, position, j);
+    largest = greater(largest, w->scores[j]);
+  }
+  for (j = first; j < end; j++) sum += w->scores[j] = exp(w->scores[j] - largest);
+  for (j = first; j < end; j++) w->scores[j] /= sum;
+  return largest + log(sum);
+}
+
+static double attention_expect_out(const attention_state *w, const attention_sample *at) {
+  const double lse = attention_weights(w, at->b, at->h, at->i);
+  int64_t first, end, position, j, d;
+  attention_keys(w, at->i, &first, &end, &position);
+  memset(at->expected, 0, (size_t)w->s.d * sizeof(double));
+  for (j = first; j < end; j++) {
+    const float *v = attention_floats(&w->v, at->b, at->h / (w->s.h / w->s.g), j);
+    for (d = 0; d < w->s.d && w->scores[j] != 0; d++) at->expected[d] += w->scores[j] * (double)v[d];
+  }
+  return lse;
+}
+
+/* DQ of query i and DK, DV of key i. Log-sum-exps and outputs of other queries than i are taken from MLK's forward pass, which has been
+   checked on the sampled rows by then. */
+static void attention_expect_grad(const attention_state *w, const attention_sample *at) {
+  const int64_t size = w->s.d, b = at->b, h = at->h, i = at->i;
+  const float *dout = attention_floats(&w->dout, b, h, i), *k = attention_floats(&w->k, b, h, i),
+              *v = attention_floats(&w->v, b, h, i);
+  double *dq = at->expected, *dk = dq + size, *dv = dk + size, delta = 0;
+  int64_t j, d;
+  attention_expect_out(w, at); /* into the place of dq; leaves the weights in w->scores */
+  for (d = 0; d < size; d++) delta += dq[d] * (double)dout[d];
+  memset(dq, 0, (size_t)(3 * size) * sizeof *dq);
+  for (j = 0; j < w->s.t; j++) {
+    const double t = attention_dot(dout, attention_floats(&w->v, b, h, j), size);
+    const double ds = (double)w->scale * w->scores[j] * (t - delta);
+    for (d = 0; d < size; d++) dq[d] += ds * (double)attention_floats(&w->k, b, h, j)[d];
+  }
+  for (j = 0; j < w->s.s; j++) { /* a query */
+    const float *query = attention_floats(&w->q, b, h, j), *y = attention_floats(&w->dout, b, h, j);
+    const double lse = (double)((const float *)w->lse.data)[(b * w->s.h + h) * w->s.s + j];
+    const double p = w->s.causal && i > j ? 0 : exp((double)w->scale * attention_dot(query, k, size) - lse);
+    const double ds = p * (attention_dot(y, v, size) - attention_dot(y, attention_floats(&w->out, b, h, j), size));
+    for (d = 0; d < size; d++) dk[d] += (double)w->scale * ds * (double)query[d], dv[d] += p * (double)y[d];
+  }
+}
+
+/* ------------------------------------------------------------------------------------------------- checking a result */
+
+/* Compares row (b, h, i) of a result with D expected values. The bound is relative to the largest of them, or to least: terms of a
+   gradient can cancel, of the first query of a causal one to zero. */
+static int attention_row_right(const attention_state *w, const attention_way *c, const mlk_tensor *t, const char *what,
+                               const attention_sample *at, const double *expected, double least, char *why,
+                               size_t size) {
+  const int64_t offset = attention_at(t, w->s.h, at->b, at->h, at->i);
+  double largest = least, bound;
+  int64_t d;
+  for (d = 0; d < w->s.d; d++) largest = greater(largest, fabs(expected[d]));
+  bound = c->tolerance * largest;
+  for (d = 0; d < w->s.d; d++) {
+    const double got = attention_element(t, offset + d * t->stride[3]);
+    if (fabs(got - expected[d]) <= bound) continue;
+    text(why, size, "%s[%lld][%lld][%lld][%lld] is %.9g, but should be %.9g (bound %.2g)", what, (long long)at->b,
+         (long long)at->h, (long long)at->i, (long long)d, got, expected[d], bound);
+    return 0;
+  }
+  return 1;
+}
+
+static void attention_all_finite(const mlk_tensor *t, const char *what, char *why, size_t size) {
+  int64_t b, h, i, d;
+  for (b = 0; b < t->shape[0] && !why[0]; b++)
+    for (h = 0; h < t->shape[1]; h++)
+      for (i = 0; i < t->shape[2]; i++)
+        for (d = 0; d < t->shape[3]; d++)
+          if (!isfinite(
+                  attention_element(t, b * t->stride[0] + h * t->stride[1] + i * t->stride[2] + d * t->stride[3])))
+            text(why, size, "%s[%lld][%lld][%lld][%lld] is not finite", what, (long long)b, (long long)h, (long long)i,
+                 (long long)d);
+}
+
+static void attention_check(void *arg, const contender *who, char *why, size_t size) {
+  const attention_state *w = (const attention_state *)arg;
+  const attention_way *c = (const attention_way *)who->arg;
+  const int backward = w->s.op == ATTENTION_BACKWARD;
+  const mlk_tensor *tensors[4];
+  static const char *const names[4] = {"out", "dq", "dk", "dv"};
+  double least;
+  int64_t d;
+  int n, r;
+  tensors[0] = &c->out, tensors[1] = &c->dq, tensors[2] = &c->dk, tensors[3] = &c->dv;
+  if (who->peer < 0 && w->forward_wrong[0]) text(why, size, "%s", w->forward_wrong);
+  for (r = backward; r < (backward ? 4 : 1) && !why[0]; r++) {
+    if (!tensors[r]->data) {
+      text(why, size, "no result: %s",
+           who->peer < 0      ? mlk_last_error(w->ctx)
+           : who->peer == ORT ? ort_error
+                              : "the call failed");
+      break;
+    }
+    least = 0;
+    for (n = 0; n < w->sampled && backward; n++)
+      for (d = 0; d < w->s.d; d++) least = greater(least, fabs(w->sample[n].expected[(r - 1) * w->s.d + d]) / 20);
+    for (n = 0; n < w->sampled && !why[0]; n++)
+      attention_row_right(w, c, tensors[r], names[r], &w->sample[n],
+                          w->sample[n].expected + (backward ? (r - 1) * w->s.d : 0), least, why, size);
+    if (!why[0]) attention_all_finite(tensors[r], names[r], why, size);
+  }
+  if (why[0] && who->peer < 0 && mlk_last_error(w->ctx)[0]) text(why, size, "%s", mlk_last_error(w->ctx));
+}
+
+static void attention_spoil(void *arg) {
+  const attention_state *w = (const attention_state *)arg;
+  int i;
+  for (i = 0; i < w->spoils; i++) fill_nan(w->spoiled[i], w->spoiled_count[i]);
+}
+
+/* -------------------------------------------------------------------------------------------------------------- calls */
+
+static int attention_turn(attention_way *c) {
+  const int turn = c->turn;
+  c->turn = turn + 1 < c->w->copies ? turn + 1 : 0;
+  return turn;
+}
+
+static void attention_call(void *arg) {
+  attention_way *c = (attention_way *)arg;
+  attention_state *w = c->w;
+  const int turn = attention_turn(c);
+  mlk_status status;
+  w->desc.k.data = w->k_data[turn], w->desc.v.data = w->v_data[turn];
+  status = w->s.op == ATTENTION_BACKWARD ? mlk_attention_grad(w->ctx, &w->grad) : mlk_attention(w->ctx, &w->desc);
+  if (status != MLK_OK) c->out.data = c->dq.data = NULL;
+}
+
+static void attention_torch_call(void *arg) {
+  attention_way *c = (attention_way *)arg;
+  const int turn = attention_turn(c);
+  int i, failed;
+  torch_tensor *mask = c->mask ? &c->mask : NULL;
+  if (c->w->s.op == ATTENTION_BACKWARD) {
+    for (i = 0; i < 3; i++) torch_release(&c->grad[i]);
+    failed = torch.backward(c->dout, c->q, c->k[0], c->v[0], c->result, c->lse, 0, c->causal, mask, NULL, &c->grad[0],
+                            &c->grad[1], &c->grad[2]);
+    if (failed) c->grad[0] = c->grad[1] = c->grad[2] = NULL;
+    c->dq = torch_result(c->grad[0], c->dq);
+    c->dk = torch_result(c->grad[1], c->dk), c->dv = torch_result(c->grad[2], c->dv);
+    return;
+  }
+  torch_release(&c->result), torch_release(&c->lse);
+  if (c->grouped)
+    c->result = torch_grouped(c->q, c->k[turn], c->v[turn], c->causal);
+  else if (torch.forward(c->q, c->k[turn], c->v[turn], 0, c->causal, mask, NULL, &c->result, &c->lse) != 0)
+    c->result = c->lse = NULL;
+  c->out = torch_result(c->result, c->out);
+}
+
+static void attention_ort_call(void *arg) {
+  attention_way *c = (attention_way *)arg;
+  const int turn = attention_turn(c);
+  c->ort_k->value = c->k[turn], c->ort_v->value = c->v[turn];
+  if (c->ort_present_k) c->ort_present_k->value = c->k[turn], c->ort_present_v->value = c->v[turn];
+  if (!ort_run(&c->ort)) c->out.data = NULL;
+}
+
+static void attention_onednn_call(void *arg) {
+  attention_way *c = (attention_way *)arg;
+  const int turn = attention_turn(c);
+  c->dnn.in[1] = c->k[turn], c->dnn.in[c->dnn.ins - 1] = c->v[turn];
+  if (dnn_attention_run(&c->dnn) != 0) c->out.data = NULL;
+}
+
+/* The product that attention's speed is measured against: MLK's own, square, in the same rounds. */
+static struct {
+  mlk_context *ctx;
+  mlk_matmul_desc desc;
+  float *a, *b, *d;
+} yardstick;
+
+static void yardstick_call(void *arg) {
+  (void)arg;
+  if (mlk_matmul(yardstick.ctx, &yardstick.desc) != MLK_OK) fill_nan(yardstick.d, 1);
+}
+
+static void yardstick_prepare(int threads) {
+  const int64_t n = YARDSTICK_SIZE, count = n * n;
+  if (!yardstick.a) { /* kept to the end: many rows use it */
+    yardstick.a = (float *)malloc((size_t)(3 * count) * sizeof(float));
+    if (!yardstick.a) die("no memory");
+    yardstick.b = yardstick.a + count, yardstick.d = yardstick.b + count;
+    fill_small_integers(yardstick.a, 2 * count, 7);
+    yardstick.desc.a = mlk_f32(yardstick.a, n, n), yardstick.desc.b = mlk_f32(yardstick.b, n, n);
+    yardstick.desc.d = mlk_f32(yardstick.d, n, n);
+  }
+  yardstick.ctx = context(threads, opt.isa, MLK_STRICT);
+  fill_nan(yardstick.d, count);
+}
+
+/* Integers: sums are exact. */
+static void yardstick_check(char *why, size_t size) {
+  const int64_t n = YARDSTICK_SIZE;
+  uint64_t seed = 8;
+  int s;
+  for (s = 0; s < 64; s++) {
+    const int64_t i = random_int(&seed, 0, YARDSTICK_SIZE - 1), j = random_int(&seed, 0, YARDSTICK_SIZE - 1);
+    double sum = 0;
+    int64_t k;
+    for (k = 0; k < n; k++) sum += (double)yardstick.a[i * n + k] * (double)yardstick.b[k * n + j];
+    if ((double)yardstick.d[i * n + j] != sum)
+      text(why, size, "element %lld, %lld is wrong", (long long)i, (long long)j);
+  }
+}
+
+static void attention_check_all(void *arg, const contender *who, char *why, size_t size) {
+  if (who->call == yardstick_call)
+    yardstick_check(why, size);
+  else
+    attention_check(arg, who, why, size);
+}
+
+/* -------------------------------------------------------------------------------------------------------- preparation */
+
+/* Uniform in [-2, 2): scores of unit scale have a standard deviation of 1.3 at any size of a head. */
+static void fill_uniform(float *x, int64_t count, uint64_t seed) {
+  int64_t i;
+  for (i = 0; i < count; i++) x[i] = (float)(random_next(&seed) >> 40) / 4194304.0f - 2;
+}
+
+static mlk_tensor attention_view(const attention_spec *s, float *data, int64_t heads, int64_t positions) {
+  return mlki_explicit_strides(s->positions_first ? mlk_swapped(mlk_f32(data, s->b, positions, heads, s->d), 1, 2)
+                                                  : mlk_f32(data, s->b, heads, positions, s->d));
+}
+
+static mlk_tensor attention_operand(const attention_spec *s, int64_t heads, int64_t positions, uint64_t seed) {
+  const int64_t count = s->b * heads * positions * s->d;
+  float *data = row_floats(count);
+  fill_uniform(data, count, seed);
+  return attention_view(s, data, heads, positions);
+}
+
+static mlk_tensor attention_output(attention_state *w, int64_t heads, int64_t positions) {
+  const int64_t count = w->s.b * heads * positions * w->s.d;
+  float *data = row_floats(count);
+  w->spoiled[w->spoils] = data, w->spoiled_count[w->spoils++] = count;
+  return attention_view(&w->s, data, heads, positions);
+}
+
+/* A dense copy of t in another dtype; t's elements become what the copy's are. */
+static mlk_tensor attention_narrow(attention_state *w, const mlk_tensor *t, mlk_dtype dtype) {
+  mlk_map_desc copy;
+  memset(&copy, 0, sizeof copy);
+  copy.a = *t, copy.out = mlk_bf16(row_alloc((size_t)(t->shape[0] * t->shape[1] * t->shape[2] * t->shape[3]) * 2),
+                                   t->shape[0], t->shape[1], t->shape[2], t->shape[3]);
+  copy.out.dtype = (int32_t)dtype;
+  if (mlk_map(w->ctx, &copy) != MLK_OK) die("%s", mlk_last_error(w->ctx));
+  copy.a = copy.out, copy.out = *t;
+  if (mlk_map(w->ctx, &copy) != MLK_OK) die("%s", mlk_last_error(w->ctx));
+  return mlki_explicit_strides(copy.a);
+}
+
+/* K and V of a decode row: as many copies as exceed four times the last cache, in random order; keys a page each when paged. */
+static void attention_make_copies(attention_state *w, mlk_tensor k, mlk_tensor v) {
+  const attention_spec *s = &w->s;
+  const size_t bytes = (size_t)(s->b * s->g * s->t * s->d) * (k.dtype == MLK_F32 ? 4 : 2);
+  uint64_t seed = 9;
+  char *all_k, *all_v;
+  int i;
+  w->copies = 1;
+  if (s->op == ATTENTION_DECODE && s->page == 0) w->copies = (int)(probe_bytes / (2 * bytes)) + 1;
+  if (w->copies > ATTENTION_COPIES) w->copies = ATTENTION_COPIES;
+  w->k_data[0] = k.data, w->v_data[0] = v.data;
+  if (w->copies == 1) return;
+  all_k = (char *)row_alloc((size_t)(w->copies - 1) * bytes),
+  all_v = (char *)row_alloc((size_t)(w->copies - 1) * bytes);
+  for (i = 1; i < w->copies; i++) {
+    const int other = random_int(&seed, 0, i - 1) + (i == 1);
+    w->k_data[i] = w->k_data[other], w->v_data[i] = w->v_data[other];
+    w->k_data[other] = all_k + (size_t)(i - 1) * bytes, w->v_data[other] = all_v + (size_t)(i - 1) * bytes;
+    memcpy(w->k_data[other], k.data, bytes), memcpy(w->v_data[other], v.data, bytes);
+  }
+}
+
+/* Scatters the keys of a dense [1, G, T, D] tensor over pages in random order. */
+static mlk_tensor attention_paged(const attention_state *w, const mlk_tensor *t, const int64_t *pages) {
+  const attention_spec *s = &w->s;
+  float *data = row_floats(s->g * s->t * s->d);
+  int64_t g, j;
+  for (g = 0; g < s->g; g++)
+    for (j = 0; j < s->t; j++)
+      memcpy(data + ((pages[j / s->page] * s->g + g) * s->page + j % s->page) * s->d, attention_floats(t, 0, g, j),
+             (size_t)s->d * sizeof(float));
+  return mlk_f32(data, s->t / s->page, s->g, s->page, s->d);
+}
+
+static void attention_make_pages(attention_state *w) {
+  const int64_t count = w->s.t / w->s.page;
+  int64_t *pages = (int64_t *)row_alloc((size_t)count * sizeof *pages), i;
+  uint64_t seed = 10;
+  for (i = 0; i < count; i++) pages[i] = i;
+  for (i = count - 1; i > 0; i--) {
+    const int64_t other = random_int(&seed, 0, (int)i), page = pages[i];
+    pages[i] = pages[other], pages[other] = page;
+  }
+  w->desc.k = attention_paged(w, &w->k, pages), w->desc.v = attention_paged(w, &w->v, pages);
+  w->desc.pages = mlk_i64(pages, 1, count);
+  w->k_data[0] = w->desc.k.data, w->v_data[0] = w->desc.v.data;
+}
+
+/* What is added to the scores of the peers, and of MLK where it is a bias. Not broadcast over sequences: oneDNN 3.6 would read past the
+   one that is there. */
+static void attention_make_mask(attention_state *w) {
+  const attention_spec *s = &w->s;
+  const int64_t heads = s->variant == ATTENTION_ALIBI || s->variant == ATTENTION_BIAS ? s->h : 1;
+  uint64_t seed = 11;
+  uint8_t *bytes = NULL;
+  float *m;
+  int64_t h, i, j, at = 0;
+  if (s->variant == ATTENTION_PLAIN && !s->causal) return;
+  if (s->variant == ATTENTION_SOFTCAP || s->variant == ATTENTION_LENGTHS) return;
+  m = row_floats(s->b * heads * s->s * s->t);
+  w->peer_mask = mlki_explicit_strides(mlk_f32(m, s->b, heads, s->s, s->t));
+  if (s->variant == ATTENTION_MASK) bytes = (uint8_t *)row_alloc((size_t)(s->b * s->s * s->t));
+  for (h = 0; h < s->b * heads; h++)
+    for (i = 0; i < s->s; i++)
+      for (j = 0; j < s->t; j++, at++) {
+        const int64_t distance = i + s->t - s->s - j;
+        m[at] = 0;
+        if (s->variant == ATTENTION_BIAS) m[at] = (float)random_int(&seed, -64, 64) / 32;
+        if (s->variant == ATTENTION_ALIBI) m[at] = -w->slopes[h % heads] * (float)fabs((double)distance);
+        if (bytes) bytes[at] = random_int(&seed, 0, 4) > 0 || j == 0; /* one in five is out */
+        if ((bytes && !bytes[at]) || (s->causal && distance < 0) ||
+            (s->variant == ATTENTION_WINDOW && fabs((double)distance) >= ATTENTION_WINDOW_SIZE))
+          m[at] = -INFINITY;
+      }
+  if (s->variant == ATTENTION_BIAS) w->desc.scores.bias = w->peer_mask;
+  if (bytes) w->desc.scores.mask = mlk_u8(bytes, s->b, 1, s->s, s->t);
+}
+
+static void attention_make_scores(attention_state *w) {
+  const attention_spec *s = &w->s;
+  static int64_t offsets[] = {0, 100, 600, 750, 1000, 1408, 1409, 2048};
+  const int sequences = (int)(sizeof offsets / sizeof *offsets) - 1;
+  mlk_attention_scores *scores = &w->desc.scores;
+  int64_t h;
+  scores->causal = s->causal;
+  if (s->variant == ATTENTION_SOFTCAP) scores->softcap = 5;
+  if (s->variant == ATTENTION_WINDOW) scores->window = ATTENTION_WINDOW_SIZE;
+  if (s->variant == ATTENTION_ALIBI) {
+    w->slopes = row_floats(s->h);
+    for (h = 0; h < s->h; h++) w->slopes[h] = (float)pow(2, -8 * (double)(h + 1) / (double)s->h);
+    scores->alibi = mlk_f32(w->slopes, s->h);
+  }
+  if (s->variant == ATTENTION_LENGTHS) {
+    if (offsets[sequences] != s->s || s->s != s->t) die("the lengths of a row do not fill it");
+    w->offsets = offsets;
+    scores->q_offsets = scores->k_offsets = mlk_i64(offsets, sequences + 1);
+    scores->longest_q = scores->longest_k = 639;
+  }
+  attention_make_mask(w);
+}
+
+/* Pairs of a query and a key that take part, of one head. */
+static double attention_pairs(const attention_state *w) {
+  int64_t i, first, end, position;
+  double pairs = 0;
+  for (i = 0; i < w->s.s; i++) {
+    attention_keys(w, i, &first, &end, &position);
+    if (w->s.variant == ATTENTION_WINDOW && position - ATTENTION_WINDOW_SIZE >= first)
+      first = position - ATTENTION_WINDOW_SIZE + 1;
+    if (w->s.variant == ATTENTION_WINDOW && position + ATTENTION_WINDOW_SIZE < end)
+      end = position + ATTENTION_WINDOW_SIZE;
+    if (w->s.causal && position + 1 < end) end = position + 1;
+    pairs += (double)(end - first);
+  }
+  return pairs;
+}
+
+static void attention_sample_rows(attention_state *w) {
+  const attention_spec *s = &w->s;
+  uint64_t seed = 12;
+  int n;
+  w->sampled = s->op == ATTENTION_DECODE ? 8 : ATTENTION_SAMPLED;
+  w->scores = (double *)row_alloc((size_t)s->t * sizeof(double));
+  for (n = 0; n < w->sampled; n++) { /* the first and last of the first head and of the last, then any */
+    attention_sample *at = &w->sample[n];
+    at->b = n < 2 ? 0 : n < 4 ? s->b - 1 : random_int(&seed, 0, (int)s->b - 1);
+    at->h = n < 2 ? 0 : n < 4 ? s->h - 1 : random_int(&seed, 0, (int)s->h - 1);
+    at->i = n < 4 ? (n & 1 ? s->s - 1 : 0) : random_int(&seed, 0, (int)s->s - 1);
+    at->expected = (double *)row_alloc((size_t)(3 * s->d) * sizeof(double));
+  }
+}
+
+/* The forward pass before a backward one: MLK's results, checked on the sampled rows, are what the gradients are expected from. */
+static void attention_forward_first(attention_state *w) {
+  attention_way way;
+  int n;
+  memset(&way, 0, sizeof way);
+  way.w = w, way.out = w->out, way.tolerance = 1e-4;
+  if (mlk_attention(w->ctx, &w->desc) != MLK_OK)
+    text(w->forward_wrong, sizeof w->forward_wrong, "%s", mlk_last_error(w->ctx));
+  for (n = 0; n < w->sampled && !w->forward_wrong[0]; n++) {
+    const attention_sample *at = &w->sample[n];
+    const double lse = attention_expect_out(w, at);
+    const double got = (double)((const float *)w->lse.data)[(at->b * w->s.h + at->h) * w->s.s + at->i];
+    attention_row_right(w, &way, &w->out, "out", at, at->expected, 0, w->forward_wrong, sizeof w->forward_wrong);
+    if (!(fabs(got - lse) <= 1e-4 * greater(1, fabs(lse))))
+      text(w->forward_wrong, sizeof w->forward_wrong, "lse[%lld][%lld][%lld] is %.9g, but should be %.9g",
+           (long long)at->b, (long long)at->h, (long long)at->i, got, lse);
+  }
+}
+
+static void attention_prepare(attention_state *w, const attention_spec *s) {
+  const int64_t rows = s->b * s->h * s->s;
+  mlk_tensor k, v;
+  int n;
+  memset(w, 0, sizeof *w);
+  w->s = *s, w->scale = 1 / sqrtf((float)s->d), w->ctx = context(s->threads, opt.isa, MLK_STRICT);
+  w->q = attention_operand(s, s->h, s->s, 1), w->k = attention_operand(s, s->g, s->t, 2);
+  w->v = attention_operand(s, s->g, s->t, 3), w->out = attention_output(w, s->h, s->s);
+  k = w->k, v = w->v, w->q_half = w->q;
+  if (s->dtype != MLK_F32) {
+    k = attention_narrow(w, &w->k, s->dtype), v = attention_narrow(w, &w->v, s->dtype);
+    w->q_half = attention_narrow(w, &w->q, s->dtype);
+  }
+  w->desc.q = w->q, w->desc.k = k, w->desc.v = v, w->desc.out = w->out;
+  attention_make_scores(w);
+  attention_make_copies(w, k, v);
+  if (s->page) attention_make_pages(w);
+  attention_sample_rows(w);
+  if (s->op == ATTENTION_BACKWARD) {
+    w->dout = attention_operand(s, s->h, s->s, 4);
+    w->lse = mlk_f32(row_floats(rows), s->b, s->h, s->s), w->desc.lse = w->lse;
+    attention_forward_first(w);
+    w->spoils = 0; /* what is to be overwritten now are the gradients */
+    w->grad.q = w->q, w->grad.k = w->k, w->grad.v = w->v, w->grad.out = w->out, w->grad.lse = w->lse;
+    w->grad.dout = w->dout, w->grad.scores = w->desc.scores;
+    w->grad.dq = attention_output(w, s->h, s->s);
+    w->grad.dk = attention_output(w, s->g, s->t), w->grad.dv = attention_output(w, s->g, s->t);
+  }
+  for (n = 0; n < w->sampled; n++)
+    if (s->op == ATTENTION_BACKWARD)
+      attention_expect_grad(w, &w->sample[n]);
+    else
+      attention_expect_out(w, &w->sample[n]);
+}
+
+static attention_way *attention_way_make(attention_state *w) {
+  attention_way *c = &w->way[w->ways++];
+  if (w->ways > ATTENTION_WAYS) die("too many ways of attention");
+  c->w = w, c->out = w->out, c->dq = w->grad.dq, c->dk = w->grad.dk, c->dv = w->grad.dv;
+  c->causal = w->s.causal && w->s.s == w->s.t && w->s.variant == ATTENTION_PLAIN;
+  c->tolerance = w->s.op == ATTENTION_BACKWARD ? 1e-3 : 1e-4;
+  return c;
+}
+
+/* ------------------------------------------------------------------------------------------------------ ways of peers */
+
+/* Query heads as positions of their key head: the same attention where there is one query, and K and V are read once for the group. */
+static mlk_tensor attention_as_rows(const attention_state *w, void *data, int32_t dtype) {
+  const attention_spec *s = &w->s;
+  mlk_tensor t = mlki_explicit_strides(mlk_f32(data, s->b, s->g, s->h / s->g, s->d));
+  t.dtype = dtype;
+  return t;
+}
+
+static void attention_torch_make(attention_state *w, row *r, int as_rows) {
+  attention_way *c = attention_way_make(w);
+  mlk_tensor q = as_rows ? attention_as_rows(w, w->q_half.data, w->q_half.dtype) : w->q_half;
+  mlk_tensor k = w->desc.k, v = w->desc.v;
+  int i;
+  if (w->s.dtype != MLK_F32) c->tolerance = w->s.dtype == MLK_F16 ? 5e-3 : 4e-2; /* its result has that dtype too */
+  c->out = q, c->q = torch_view(q);
+  c->grouped = !as_rows && w->s.h != w->s.g;
+  for (i = 0; i < w->copies; i++) {
+    k.data = w->k_data[i], v.data = w->v_data[i];
+    c->k[i] = torch_view(k), c->v[i] = torch_view(v);
+  }
+  if (!c->causal && w->peer_mask.data) c->mask = torch_view(w->peer_mask);
+  if (w->s.op == ATTENTION_BACKWARD) {
+    c->dout = torch_view(w->dout);
+    if (torch.forward(c->q, c->k[0], c->v[0], 0, c->causal, NULL, NULL, &c->result, &c->lse) != 0) return;
+  }
+  row_add(r, as_rows ? "torch rows" : c->grouped ? "torch gqa" : "torch", TORCH, attention_torch_call, c);
+}
+
+/* What onnxruntime gets as [B, S, H, D], and where it puts its own result. */
+static mlk_tensor attention_positions_first(attention_state *w, const mlk_tensor *t, int copies) {
+  mlk_map_desc copy;
+  const int64_t count = t->shape[0] * t->shape[1] * t->shape[2] * t->shape[3];
+  memset(&copy, 0, sizeof copy);
+  copy.a = *t;
+  copy.out = mlk_swapped(mlk_f32(row_floats(count), t->shape[0], t->shape[2], t->shape[1], t->shape[3]), 1, 2);
+  if (copies && mlk_map(w->ctx, &copy) != MLK_OK) die("%s", mlk_last_error(w->ctx));
+  if (!copies) w->spoiled[w->spoils] = (float *)copy.out.data, w->spoiled_count[w->spoils++] = count;
+  return copy.out;
+}
+
+/* com.microsoft.MultiHeadAttention: as many key heads as query heads, operands [B, S, H D]. */
+static void attention_ort_mha_make(attention_state *w, row *r) {
+  const attention_spec *s = &w->s;
+  attention_way *c = attention_way_make(w);
+  const mlk_tensor q = attention_positions_first(w, &w->q, 1), k = attention_positions_first(w, &w->k, 1);
+  const mlk_tensor v = attention_positions_first(w, &w->v, 1);
+  ort_program *p = &c->ort;
+  ort_operand *o;
+  c->out = attention_positions_first(w, &w->out, 0);
+  o = ort_add(p, 0, "q", ORT_FLOAT, s->b, s->s, s->h * s->d, 0), o->value = ort_value(p, o, q.data);
+  c->ort_k = ort_add(p, 0, "k", ORT_FLOAT, s->b, s->t, s->h * s->d, 0), c->k[0] = ort_value(p, c->ort_k, k.data);
+  c->ort_v = ort_add(p, 0, "v", ORT_FLOAT, s->b, s->t, s->h * s->d, 0), c->v[0] = ort_value(p, c->ort_v, v.data);
+  if (!c->causal && w->peer_mask.data) {
+    ort_add(p, 0, "", ORT_FLOAT, 0, 0, 0, 0), ort_add(p, 0, "", ORT_INT32, 0, 0, 0, 0);
+    o = ort_add(p, 0, "mask", ORT_FLOAT, s->b, w->peer_mask.shape[1], s->s, s->t);
+    o->value = ort_value(p, o, w->peer_mask.data);
+  }
+  o = ort_add(p, 1, "out", ORT_FLOAT, s->b, s->s, s->h * s->d, 0), o->value = ort_value(p, o, c->out.data);
+  ort_attribute(p, "num_heads", 0, (double)s->h);
+  if (c->causal) ort_attribute(p, "unidirectional", 0, 1);
+  ort_make(p, "com.microsoft", "MultiHeadAttention", s->threads);
+  row_add(r, "onnxruntime mha", ORT, attention_ort_call, c);
+}
+
+/* The standard's Attention, opset 23: operands [B, H, S, D], heads may be grouped. */
+static void attention_ort_standard_make(attention_state *w, row *r) {
+  const attention_spec *s = &w->s;
+  const int dtype = s->dtype == MLK_F32 ? ORT_FLOAT : ORT_FLOAT16;
+  attention_way *c = attention_way_make(w);
+  ort_program *p = &c->ort;
+  ort_operand *o;
+  int i;
+  o = ort_add(p, 0, "q", dtype, s->b, s->h, s->s, s->d), o->value = ort_value(p, o, w->q_half.data);
+  c->ort_k = ort_add(p, 0, "k", dtype, s->b, s->g, s->t, s->d);
+  c->ort_v = ort_add(p, 0, "v", dtype, s->b, s->g, s->t, s->d);
+  for (i = 0; i < w->copies; i++)
+    c->k[i] = ort_value(p, c->ort_k, w->k_data[i]), c->v[i] = ort_value(p, c->ort_v, w->v_data[i]);
+  if (!c->causal && w->peer_mask.data) {
+    o = ort_add(p, 0, "mask", ORT_FLOAT, s->b, w->peer_mask.shape[1], s->s, s->t);
+    o->value = ort_value(p, o, w->peer_mask.data);
+  }
+  if (s->dtype != MLK_F32) {
+    c->tolerance = 5e-3;
+    c->out = mlki_explicit_strides(mlk_f16(row_alloc((size_t)(s->b * s->h * s->s * s->d) * 2), s->b, s->h, s->s, s->d));
+  }
+  o = ort_add(p, 1, "out", dtype, s->b, s->h, s->s, s->d), o->value = ort_value(p, o, c->out.data);
+  if (c->causal) ort_attribute(p, "is_causal", 0, 1);
+  if (s->variant == ATTENTION_SOFTCAP) ort_attribute(p, "softcap", 1, 5);
+  ort_make(p, "", "Attention", s->threads);
+  row_add(r, "onnxruntime std", ORT, attention_ort_call, c);
+}
+
+/* com.microsoft.GroupQueryAttention, made for decoding: K and V are caches, to which the call appends the newest key, here the last one
+   of the row with the values that it has already. */
+static void attention_ort_gqa_make(attention_state *w, row *r) {
+  const attention_spec *s = &w->s;
+  attention_way *c = attention_way_make(w);
+  ort_program *p = &c->ort;
+  float *newest_k = row_floats(s->g * s->d), *newest_v = row_floats(s->g * s->d);
+  int32_t *last = (int32_t *)row_alloc(2 * sizeof *last);
+  ort_operand *o;
+  int64_t g;
+  int i;
+  for (g = 0; g < s->g; g++) {
+    memcpy(newest_k + g * s->d, attention_floats(&w->k, 0, g, s->t - 1), (size_t)s->d * sizeof(float));
+    memcpy(newest_v + g * s->d, attention_floats(&w->v, 0, g, s->t - 1), (size_t)s->d * sizeof(float));
+  }
+  last[0] = (int32_t)s->t - 1, last[1] = (int32_t)s->t;
+  o = ort_add(p, 0, "q", ORT_FLOAT, 1, 1, s->h * s->d, 0), o->value = ort_value(p, o, w->q.data);
+  o = ort_add(p, 0, "new_k", ORT_FLOAT, 1, 1, s->g * s->d, 0), o->value = ort_value(p, o, newest_k);
+  o = ort_add(p, 0, "new_v", ORT_FLOAT, 1, 1, s->g * s->d, 0), o->value = ort_value(p, o, newest_v);
+  c->ort_k = ort_add(p, 0, "k", ORT_FLOAT, 1, s->g, s->t, s->d),
+  c->ort_v = ort_add(p, 0, "v", ORT_FLOAT, 1, s->g, s->t, s->d);
+  o = ort_add(p, 0, "last", ORT_INT32, 1, 0, 0, 0), o->value = ort_value(p, o, last);
+  o = ort_add(p, 0, "total", ORT_INT32, 1, 0, 0, 0), o->value = ort_value(p, o, last + 1);
+  o = ort_add(p, 1, "out", ORT_FLOAT, 1, 1, s->h * s->d, 0), o->value = ort_value(p, o, w->out.data);
+  c->ort_present_k = ort_add(p, 1, "present_k", ORT_FLOAT, 1, s->g, s->t, s->d);
+  c->ort_present_v = ort_add(p, 1, "present_v", ORT_FLOAT, 1, s->g, s->t, s->d);
+  for (i = 0; i < w->copies; i++)
+    c->k[i] = ort_value(p, c->ort_k, w->k_data[i]), c->v[i] = ort_value(p, c->ort_v, w->v_data[i]);
+  ort_attribute(p, "num_heads", 0, (double)s->h), ort_attribute(p, "kv_num_heads", 0, (double)s->g);
+  ort_make(p, "com.microsoft", "GroupQueryAttention", s->threads);
+  row_add(r, "onnxruntime gqa", ORT, attention_ort_call, c);
+}
+
+static void attention_onednn_make(attention_state *w, row *r) {
+  attention_way *c = attention_way_make(w);
+  const int as_rows = w->s.h != w->s.g;
+  const mlk_tensor q = as_rows ? attention_as_rows(w, w->q.data, MLK_F32) : w->q;
+  mlk_tensor k = w->desc.k, v = w->desc.v;
+  int i;
+  if (as_rows) c->out = attention_as_rows(w, w->out.data, MLK_F32);
+  dnn_attention_make(&c->dnn, &q, &k, &v, &w->scale, &w->peer_mask, &c->out);
+  for (i = 0; i < w->copies && !c->dnn.failed; i++) {
+    c->k[i] = dnn_graph_tensor(&c->dnn, &c->dnn.logical[1], w->k_data[i]);
+    c->v[i] = dnn_graph_tensor(&c->dnn, &c->dnn.logical[c->dnn.ins - 1], w->v_data[i]);
+  }
+  row_add(r, "onednn", ONEDNN, attention_onednn_call, c);
+}
+
+/* Every way of every peer to do the row. */
+static void attention_peers(attention_state *w, row *r) {
+  const attention_spec *s = &w->s;
+  const int simple = s->variant != ATTENTION_SOFTCAP && s->variant != ATTENTION_LENGTHS && s->page == 0;
+  const int grouped = s->h != s->g, one = s->op == ATTENTION_DECODE;
+  peers_set_threads(s->threads); /* oneDNN compiles for a number of threads */
+  if (peers[TORCH].present && simple) {
+    attention_torch_make(w, r, 0);
+    if (grouped && one) attention_torch_make(w, r, 1);
+  }
+  if (s->op == ATTENTION_BACKWARD) return;
+  if (peers[ORT].present && s->variant != ATTENTION_LENGTHS && s->page == 0 && s->dtype != MLK_BF16) {
+    if (!grouped && !one && s->variant != ATTENTION_SOFTCAP) attention_ort_mha_make(w, r);
+    if (!s->positions_first) attention_ort_standard_make(w, r);
+    if (one && s->dtype == MLK_F32) attention_ort_gqa_make(w, r);
+  }
+  /* A mask of one head's scores each is read by oneDNN 3.6 as if all heads shared the first. */
+  if (dnng.present && simple && (!grouped || one) && s->dtype == MLK_F32 &&
+      (!w->peer_mask.data || w->peer_mask.shape[1] == 1))
+    attention_onednn_make(w, r);
+}
+
+static void attention_release(attention_way *c) {
+  int i;
+  for (i = 0; i < c->w->copies; i++) {
+    if (c->q) torch_release(&c->k[i]), torch_release(&c->v[i]);
+    if (c->ort_k) ort.release_value(c->k[i]), ort.release_value(c->v[i]);
+    if (c->dnn.graph && c->k[i]) dnng.tensor_destroy(c->k[i]), dnng.tensor_destroy(c->v[i]);
+  }
+  torch_release(&c->q), torch_release(&c->mask), torch_release(&c->dout), torch_release(&c->result);
+  torch_release(&c->lse);
+  for (i = 0; i < 3; i++) torch_release(&c->grad[i]);
+  if (c->ort_k) {
+    c->ort_k->value = c->ort_v->value = NULL;
+    if (c->ort_present_k) c->ort_present_k->value = c->ort_present_v->value = NULL;
+    ort_release(&c->ort);
+  }
+  if (c->dnn.graph) {
+    c->dnn.in[1] = c->dnn.in[c->dnn.ins - 1] = NULL;
+    dnn_attention_release(&c->dnn);
+  }
+}
+
+static void attention_run(const attention_spec *spec) {
+  attention_state *w = &attention;
+  const int one = spec->op == ATTENTION_DECODE;
+  const double per_pair = spec->op == ATTENTION_BACKWARD ? 10 : 4; /* products of D terms: 5 and 2 */
+  char name[96];
+  row r;
+  int i;
+  text(name, sizeof name, "attention/%s/t%d", spec->name, spec->threads);
+  if (!row_wanted(name, spec->quick && spec->threads == 1)) return;
+  row_begin(&r, name, spec->threads, opt.isa);
+  attention_prepare(w, spec);
+  r.flops = per_pair * (double)(spec->d * spec->b * spec->h) * attention_pairs(w);
+  if (one)
+    r.bytes = 2.0 * (double)(spec->b * spec->g * spec->t * spec->d) * (spec->dtype == MLK_F32 ? 4 : 2) +
+              8.0 * (double)(spec->b * spec->h * spec->d);
+  r.spoil = attention_spoil, r.check = attention_check_all, r.arg = w;
+  row_add(&r, "mlk", -1, attention_call, attention_way_make(w));
+  attention_peers(w, &r);
+  if (!one) {
+    yardstick_prepare(spec->threads);
+    row_add(&r, "mlk matmul 1024", -1, yardstick_call, NULL);
+    r.list[r.count - 1].flops = 2.0 * YARDSTICK_SIZE * YARDSTICK_SIZE * YARDSTICK_SIZE;
+  }
+  row_run(&r);
+  for (i = 0; i < w->ways; i++) attention_release(&w->way[i]);
+}
+
+static void attention_run_threads(attention_spec s) {
+  s.threads = 1;
+  attention_run(&s);
+  s.threads = opt.threads;
+  if (s.many && opt.threads > 1) attention_run(&s);
+}
+
+/* -------------------------------------------------------------------------------------------------------------- merge */
+
+static struct {
+  mlk_context *ctx;
+  mlk_attention_merge_desc desc;
+  int64_t parts, rows, size;
+} merge;
+
+static void merge_call(void *arg) {
+  (void)arg;
+  if (mlk_attention_merge(merge.ctx, &merge.desc) != MLK_OK) fill_nan((float *)merge.desc.out.data, 1);
+}
+
+static void merge_spoil(void *arg) {
+  (void)arg;
+  fill_nan((float *)merge.desc.out.data, merge.rows * merge.size);
+}
+
+static void merge_check(void *arg, const contender *who, char *why, size_t size) {
+  const float *parts = (const float *)merge.desc.parts.data, *lse = (const float *)merge.desc.parts_lse.data;
+  const float *out = (const float *)merge.desc.out.data;
+  int64_t i, p, d;
+  (void)arg, (void)who;
+  for (i = 0; i < merge.rows && !why[0]; i += 97)
+    for (d = 0; d < merge.size; d++) {
+      double sum = 0, weights = 0;
+      for (p = 0; p < merge.parts; p++) {
+        const double weight = exp((double)lse[p * merge.rows + i]);
+        weights += weight, sum += weight * (double)parts[(p * merge.rows + i) * merge.size + d];
+      }
+      if (!(fabs((double)out[i * merge.size + d] - sum / weights) <= 1e-5))
+        text(why, size, "row %lld, element %lld is %.9g, but should be %.9g", (long long)i, (long long)d,
+             (double)out[i * merge.size + d], sum / weights);
+    }
+  if (why[0] && mlk_last_error(merge.ctx)[0]) text(why, size, "%s", mlk_last_error(merge.ctx));
+}
+
+/* Eight parts of 16 heads and 4,096 queries: out of cache. */
+static void merge_run(int threads) {
+  const int64_t p = 8, h = 16, s = 4096, e = 64, rows = h * s;
+  float *parts, *lse, *out;
+  char name[96];
+  row r;
+  text(name, sizeof name, "attention/merge/p8_h16_s4096_d64/t%d", threads);
+  if (!row_wanted(name, 0)) return;
+  row_begin(&r, name, threads, opt.isa);
+  parts = row_floats(p * rows * e), lse = row_floats(p * rows), out = row_floats(rows * e);
+  fill_uniform(parts, p * rows * e, 1), fill_uniform(lse, p * rows, 2);
+  merge.ctx = context(threads, opt.isa, MLK_STRICT), merge.parts = p, merge.rows = rows, merge.size = e;
+  merge.desc.parts = mlk_f32(parts, p, 1, h, s, e), merge.desc.parts_lse = mlk_f32(lse, p, 1, h, s);
+  merge.desc.out = mlk_f32(out, 1, h, s, e);
+  r.flops = 2.0 * (double)(p * rows * e), r.bytes = 4.0 * (double)(p * rows * (e + 1) + rows * e);
+  r.spoil = merge_spoil, r.check = merge_check;
+  row_add(&r, "mlk", -1, merge_call, NULL);
+  row_run(&r);
+}
+
+/* --------------------------------------------------------------------------------------------------------------- rows */
+
+static void rows_attention_forward(void) {
+  /* A call of each takes about 20 to 90 ms at 200 GF/s; half of that when causal. */
+  static const struct { int64_t s, b, h; } shapes[] = {{512, 4, 16}, {1024, 1, 16}, {2048, 1, 8}, {4096, 1, 2}};
+  size_t i;
+  int64_t d;
+  int causal;
+  for (i = 0; i < sizeof shapes / sizeof *shapes; i++)
+    for (d = 64; d <= 128; d += 64)
+      for (causal = 0; causal < 2; causal++) {
+        attention_spec s = {"", ATTENTION_FORWARD, .b = shapes[i].b, .h = shapes[i].h, .s = shapes[i].s, .d = d};
+        char name[64];
+        s.name = text(name, sizeof name, "forward/s%d_d%d/%s", (int)s.s, (int)d, causal ? "causal" : "full");
+        s.g = s.h, s.t = s.s, s.causal = causal;
+        s.many = s.s == 1024 || s.s == 4096, s.quick = s.s == 1024 && d == 64;
+        attention_run_threads(s);
+      }
+}
+
+static void rows_attention_decode(void) {
+  static const struct {
+    int64_t t, g, d;
+    mlk_dtype dtype;
+  } caches[] = {{512, 1, 128, MLK_F32},   {512, 8, 128, MLK_F32},   {4096, 1, 128, MLK_F32}, {4096, 8, 128, MLK_F32},
+                {32768, 1, 128, MLK_F32}, {32768, 8, 128, MLK_F32}, {4096, 1, 64, MLK_F32},  {4096, 8, 64, MLK_F32},
+                {4096, 8, 128, MLK_F16},  {4096, 8, 128, MLK_BF16}};
+  static const int64_t groups[] = {1, 4, 8}, pages[] = {16, 128};
+  static const char *const dtypes[MLK_DTYPE_COUNT] = {"f32", "", "f16", "bf16", ""};
+  char name[64];
+  size_t i, j;
+  for (i = 0; i < sizeof caches / sizeof *caches; i++)
+    for (j = 0; j < sizeof groups / sizeof *groups; j++) {
+      attention_spec s = {"", ATTENTION_DECODE, .b = 1, .g = caches[i].g, .s = 1, .t = caches[i].t, .d = caches[i].d};
+      s.h = s.g * groups[j], s.dtype = caches[i].dtype;
+      s.name = text(name, sizeof name, "decode/%s/t%d_g%dx%d_d%d/%s", groups[j] > 1 ? "grouped" : "single", (int)s.t,
+                    (int)s.g, (int)groups[j], (int)s.d, dtypes[s.dtype]);
+      s.many = groups[j] == 4 && s.d == 128 && s.t > 512, s.quick = s.many && s.t == 4096 && s.g == 8;
+      attention_run_threads(s);
+    }
+  for (i = 0; i < sizeof pages / sizeof *pages; i++) {
+    attention_spec s = {"", ATTENTION_DECODE, 1, 32, 8, 1, 32768, 128, .many = 1};
+    s.page = pages[i];
+    s.name = text(name, sizeof name, "paged/t32768_g8x4_d128/page%d", (int)s.page);
+    attention_run_threads(s);
+  }
+}
+
+static void rows_attention_backward(void) {
+  static const int64_t heads[] = {16, 4, 2}; /* of 512, 1024, 2048 */
+  int64_t d;
+  int i, causal;
+  for (i = 0; i < 3; i++)
+    for (d = 64; d <= 128; d += 64)
+      for (causal = 0; causal < 2; causal++) {
+        attention_spec s = {"", ATTENTION_BACKWARD, .b = 1, .h = heads[i], .s = 512 << i, .d = d};
+        char name[64];
+        s.name = text(name, sizeof name, "backward/s%d_d%d/%s", (int)s.s, (int)d, causal ? "causal" : "full");
+        s.g = s.h, s.t = s.s, s.causal = causal;
+        s.many = i == 1, s.quick = i == 1 && d == 64;
+        attention_run_threads(s);
+      }
+}
+
+static void rows_attention(void) {
+  static const attention_spec specs[] = {
+      {"short/bert_b32_h12_s32_d64/full", ATTENTION_FORWARD, 32, 12, 12, 32, 32, 64, 0, 1, .many = 0},
+      {"short/bert_b32_h12_s64_d64/full", ATTENTION_FORWARD, 32, 12, 12, 64, 64, 64, 0, 1, .many = 0},
+      {"short/bert_b32_h12_s128_d64/full", ATTENTION_FORWARD, 32, 12, 12, 128, 128, 64, 0, 1, .many = 1, .quick = 1},
+      {"short/b32_h16_s128_d64/full", ATTENTION_FORWARD, 32, 16, 16, 128, 128, 64, 0, .many = 0},
+      {"short/b32_h16_s128_d64/causal", ATTENTION_FORWARD, 32, 16, 16, 128, 128, 64, 1, .many = 1},
+      {"short/b32_h16_s128_d128/full", ATTENTION_FORWARD, 32, 16, 16, 128, 128, 128, 0, .many = 0},
+      {"short/b32_h16_s128_d128/causal", ATTENTION_FORWARD, 32, 16, 16, 128, 128, 128, 1, .many = 0},
+      {"grouped/g8x4_s1024_d64/full", ATTENTION_FORWARD, 1, 32, 8, 1024, 1024, 64, 0, .many = 1},
+      {"grouped/g8x4_s1024_d64/causal", ATTENTION_FORWARD, 1, 32, 8, 1024, 1024, 64, 1, .many = 0},
+      {"grouped/g8x4_s1024_d128/causal", ATTENTION_FORWARD, 1, 32, 8, 1024, 1024, 128, 1, .many = 0},
+      {"variants/bshd_s1024_d64/full", ATTENTION_FORWARD, 1, 16, 16, 1024, 1024, 64, 0, 1, .many = 0},
+      {"variants/softcap_s1024_d64/full", ATTENTION_FORWARD, 1, 8, 8, 1024, 1024, 64, .variant = ATTENTION_SOFTCAP},
+      {"variants/alibi_s1024_d64/full", ATTENTION_FORWARD, 1, 8, 8, 1024, 1024, 64, .variant = ATTENTION_ALIBI},
+      {"variants/bias_s1024_d64/full", ATTENTION_FORWARD, 1, 8, 8, 1024, 1024, 64, .variant = ATTENTION_BIAS},
+      {"variants/mask_s1024_d64/full", ATTENTION_FORWARD, 1, 8, 8, 1024, 1024, 64, .variant = ATTENTION_MASK},
+      {"variants/window256_s4096_d64/causal", ATTENTION_FORWARD, 1, 8, 8, 4096, 4096, 64, 1,
+       .variant = ATTENTION_WINDOW},
+      {"variants/lengths_s2048_d64/causal", ATTENTION_FORWARD, 1, 16, 16, 2048, 2048, 64, 1,
+       .variant = ATTENTION_LENGTHS},
+      {"variants/chunk512_t4096_d64/causal", ATTENTION_FORWARD, 1, 8, 8, 512, 4096, 64, 1, .many = 0},
+  };
+  size_t i;
+  rows_attention_forward();
+  for (i = 0; i < sizeof specs / sizeof *specs; i++) attention_run_threads(specs[i]);
+  rows_attention_decode();
+  rows_attention_backward();
+  merge_run(1);
+  if (opt.threads > 1) merge_run(opt.threads);
+}
+
+#endif
