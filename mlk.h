@@ -640,7 +640,7 @@ typedef struct mlk_rotary_desc {
    Parts are folded in ascending order by the same formulas with m = their log-sum-exp, l = 1, o = their output, a sink
    at last with m = sink, l = 1, o = 0; out = O / L and lse = M + log L, or 0 and -infinity of nothing; no -0.
    So no bit depends on the rest of the batch, on threads, on pages, or on where calls or devices split the keys, if it
-   is between segments. Against exact arithmetic the error is that of the scores, |x| (D + 4) u relative in each
+   is between segments and each call hands on its parts. Against exact arithmetic the error is that of the scores, |x| (D + 4) u relative in each
    weight, and about (BLOCK + 3 T / BLOCK + 20) u. */
 #define MLK_ATTENTION_BLOCK   512  /* keys of one softmax from scratch; part of the numeric contract */
 #define MLK_ATTENTION_SEGMENT 4096 /* keys of one part; part of the numeric contract */
@@ -11433,13 +11433,20 @@ static uint64_t mlki_sum_cut(int64_t s, int64_t shift, int64_t t) {
   return n * lowest + (n ? n * (n - 1) / 2 : 0) + (uint64_t)(s - to) * (uint64_t)t;
 }
 
-/* Pairs of one query head and sequence that causal and window leave, all at their longest. */
-static uint64_t mlki_attention_pairs(const mlki_attention *a) {
+/* FLOPs: per_pair for each pair of query and key that causal and window leave, all sequences at their longest. */
+static mlk_status mlki_attention_flops(mlk_context *ctx, int64_t per_pair, mlki_attention *a) {
   const int64_t shift = a->t - a->s + a->offset;
   const int64_t above = a->causal ? 1 : a->window;
   const uint64_t high = above ? mlki_sum_cut(a->s, shift + above, a->t) : (uint64_t)a->s * (uint64_t)a->t;
   const uint64_t low = a->window ? mlki_sum_cut(a->s, shift - a->window + 1, a->t) : 0;
-  return high - low;
+  int64_t flops;
+  if (mlki_mul_overflows(a->s, a->t, &flops) || mlki_mul_overflows(flops, a->batch, &flops) ||
+      mlki_mul_overflows(flops, a->heads, &flops) || mlki_mul_overflows(flops, per_pair, &flops))
+    return mlki_fail(ctx, MLK_ERR_SIZE,
+                     "q, k: the FLOPs of %lld queries, %lld keys, %lld heads, %lld sequences do not fit in 63 bits",
+                     (long long)a->s, (long long)a->t, (long long)a->heads, (long long)a->batch);
+  a->job.flops = (uint64_t)per_pair * (uint64_t)(a->batch * a->heads) * (high - low);
+  return MLK_OK;
 }
 
 /* >>attention_forward ----------------------------------------------------------------------------------------------
@@ -11484,7 +11491,7 @@ typedef struct mlki_attention_space {
 #define MLKI_ATTENTION_SHARED (1 << 24) /* floats of K and V that are packed ahead, unless one head has more */
 
 /* Dense rows of n floats lie so far apart. */
-static int64_t mlki_attention_pitch(int64_t n) { return mlki_round_up(n, 16); }
+static int64_t mlki_attention_pitch(int64_t n) { return mlki_round_up(mlki_max(n, 1), 16); }
 
 #define MLKI_SCORE_PITCH (MLK_ATTENTION_BLOCK + 16) /* rows of scores: not a power of two apart */
 
@@ -11646,7 +11653,7 @@ static void mlki_attention_poison(const mlki_attention *a, const mlki_sequence *
   }
 }
 
-/* Products of a strip of rows with cols keys, packed as [depth][MR] and [panel][depth][NR], to rows of scores. */
+/* Products of a strip of rows with cols keys, whole panels of them, packed as [depth][MR] and [panel][depth][NR], to rows of scores. */
 static void mlki_attention_products(const mlki_kernels *row, int64_t rows, const float *a, const float *b,
                                     int64_t depth, int64_t cols, float *c) {
   mlki_strip strip;
@@ -11672,7 +11679,7 @@ static void mlki_attention_strip(const mlki_attention *a, const mlki_sequence *q
   const int64_t n = keys->to - keys->from, pitch = mlki_attention_pitch(a->e);
   mlki_strip strip;
   int64_t i;
-  mlki_attention_products(row, rows, queries, keys->k, a->d, n, s->scores);
+  mlki_attention_products(row, rows, queries, keys->k, a->d, mlki_round_up(n, row->nr), s->scores);
   for (i = 0; i < rows; i++)
     mlki_attention_score(a, q, keys->g, first + i, keys->from, keys->to, s->scores + i * MLKI_SCORE_PITCH);
   if (careful) mlki_attention_poison(a, q, keys, rows, s->scores, s->clean);
@@ -12064,13 +12071,14 @@ static void mlki_attention_fold_task(void *op, int index) {
 /* Which variant, which tiles. */
 static void mlki_attention_variant(const mlk_context *ctx, mlki_attention *a) {
   const mlki_kernels *row = ctx->row;
-  const int64_t mr = row->mr, rows = a->s * a->group, heads = a->batch * a->groups, limit = mlki_task_limit(ctx);
+  const int64_t mr = row->mr, rows = a->s * a->group, heads = rows ? a->batch * a->groups : 0;
+  const int64_t limit = mlki_task_limit(ctx);
   const int64_t most = MLKI_ATTENTION_ROWS / mr * mr;
   const double work = (double)rows * (double)a->t * (double)(a->d + a->e);
   a->plain = a->softcap == 0.0f && !a->alibi && !a->bias && !a->mask;
   a->blocks = mlki_ceil_div(a->t, MLK_ATTENTION_BLOCK);
   a->tile = mlki_min(rows, most);
-  if (rows > most || (heads < limit && rows > 2 * mr && rows * 2 > limit * mr)) {
+  if (heads && (rows > most || (heads < limit && rows > 2 * mr && rows * 2 > limit * mr))) {
     const int64_t head_floats = a->blocks *
                                 (mlki_attention_block_floats(row, a->d) + mlki_attention_block_floats(row, a->e));
     if (heads * mlki_ceil_div(rows, most) < 4 * limit)
@@ -12146,7 +12154,7 @@ static mlk_status mlki_attention_prepare(mlk_context *ctx, const mlk_attention_d
   }
   if ((status = mlki_attention_apart(ctx, run, &o, outputs, 2, MLKI_AT_OUT)) != MLK_OK) return status;
   if (run && (status = mlki_attention_check_values(ctx, &o, a)) != MLK_OK) return status;
-  a->job.flops = 2 * (uint64_t)(a->d + a->e) * (uint64_t)(a->batch * a->heads) * mlki_attention_pairs(a);
+  if ((status = mlki_attention_flops(ctx, 2 * (a->d + a->e), a)) != MLK_OK) return status;
   for (i = 0; i < MLKI_AT_COUNT; i++)
     a->job.bytes += (uint64_t)(o.extent[i].stored * (o.t[i].data ? mlki_dtype_bytes(o.t[i].dtype) : 0));
   if (ctx->reference) {
@@ -12401,8 +12409,9 @@ static int mlki_grad_make(const mlki_attention *a, const mlki_sequence *q, int64
     const int64_t at = first + s * mr, count = mlki_min(mr, rows - s * mr), from = t->from[s], to = t->to[s];
     float *p = t->p + s * mr * MLKI_SCORE_PITCH + from, *ds = t->ds + s * mr * MLKI_SCORE_PITCH + from;
     if (from < to) {
-      mlki_attention_products(row, count, f->qa + at * a->d, keys->kt + from * a->d, a->d, to - from, p);
-      mlki_attention_products(row, count, f->oa + at * a->e, keys->vt + from * a->e, a->e, to - from, ds);
+      const int64_t cols = mlki_round_up(to - from, row->nr);
+      mlki_attention_products(row, count, f->qa + at * a->d, keys->kt + from * a->d, a->d, cols, p);
+      mlki_attention_products(row, count, f->oa + at * a->e, keys->vt + from * a->e, a->e, cols, ds);
     }
     for (i = 0; i < count; i++)
       mlki_grad_row(a, q, g, r0 + at + i, n, s * mr + i, f->lse[at + i], f->delta[at + i], after, t);
@@ -12714,7 +12723,7 @@ static void mlki_grad_bias_task(void *op, int index) {
 
 /* Which variant, which tiles; bytes of the workspace. */
 static void mlki_grad_variant(const mlk_context *ctx, mlki_attention *a) {
-  const int64_t mr = ctx->row->mr, rows = a->s * a->group, heads = a->batch * a->groups;
+  const int64_t mr = ctx->row->mr, rows = a->s * a->group, heads = a->group ? a->batch * a->groups : 0;
   const int64_t limit = mlki_task_limit(ctx), wanted = a->dq || a->dk || a->dv;
   const double work = (double)rows * (double)a->t * (double)(3 * a->d + 2 * a->e);
   mlki_carver carver = {NULL, 0};
@@ -12826,7 +12835,7 @@ static mlk_status mlki_attention_grad_prepare(mlk_context *ctx, const mlk_attent
   memcpy(a->ls + 1, o.t[MLKI_AT_LSE].stride, 3 * sizeof *a->ls);
   memcpy(a->dos, o.t[MLKI_AT_DOUT].stride, sizeof a->dos);
   a->axis = desc->k.shape[2];
-  a->job.flops = 2 * (uint64_t)(3 * a->d + 2 * a->e) * (uint64_t)(a->batch * a->heads) * mlki_attention_pairs(a);
+  if ((status = mlki_attention_flops(ctx, 2 * (3 * a->d + 2 * a->e), a)) != MLK_OK) return status;
   for (i = 0; i < MLKI_AT_COUNT; i++)
     a->job.bytes += (uint64_t)(o.extent[i].stored * (o.t[i].data ? mlki_dtype_bytes(o.t[i].dtype) : 0));
   for (i = 0; i < MLKI_GRAD_COUNT; i++) a->job.bytes += 4 * (uint64_t)extent[i].count;
