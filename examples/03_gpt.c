@@ -291,56 +291,60 @@ static int load_documents(const char *program, corpus *t) {
 
 /* Two rhymes that grow by a line each time, in the public domain for centuries: a text that every build of this program
    has, so that the hash of what it learns can be pinned. */
-static int append_line(uint8_t *to, const char *format, const char *a, const char *b) {
-  return sprintf((char *)to, format, a, b);
+static uint8_t *put_words(uint8_t *to, const char *words) {
+  const size_t length = strlen(words);
+  memcpy(to, words, length);
+  return to + length;
 }
 
 static int64_t write_house(uint8_t *to) {
-  static const char *const thing[] = {"house that Jack built",
-                                      "malt",
-                                      "rat",
-                                      "cat",
-                                      "dog",
-                                      "cow with the crumpled horn",
-                                      "maiden all forlorn",
-                                      "man all tattered and torn",
-                                      "priest all shaven and shorn",
-                                      "cock that crowed in the morn",
-                                      "farmer sowing his corn",
-                                      "horse and the hound and the horn"};
-  static const char *const did[] = {"",       "lay in", "ate",     "killed", "worried", "tossed",
-                                    "milked", "kissed", "married", "waked",  "kept",    "belonged to"};
+  static const struct {
+    const char *thing, *did;
+  } line[] = {
+      {"house that Jack built", ""},
+      {"malt", "lay in"},
+      {"rat", "ate"},
+      {"cat", "killed"},
+      {"dog", "worried"},
+      {"cow with the crumpled horn", "tossed"},
+      {"maiden all forlorn", "milked"},
+      {"man all tattered and torn", "kissed"},
+      {"priest all shaven and shorn", "married"},
+      {"cock that crowed in the morn", "waked"},
+      {"farmer sowing his corn", "kept"},
+      {"horse and the hound and the horn", "belonged to"},
+  };
   uint8_t *const start = to;
   int i, j;
   for (i = 0; i < 12; i++) {
-    to += append_line(to, "This is the %s%s", thing[i], "");
-    for (j = i; j > 0; j--) to += append_line(to, "\nThat %s the %s", did[j], thing[j - 1]);
-    to += append_line(to, ".\n\n%s%s", "", "");
+    to = put_words(put_words(to, "This is the "), line[i].thing);
+    for (j = i; j > 0; j--) {
+      to = put_words(put_words(to, "\nThat "), line[j].did);
+      to = put_words(put_words(to, " the "), line[j - 1].thing);
+    }
+    to = put_words(to, ".\n\n");
   }
   return to - start;
 }
 
 static int64_t write_days(uint8_t *to) {
-  static const char *const day[] = {"first",   "second", "third", "fourth", "fifth",    "sixth",
-                                    "seventh", "eighth", "ninth", "tenth",  "eleventh", "twelfth"};
-  static const char *const gift[] = {"partridge in a pear tree.\n",
-                                     "Two turtle doves",
-                                     "Three French hens",
-                                     "Four colly birds",
-                                     "Five gold rings",
-                                     "Six geese a-laying",
-                                     "Seven swans a-swimming",
-                                     "Eight maids a-milking",
-                                     "Nine ladies dancing",
-                                     "Ten lords a-leaping",
-                                     "Eleven pipers piping",
-                                     "Twelve drummers drumming"};
+  static const struct {
+    const char *day, *gift;
+  } line[] = {
+      {"first", "partridge in a pear tree"}, {"second", "Two turtle doves"},
+      {"third", "Three French hens"},        {"fourth", "Four colly birds"},
+      {"fifth", "Five gold rings"},          {"sixth", "Six geese a-laying"},
+      {"seventh", "Seven swans a-swimming"}, {"eighth", "Eight maids a-milking"},
+      {"ninth", "Nine ladies dancing"},      {"tenth", "Ten lords a-leaping"},
+      {"eleventh", "Eleven pipers piping"},  {"twelfth", "Twelve drummers drumming"},
+  };
   uint8_t *const start = to;
   int i, j;
   for (i = 0; i < 12; i++) {
-    to += append_line(to, "On the %s day of Christmas my true love sent to me%s\n", day[i], "");
-    for (j = i; j > 0; j--) to += append_line(to, "%s,\n%s", gift[j], "");
-    to += append_line(to, "%s %s\n", i ? "And a" : "A", gift[0]);
+    to = put_words(put_words(to, "On the "), line[i].day);
+    to = put_words(to, " day of Christmas my true love sent to me\n");
+    for (j = i; j > 0; j--) to = put_words(put_words(to, line[j].gift), ",\n");
+    to = put_words(put_words(put_words(to, i ? "And a " : "A "), line[0].gift), ".\n\n");
   }
   return to - start;
 }
