@@ -216,7 +216,7 @@ stage_fuzz() { # the examples' file readers
   stage_program
   local search=()
   [ $long = 0 ] || search=(--search 60)
-  MLK_OBJECT=$library CC=$CC MLK_JOBS=$cores bash tests/fuzz_readers.sh "${search[@]}"
+  MLK_OBJECT=$library CC=$CC MLK_JOBS=$cores bash tests/fuzz_readers.sh ${search[@]+"${search[@]}"}
 }
 
 stage_valgrind() { # reads of uninitialised memory; this valgrind knows no AVX-512, so the rows below it run
