@@ -498,7 +498,7 @@ static void spelled_gradient(problem *p) {
   const setup *s = &p->s;
   const int64_t group = s->h / s->g;
   const float scale = s->scale != 0 ? s->scale : 1.0f / sqrtf((float)s->d);
-  int64_t b, g, i, hg, j, d, w;
+  int64_t b, g, i, hg, j, d, n, w;
   for (w = DQ; w <= DSINKS; w++)
     for (i = 0; p->o[w].present && i < (int64_t)p->o[w].count; i++) f32_of(&p->o[w])[i] = 0;
   for (b = 0; b < s->b; b++)
@@ -520,8 +520,6 @@ static void spelled_gradient(problem *p) {
           if (!sees) continue;
           *pair = map_1(MLK_EXP, x - f32_of(&p->o[LSE])[row]);
           slope[i * keys + j] = *pair * (chains(dout, p->value + k_row(p, b, g, j) * s->e, s->e, MLK_SEGMENT) - delta);
-          if (p->o[DBIAS].present)
-            f32_of(&p->o[DBIAS])[spread(&p->o[DBIAS], b, h, i / group, j)] += slope[i * keys + j];
         }
         for (d = 0; d < s->d; d++) {
           for (j = 0; j < keys; j++) {
@@ -531,6 +529,11 @@ static void spelled_gradient(problem *p) {
           f32_of(&p->o[DQ])[row * s->d + d] = scale * chains(one, two, keys, MLK_ATTENTION_BLOCK);
         }
       }
+      for (n = 0; n < keys && p->o[DBIAS].present; n += MLK_ATTENTION_BLOCK)
+        for (i = 0; i < rows; i++)
+          for (j = n; j < keys && j < n + MLK_ATTENTION_BLOCK; j++)
+            if (weight[i * keys + j] == weight[i * keys + j])
+              f32_of(&p->o[DBIAS])[spread(&p->o[DBIAS], b, g * group + i % group, i / group, j)] += slope[i * keys + j];
       for (j = 0; j < keys; j++)
         for (d = 0; d < s->d + s->e; d++) {
           const int64_t e = d - s->d, key = k_row(p, b, g, j);
