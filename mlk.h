@@ -2873,6 +2873,7 @@ MLKI_KERNEL void MLKI_FN(mlki_pack_runs)(float *to, int64_t width, int64_t pitch
 /* Packs where k is dense in memory: square blocks of LANES rows are transposed in registers. */
 MLKI_KERNEL void MLKI_FN(mlki_pack_transposed)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from,
                                                int64_t ws) {
+  const int64_t ahead = k > MLKI_FAR ? MLKI_FAR : MLKI_LANES * ws; /* short rows: the rows that come next */
   int64_t p, i;
   int v;
   for (i = 0; i < pitch; i += MLKI_LANES) {
@@ -2882,7 +2883,7 @@ MLKI_KERNEL void MLKI_FN(mlki_pack_transposed)(float *to, int64_t width, int64_t
       const float *at = from + i * ws + p;
       float *row = to + p * pitch + i;
       mlki_vec r[MLKI_LANES];
-      MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) MLKI_PREFETCH2(at + v * ws + MLKI_FAR);
+      MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) MLKI_PREFETCH2(at + v * ws + ahead);
       if (rows == MLKI_LANES && terms == MLKI_LANES) {
         MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) r[v] = mlki_v_load(at + v * ws);
       } else {
@@ -4136,14 +4137,21 @@ MLKI_KERNEL float MLKI_FN(mlki_row_max)(const float *x, int64_t n) {
 /* e = exp(x - max) where e is not NULL, which may be x. Returns the 16-lane sum. */
 MLKI_KERNEL float MLKI_FN(mlki_row_exp)(float *e, const float *x, int64_t n, float max) {
   const mlki_vec lowest = mlki_v_set1(-104.0f), top = mlki_v_set1(max);
+  const int64_t whole = e ? n / 16 * 16 : 0;
   mlki_vec sum[MLKI_V16];
   int64_t i;
   int v;
   MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) sum[v] = mlki_v_zero();
-  for (i = 0; i < n; i += 16) MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) {
+  for (i = 0; i < whole; i += 16) MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) {
+      const mlki_vec t = mlki_v_sub(mlki_v_load(x + i + v * MLKI_LANES), top);
+      const mlki_vec y = MLKI_FN(mlki_exp_bounded)(mlki_v_max(lowest, t)); /* a NaN passes */
+      mlki_v_store(e + i + v * MLKI_LANES, y);
+      sum[v] = mlki_v_add(sum[v], y);
+    }
+  for (; i < n; i += 16) MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) {
       const int64_t at = i + v * MLKI_LANES;
       const mlki_vec t = mlki_v_sub(MLKI_FN(mlki_row_load)(x, at, n), top);
-      const mlki_vec y = MLKI_FN(mlki_exp_bounded)(mlki_v_max(lowest, t)); /* a NaN passes */
+      const mlki_vec y = MLKI_FN(mlki_exp_bounded)(mlki_v_max(lowest, t));
       if (e) MLKI_FN(mlki_row_store)(e, at, n, y);
       sum[v] = mlki_v_add(sum[v], MLKI_FN(mlki_row_keep)(y, at, n));
     }
@@ -11487,7 +11495,7 @@ typedef struct mlki_attention_space {
   float *top, *sum, *scale;                                  /* of a strip's rows */
 } mlki_attention_space;
 
-#define MLKI_ATTENTION_ROWS   112       /* at most, of a tile */
+#define MLKI_ATTENTION_ROWS   112       /* of a tile, if its head has more than twice as many */
 #define MLKI_ATTENTION_SHARED (1 << 24) /* floats of K and V that are packed ahead, unless one head has more */
 
 /* Dense rows of n floats lie so far apart. */
@@ -11556,6 +11564,15 @@ static const float *mlki_attention_rows(const mlki_attention *a, const mlki_sequ
   return stage;
 }
 
+/* Asks for V of keys [j, j + n), which are read where they lie, soon. */
+static void mlki_attention_prefetch_v(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t j,
+                                      int64_t n) {
+  int64_t run, i, e;
+  const float *v = (const float *)(const void *)a->v + mlki_key_at(a, q, a->vs, g, j, &run);
+  for (i = 0; i < n; i++)
+    for (e = 0; e < a->e; e += 16) MLKI_PREFETCH2(v + i * a->vs[2] + e);
+}
+
 /* Keys [from, to) of K as B of the scores: panels [panel][D][NR], from a multiple of the step. */
 static void mlki_attention_pack_k(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t from, int64_t to,
                                   float *panels, float *stage) {
@@ -11565,6 +11582,7 @@ static void mlki_attention_pack_k(const mlki_attention *a, const mlki_sequence *
   for (j = from; j < to; j += step) {
     const int64_t n = mlki_min(step, to - j);
     const float *rows = mlki_attention_rows(a, q, a->k, a->ks, g, j, n, a->d, stage, &pitch);
+    if (a->v_in_place) mlki_attention_prefetch_v(a, q, g, j, n);
     row->pack_panels(panels + (j - from) * a->d, n, a->d, rows, pitch, 1);
   }
 }
@@ -11706,6 +11724,7 @@ static void mlki_attention_strip_checked(const mlki_attention *a, const mlki_seq
   const int64_t pitch = mlki_attention_pitch(a->e);
   int64_t i;
   mlki_attention_strip(a, q, keys, queries, first, rows, s, o, 0);
+  if (a->e == pitch && a->job.row->finite_row(o, rows * pitch)) return;
   for (i = 0; i < rows; i++)
     if (!a->job.row->finite_row(o + i * pitch, a->e)) {
       mlki_attention_strip(a, q, keys, queries, first, rows, s, o, 1);
@@ -12077,10 +12096,11 @@ static void mlki_attention_variant(const mlk_context *ctx, mlki_attention *a) {
   const double work = (double)rows * (double)a->t * (double)(a->d + a->e);
   a->plain = a->softcap == 0.0f && !a->alibi && !a->bias && !a->mask;
   a->blocks = mlki_ceil_div(a->t, MLK_ATTENTION_BLOCK);
-  a->tile = mlki_min(rows, most);
-  if (heads && (rows > most || (heads < limit && rows > 2 * mr && rows * 2 > limit * mr))) {
+  a->tile = mlki_min(rows, 2 * most);
+  if (heads && (rows > 2 * most || (heads < limit && rows > 2 * mr && rows * 2 > limit * mr))) {
     const int64_t head_floats = a->blocks *
                                 (mlki_attention_block_floats(row, a->d) + mlki_attention_block_floats(row, a->e));
+    a->tile = mlki_min(rows, most);
     if (heads * mlki_ceil_div(rows, most) < 4 * limit)
       a->tile = mlki_min(mlki_round_up(mlki_ceil_div(heads * rows, 4 * limit), mr), most);
     a->shared = 1;
