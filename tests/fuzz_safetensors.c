@@ -55,9 +55,9 @@ static const characters *tables(void) {
 }
 
 static void check_tokens(const vocabulary *v, const uint8_t *text, int64_t bytes) {
-  tokenizer t;
+  wordpiece t;
   int64_t ids[32], count, i;
-  t.characters = *tables(), t.vocabulary = *v;
+  t.table = *tables(), t.pieces = *v;
   for (t.most = 3; t.most <= 32; t.most += 29) {
     count = tokenize(&t, text, bytes, ids);
     fuzz_require(count >= 2 && count <= t.most && ids[0] == v->cls && ids[count - 1] == v->sep,

@@ -207,6 +207,11 @@ stage_demo() {
   MLK_OBJECT=$library CC=$CC CFLAGS=$CFLAGS bash tests/test_demo.sh
 }
 
+stage_search() {
+  stage_program
+  MLK_OBJECT=$library CC=$CC CFLAGS=$CFLAGS bash tests/test_search.sh
+}
+
 stage_chat() {
   stage_program
   MLK_OBJECT=$library CC=$CC CFLAGS=$CFLAGS bash tests/test_chat.sh
@@ -240,7 +245,7 @@ stage_coverage() { # how much of mlk.h the suite runs; printed, not judged
 }
 
 # The program first, alone; then the longest first, so that the cores stay busy to the end.
-stages="program suite asan ubsan hygiene neon demo tsan msan cxx11_native clang cxx17_plain dispatch_sse dispatch_avx2 snippets blas fuzz chat"
+stages="program suite asan ubsan hygiene neon demo tsan msan cxx11_native clang cxx17_plain dispatch_sse dispatch_avx2 snippets blas fuzz chat search"
 [ $long = 0 ] || stages="$stages valgrind seeds coverage"
 
 if [ ${#wanted[@]} -gt 0 ]; then
@@ -249,7 +254,7 @@ if [ ${#wanted[@]} -gt 0 ]; then
     for word in "${wanted[@]}"; do case $stage in *"$word"*) chosen="$chosen $stage"; break ;; esac; done
   done
   [ -n "$chosen" ] || { echo "run.sh: no stage has such a name; there are: $stages" >&2; exit 2; }
-  case $chosen in *program*) ;; *suite* | *dispatch* | *seeds* | *demo* | *blas* | *fuzz* | *chat*) chosen="program $chosen" ;; esac
+  case $chosen in *program*) ;; *suite* | *dispatch* | *seeds* | *demo* | *blas* | *fuzz* | *chat* | *search*) chosen="program $chosen" ;; esac
   stages=$chosen
 fi
 if [ $list = 1 ]; then printf '%s\n' $stages; exit; fi

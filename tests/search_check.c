@@ -1,7 +1,9 @@
 /* search_check.c - the tokens and vectors of examples/04_semantic_search.c against those of the model's own reference
-   implementation in tests/search_expected.txt; tests/test_search.sh builds and runs it.
+   implementation in tests/search_expected.txt; and a small model with random weights, for tests that need no real one.
+   tests/test_search.sh builds and runs it.
 
    usage: search_check MODEL EXPECTED     MODEL: the folder of the model
+          search_check --small DIR        writes the small model there
    Prints what fails, how far the vectors are off, and one hash of all of them. Last line: N passed, N failed, N skipped. */
 
 #define main example_main
@@ -74,7 +76,7 @@ static int read_expected(checks *c, const char *path) {
   return code;
 }
 
-static void check_tokens(checks *c, const tokenizer *t) {
+static void check_tokens(checks *c, const wordpiece *t) {
   int64_t i, token[MAX_TOKENS];
   for (i = 0; i < c->count; i++) {
     const sentence *s = &c->sentence[i];
@@ -84,7 +86,7 @@ static void check_tokens(checks *c, const tokenizer *t) {
 }
 
 /* Every code point between two letters, and alone. */
-static void check_code_points(checks *c, const tokenizer *t) {
+static void check_code_points(checks *c, const wordpiece *t) {
   uint64_t hash = FNV_START;
   uint32_t point;
   int64_t token[MAX_TOKENS], count, i, j;
@@ -138,13 +140,116 @@ static int check_vectors(checks *c, encoder *e) {
   return 0;
 }
 
+/* ---- the small model --------------------------------------------------------------------------------------------- */
+
+enum { H = 16, HEADS = 2, LAYERS = 2, I = 24, POSITIONS = 24, TYPES = 2 };
+
+static const char small_vocabulary[] =
+    "[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\ncat\ndog\nsat\non\na\nmat\n##s\n##t\nrun\n##ning\n"
+    ".\n,\n!\n\xe6\x9d\xb1\ne\n##e\n1\n2\n";
+
+/* A safetensors file as it grows: header and data apart. */
+typedef struct tensors {
+  char header[8192];
+  uint8_t data[1 << 17];
+  size_t header_bytes, bytes;
+  uint64_t state;
+} tensors;
+
+/* A tensor [rows, cols] (or [cols]) of random numbers of 8 bits around middle, exact in every type. */
+static void put_tensor(tensors *t, const char *name, int64_t rows, int64_t cols, int type, float middle) {
+  const int64_t count = rows ? rows * cols : cols;
+  const size_t first = t->bytes;
+  char shape[64];
+  int64_t i;
+  for (i = 0; i < count; i++) {
+    float value;
+    uint32_t bits;
+    t->state = t->state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+    value = middle + (float)((int)(t->state >> 56) - 128) / 256.0f;
+    memcpy(&bits, &value, sizeof bits);
+    if (type == TYPE_F16) /* no denormals here, and 0 is written as such */
+      bits = bits << 1 == 0 ? 0 : (bits >> 16 & 0x8000u) | (((bits >> 23 & 255) - 112) << 10) | (bits >> 13 & 1023);
+    if (type == TYPE_BF16) bits >>= 16;
+    t->data[t->bytes++] = (uint8_t)bits, t->data[t->bytes++] = (uint8_t)(bits >> 8);
+    if (type == TYPE_F32) t->data[t->bytes++] = (uint8_t)(bits >> 16), t->data[t->bytes++] = (uint8_t)(bits >> 24);
+  }
+  snprintf(shape, sizeof shape, rows ? "%d,%d" : "%.0d%d", (int)rows, (int)cols);
+  t->header_bytes += (size_t)snprintf(t->header + t->header_bytes, sizeof t->header - t->header_bytes,
+                                      "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%lu,%lu]}",
+                                      t->header_bytes ? "," : "{", name, element_types[type].name, shape,
+                                      (unsigned long)first, (unsigned long)t->bytes);
+}
+
+/* A weight and its bias, the latter [cols] where there are no rows. */
+static void put_pair(tensors *t, const char *before, int number, const char *name, int64_t rows, int64_t cols,
+                     int type) {
+  char full[TENSOR_NAME], prefix[32] = "";
+  if (number >= 0) snprintf(prefix, sizeof prefix, "encoder.layer.%d.", number);
+  snprintf(full, sizeof full, "%s%s%s.weight", before, prefix, name);
+  put_tensor(t, full, rows, cols, type, rows ? 0.0f : 1.0f);
+  snprintf(full, sizeof full, "%s%s%s.bias", before, prefix, name);
+  put_tensor(t, full, 0, rows ? rows : cols, TYPE_F32, 0.0f);
+}
+
+static int write_file(const char *folder, const char *name, const void *first, size_t first_bytes, const void *second,
+                      size_t second_bytes) {
+  char path[MAX_PATH_BYTES];
+  FILE *file;
+  if (join_path(path, folder, name)) return 1;
+  file = fopen(path, "wb");
+  if (!file) return 1;
+  fwrite(first, 1, first_bytes, file), fwrite(second, 1, second_bytes, file);
+  return fclose(file) != 0;
+}
+
+static int write_small(const char *folder) {
+  static tensors t;
+  static char start[sizeof t.header + 16];
+  char config[512];
+  int64_t words = 0;
+  int i;
+  size_t length;
+  for (i = 0; small_vocabulary[i]; i++) words += small_vocabulary[i] == '\n';
+  put_tensor(&t, "embeddings.word_embeddings.weight", words, H, TYPE_BF16, 0.0f);
+  put_tensor(&t, "embeddings.position_embeddings.weight", POSITIONS, H, TYPE_F16, 0.0f);
+  put_tensor(&t, "embeddings.token_type_embeddings.weight", TYPES, H, TYPE_F32, 0.0f);
+  put_pair(&t, "embeddings.", -1, "LayerNorm", 0, H, TYPE_F32);
+  for (i = 0; i < LAYERS; i++) {
+    put_pair(&t, "", i, "attention.self.query", H, H, TYPE_F32);
+    put_pair(&t, "", i, "attention.self.key", H, H, TYPE_F16);
+    put_pair(&t, "", i, "attention.self.value", H, H, TYPE_BF16);
+    put_pair(&t, "", i, "attention.output.dense", H, H, TYPE_F32);
+    put_pair(&t, "", i, "attention.output.LayerNorm", 0, H, TYPE_F32);
+    put_pair(&t, "", i, "intermediate.dense", I, H, TYPE_F16);
+    put_pair(&t, "", i, "output.dense", H, I, TYPE_BF16);
+    put_pair(&t, "", i, "output.LayerNorm", 0, H, TYPE_F16);
+  }
+  put_tensor(&t, "unused", 3, 5, TYPE_F32, 0.0f);
+  t.header[t.header_bytes++] = '}';
+  length = t.header_bytes;
+  for (i = 0; i < 8; i++) start[i] = (char)(length >> (8 * i) & 255);
+  memcpy(start + 8, t.header, length);
+  snprintf(
+      config, sizeof config,
+      "{\"model_type\": \"bert\", \"hidden_act\": \"gelu\", \"hidden_size\": %d, \"num_attention_heads\": %d,\n"
+      " \"num_hidden_layers\": %d, \"intermediate_size\": %d, \"vocab_size\": %d, \"max_position_embeddings\": %d,\n"
+      " \"type_vocab_size\": %d, \"layer_norm_eps\": 1e-12}\n",
+      H, HEADS, LAYERS, I, (int)words, POSITIONS, TYPES);
+  return write_file(folder, "model.safetensors", start, 8 + length, t.data, t.bytes) ||
+         write_file(folder, "vocab.txt", small_vocabulary, sizeof small_vocabulary - 1, "", 0) ||
+         write_file(folder, "config.json", config, strlen(config), "", 0);
+}
+
 int main(int argc, char **argv) {
   checks *c = (checks *)calloc(1, sizeof *c);
   model *m = (model *)calloc(1, sizeof *m);
   encoder e;
   options opt;
   int64_t i;
-  int code = argc == 3 && c && m ? 0 : complain("usage: search_check MODEL EXPECTED");
+  int code;
+  if (argc == 3 && !strcmp(argv[1], "--small")) return free(c), free(m), write_small(argv[2]);
+  code = argc == 3 && c && m ? 0 : complain("usage: search_check MODEL EXPECTED");
   memset(&e, 0, sizeof e), memset(&opt, 0, sizeof opt);
   if (!code) code = join_path(m->folder, argv[1], ".");
   if (!code) code = open_library(m, &opt);
