@@ -134,15 +134,15 @@ static void dnn_attention_compile(dnn_attention *a) {
 
 /* Views of four axes, any strides; mask absent or to be broadcast to [B, H, S, T]. */
 static void dnn_attention_make(dnn_attention *a, const mlk_tensor *q, const mlk_tensor *k, const mlk_tensor *v,
-                               float *scale, const mlk_tensor *mask, const mlk_tensor *out) {
+                               const mlk_tensor *scale, const mlk_tensor *mask, const mlk_tensor *out) {
   static const uint8_t yes = 1;
   static const int64_t last = -1;
-  mlk_tensor scores = mlk_f32(scale, q->shape[0], q->shape[1], q->shape[2], k->shape[2]), factor = mlk_f32(scale, 1);
+  mlk_tensor scores = mlk_f32(NULL, q->shape[0], q->shape[1], q->shape[2], k->shape[2]);
   const dnn_logical *lq, *lk, *lv, *lf, *lm = NULL, *x, *y;
   void *op;
   memset(a, 0, sizeof *a);
-  scores.dtype = factor.dtype = q->dtype;
-  lq = dnn_logical_make(a, q), lk = dnn_logical_make(a, k), lf = dnn_logical_make(a, &factor);
+  scores.dtype = q->dtype;
+  lq = dnn_logical_make(a, q), lk = dnn_logical_make(a, k), lf = dnn_logical_make(a, scale);
   if (mask->data) lm = dnn_logical_make(a, mask);
   lv = dnn_logical_make(a, v);
   a->ins = a->tensors;
@@ -164,7 +164,7 @@ static void dnn_attention_make(dnn_attention *a, const mlk_tensor *q, const mlk_
   dnn_graph_op(a, DNN_MATMUL, y, lv, x);
   if (!a->failed) dnn_attention_compile(a);
   if (a->failed) return;
-  a->in[0] = dnn_graph_tensor(a, lq, q->data), a->in[2] = dnn_graph_tensor(a, lf, scale);
+  a->in[0] = dnn_graph_tensor(a, lq, q->data), a->in[2] = dnn_graph_tensor(a, lf, scale->data);
   if (lm) a->in[3] = dnn_graph_tensor(a, lm, mask->data);
   a->out = dnn_graph_tensor(a, x, out->data);
 }

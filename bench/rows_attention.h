@@ -640,6 +640,16 @@ static void attention_torch_make(attention_state *w, row *r, int as_rows) {
   row_add(r, as_rows ? "torch rows" : c->grouped ? "torch gqa" : "torch", TORCH, attention_torch_call, c);
 }
 
+/* A result [B, H, S, D] in the dtype of K and V, and the bound that goes with it. */
+static void attention_half_result(attention_way *c) {
+  const attention_spec *s = &c->w->s;
+  if (s->dtype == MLK_F32) return;
+  c->out = mlk_f16(row_alloc((size_t)(s->b * s->h * s->s * s->d) * 2), s->b, s->h, s->s, s->d);
+  c->out = mlki_explicit_strides(c->out);
+  c->out.dtype = (int32_t)s->dtype;
+  c->tolerance = s->dtype == MLK_F16 ? 5e-3 : 4e-2;
+}
+
 /* What onnxruntime gets as [B, S, H, D], and where it puts its own result. */
 static mlk_tensor attention_positions_first(attention_state *w, const mlk_tensor *t, int copies) {
   mlk_map_desc copy;
@@ -693,10 +703,7 @@ static void attention_ort_standard_make(attention_state *w, row *r) {
     o = ort_add(p, 0, "mask", ORT_FLOAT, s->b, w->peer_mask.shape[1], s->s, s->t);
     o->value = ort_value(p, o, w->peer_mask.data);
   }
-  if (s->dtype != MLK_F32) {
-    c->tolerance = 5e-3;
-    c->out = mlki_explicit_strides(mlk_f16(row_alloc((size_t)(s->b * s->h * s->s * s->d) * 2), s->b, s->h, s->s, s->d));
-  }
+  attention_half_result(c);
   o = ort_add(p, 1, "out", dtype, s->b, s->h, s->s, s->d), o->value = ort_value(p, o, c->out.data);
   if (c->causal) ort_attribute(p, "is_causal", 0, 1);
   if (s->variant == ATTENTION_SOFTCAP) ort_attribute(p, "softcap", 1, 5);
@@ -710,26 +717,28 @@ static void attention_ort_gqa_make(attention_state *w, row *r) {
   const attention_spec *s = &w->s;
   attention_way *c = attention_way_make(w);
   ort_program *p = &c->ort;
-  float *newest_k = row_floats(s->g * s->d), *newest_v = row_floats(s->g * s->d);
+  const int dtype = s->dtype == MLK_F32 ? ORT_FLOAT : ORT_FLOAT16;
+  const size_t key = (size_t)s->d * (s->dtype == MLK_F32 ? 4 : 2), head = (size_t)s->t * key;
+  char *newest_k = (char *)row_alloc((size_t)s->g * key), *newest_v = (char *)row_alloc((size_t)s->g * key);
   int32_t *last = (int32_t *)row_alloc(2 * sizeof *last);
   ort_operand *o;
-  int64_t g;
+  size_t g;
   int i;
-  for (g = 0; g < s->g; g++) {
-    memcpy(newest_k + g * s->d, attention_floats(&w->k, 0, g, s->t - 1), (size_t)s->d * sizeof(float));
-    memcpy(newest_v + g * s->d, attention_floats(&w->v, 0, g, s->t - 1), (size_t)s->d * sizeof(float));
+  attention_half_result(c);
+  for (g = 0; g < (size_t)s->g; g++) {
+    memcpy(newest_k + g * key, (const char *)w->k_data[0] + (g + 1) * head - key, key);
+    memcpy(newest_v + g * key, (const char *)w->v_data[0] + (g + 1) * head - key, key);
   }
   last[0] = (int32_t)s->t - 1, last[1] = (int32_t)s->t;
-  o = ort_add(p, 0, "q", ORT_FLOAT, 1, 1, s->h * s->d, 0), o->value = ort_value(p, o, w->q.data);
-  o = ort_add(p, 0, "new_k", ORT_FLOAT, 1, 1, s->g * s->d, 0), o->value = ort_value(p, o, newest_k);
-  o = ort_add(p, 0, "new_v", ORT_FLOAT, 1, 1, s->g * s->d, 0), o->value = ort_value(p, o, newest_v);
-  c->ort_k = ort_add(p, 0, "k", ORT_FLOAT, 1, s->g, s->t, s->d),
-  c->ort_v = ort_add(p, 0, "v", ORT_FLOAT, 1, s->g, s->t, s->d);
+  o = ort_add(p, 0, "q", dtype, 1, 1, s->h * s->d, 0), o->value = ort_value(p, o, w->q_half.data);
+  o = ort_add(p, 0, "new_k", dtype, 1, 1, s->g * s->d, 0), o->value = ort_value(p, o, newest_k);
+  o = ort_add(p, 0, "new_v", dtype, 1, 1, s->g * s->d, 0), o->value = ort_value(p, o, newest_v);
+  c->ort_k = ort_add(p, 0, "k", dtype, 1, s->g, s->t, s->d), c->ort_v = ort_add(p, 0, "v", dtype, 1, s->g, s->t, s->d);
   o = ort_add(p, 0, "last", ORT_INT32, 1, 0, 0, 0), o->value = ort_value(p, o, last);
   o = ort_add(p, 0, "total", ORT_INT32, 1, 0, 0, 0), o->value = ort_value(p, o, last + 1);
-  o = ort_add(p, 1, "out", ORT_FLOAT, 1, 1, s->h * s->d, 0), o->value = ort_value(p, o, w->out.data);
-  c->ort_present_k = ort_add(p, 1, "present_k", ORT_FLOAT, 1, s->g, s->t, s->d);
-  c->ort_present_v = ort_add(p, 1, "present_v", ORT_FLOAT, 1, s->g, s->t, s->d);
+  o = ort_add(p, 1, "out", dtype, 1, 1, s->h * s->d, 0), o->value = ort_value(p, o, c->out.data);
+  c->ort_present_k = ort_add(p, 1, "present_k", dtype, 1, s->g, s->t, s->d);
+  c->ort_present_v = ort_add(p, 1, "present_v", dtype, 1, s->g, s->t, s->d);
   for (i = 0; i < w->copies; i++)
     c->k[i] = ort_value(p, c->ort_k, w->k_data[i]), c->v[i] = ort_value(p, c->ort_v, w->v_data[i]);
   ort_attribute(p, "num_heads", 0, (double)s->h), ort_attribute(p, "kv_num_heads", 0, (double)s->g);
@@ -740,11 +749,13 @@ static void attention_ort_gqa_make(attention_state *w, row *r) {
 static void attention_onednn_make(attention_state *w, row *r) {
   attention_way *c = attention_way_make(w);
   const int as_rows = w->s.h != w->s.g;
-  const mlk_tensor q = as_rows ? attention_as_rows(w, w->q.data, MLK_F32) : w->q;
-  mlk_tensor k = w->desc.k, v = w->desc.v;
+  const mlk_tensor q = as_rows ? attention_as_rows(w, w->q_half.data, w->q_half.dtype) : w->q_half;
+  mlk_tensor scale = mlk_f32(&w->scale, 1, 1, 1, 1);
   int i;
-  if (as_rows) c->out = attention_as_rows(w, w->out.data, MLK_F32);
-  dnn_attention_make(&c->dnn, &q, &k, &v, &w->scale, &w->peer_mask, &c->out);
+  attention_half_result(c);
+  if (as_rows) c->out = attention_as_rows(w, c->out.data, c->out.dtype);
+  if (w->s.dtype != MLK_F32) scale = attention_narrow(w, &scale, w->s.dtype);
+  dnn_attention_make(&c->dnn, &q, &w->desc.k, &w->desc.v, &scale, &w->peer_mask, &c->out);
   for (i = 0; i < w->copies && !c->dnn.failed; i++) {
     c->k[i] = dnn_graph_tensor(&c->dnn, &c->dnn.logical[1], w->k_data[i]);
     c->v[i] = dnn_graph_tensor(&c->dnn, &c->dnn.logical[c->dnn.ins - 1], w->v_data[i]);
@@ -766,10 +777,10 @@ static void attention_peers(attention_state *w, row *r) {
   if (peers[ORT].present && s->variant != ATTENTION_LENGTHS && s->page == 0 && s->dtype != MLK_BF16) {
     if (!grouped && !one && s->variant != ATTENTION_SOFTCAP) attention_ort_mha_make(w, r);
     if (!s->positions_first) attention_ort_standard_make(w, r);
-    if (one && s->dtype == MLK_F32) attention_ort_gqa_make(w, r);
+    if (one) attention_ort_gqa_make(w, r);
   }
   /* A mask of one head's scores each is read by oneDNN 3.6 as if all heads shared the first. */
-  if (dnng.present && simple && (!grouped || one) && s->dtype == MLK_F32 &&
+  if (dnng.present && simple && (!grouped || one) && s->dtype != MLK_F16 &&
       (!w->peer_mask.data || w->peer_mask.shape[1] == 1))
     attention_onednn_make(w, r);
 }
