@@ -813,8 +813,8 @@ MLK_API mlk_status mlk_conv_grad_input_pack(mlk_context *ctx, const mlk_conv_gra
                                             uint64_t buffer_bytes, mlk_packed *packed);
 
 /* Attention, its gradient, the merge of parts: see mlk_attention_desc, mlk_attention_grad_desc,
-   mlk_attention_merge_desc. No matrix of scores: the workspace holds blocks of them and at most a few heads of K and V in
-   panels, O(S + T). FLOPs are 2 (D + E) for each pair of query and key that causal and window leave, all sequences at
+   mlk_attention_merge_desc. No matrix of scores: the workspace holds blocks of them and packed copies of the operands of some key
+   heads, at most 64 MiB (of the gradient 256 MiB) or one key head, O(S + T). FLOPs are 2 (D + E) for each pair of query and key that causal and window leave, all sequences at
    their longest; of the gradient 2 (3 D + 2 E).
    Shapes: D >= 1; B, S, T, E >= 0. Aliasing: outputs overlap nothing. Errors: as mlk_matmul; an offset, a length or a page
    out of its range is MLK_ERR_ARGUMENT, found by the call and not by the plan; outputs untouched. */
@@ -12200,6 +12200,8 @@ static mlk_status mlki_attention_prepare(mlk_context *ctx, const mlk_attention_d
      halves  few heads: blocks and tiles are tasks of their own, for dk and dv, and for dq; scores are made twice
    dbias is a pass of its own (bias): a task owns the elements it sums up, whatever repeats them. */
 
+#define MLKI_GRAD_SHARED ((uint64_t)1 << 28) /* bytes of operands that are packed ahead, unless one head has more */
+
 /* dsinks: one sum a head, in double precision. */
 static void mlki_attention_dsinks(const mlki_attention *a) {
   const mlki_kernels *row = a->job.row;
@@ -12744,6 +12746,7 @@ static void mlki_grad_bias_task(void *op, int index) {
 /* Which variant, which tiles; bytes of the workspace. */
 static void mlki_grad_variant(const mlk_context *ctx, mlki_attention *a) {
   const int64_t mr = ctx->row->mr, rows = a->s * a->group, heads = a->group ? a->batch * a->groups : 0;
+  int64_t fit;
   const int64_t limit = mlki_task_limit(ctx), wanted = a->dq || a->dk || a->dv;
   const double work = (double)rows * (double)a->t * (double)(3 * a->d + 2 * a->e);
   mlki_carver carver = {NULL, 0};
@@ -12760,9 +12763,11 @@ static void mlki_grad_variant(const mlk_context *ctx, mlki_attention *a) {
   mlki_grad_carve_keys(a, &carver, &keys);
   a->key_bytes = carver.used, carver.used = 0;
   a->head_bytes = (uint64_t)a->segments * a->segment_bytes + (uint64_t)a->blocks * a->key_bytes;
-  a->halves = limit > 1 && heads < 2 * limit;
-  a->round_heads = a->halves ? mlki_ceil_div(4 * limit, mlki_max(a->blocks + a->tiles, 1)) : limit == 1 ? 1 : 2 * limit;
-  a->round_heads = mlki_min(mlki_max(a->round_heads, 1), heads);
+  fit = (int64_t)(MLKI_GRAD_SHARED / (a->head_bytes + 1));
+  a->halves = limit > 1 && (heads < 2 * limit || fit < limit);
+  a->round_heads = a->halves ? mlki_ceil_div(4 * limit, mlki_max(a->blocks + a->tiles, 1)) : limit > 1 ? fit / 4 : 1;
+  if (!a->halves) a->round_heads = mlki_max(a->round_heads, limit);
+  a->round_heads = mlki_min(mlki_min(a->round_heads, mlki_max(fit, 1)), heads);
   a->job.variant = a->halves ? "halves" : "heads";
   a->job.rounds = mlki_ceil_div(heads, mlki_max(a->round_heads, 1));
   a->job.shared_bytes = wanted ? (uint64_t)a->round_heads * a->head_bytes : 0;
