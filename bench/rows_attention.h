@@ -16,8 +16,7 @@ typedef enum attention_variant {
 } attention_variant;
 
 enum {
-  ATTENTION_COPIES =
-      512, /* of K and V, at most, where they are to be out of cache: the caches of one layer after another */
+  ATTENTION_COPIES = 512, /* of K and V, at most, where they are to be out of cache */
   ATTENTION_WAYS = 7,
   ATTENTION_SAMPLED = 24,
   ATTENTION_WINDOW_SIZE = 256,
@@ -342,8 +341,9 @@ static void yardstick_call(void *arg) {
 static void yardstick_prepare(int threads) {
   const int64_t n = YARDSTICK_SIZE, count = n * n;
   if (!yardstick.a) { /* kept to the end: many rows use it */
-    yardstick.a = (float *)malloc((size_t)(3 * count) * sizeof(float));
-    if (!yardstick.a) die("no memory");
+    void *memory;
+    if (posix_memalign(&memory, 64, (size_t)(3 * count) * sizeof(float)) != 0) die("no memory");
+    yardstick.a = (float *)memory;
     yardstick.b = yardstick.a + count, yardstick.d = yardstick.b + count;
     fill_small_integers(yardstick.a, 2 * count, 7);
     yardstick.desc.a = mlk_f32(yardstick.a, n, n), yardstick.desc.b = mlk_f32(yardstick.b, n, n);
@@ -415,7 +415,7 @@ static mlk_tensor attention_narrow(attention_state *w, const mlk_tensor *t, mlk_
   return mlki_explicit_strides(copy.a);
 }
 
-/* K and V of a decode row: as many copies as exceed four times the last cache, in random order; keys a page each when paged. */
+/* K and V of a decode row: as many copies as exceed four times the last cache, as the layers of a model have, in random order. */
 static void attention_make_copies(attention_state *w, mlk_tensor k, mlk_tensor v) {
   const attention_spec *s = &w->s;
   const size_t bytes = (size_t)(s->b * s->g * s->t * s->d) * (k.dtype == MLK_F32 ? 4 : 2);
@@ -430,7 +430,7 @@ static void attention_make_copies(attention_state *w, mlk_tensor k, mlk_tensor v
   all_k = (char *)row_alloc((size_t)(w->copies - 1) * bytes),
   all_v = (char *)row_alloc((size_t)(w->copies - 1) * bytes);
   for (i = 1; i < w->copies; i++) {
-    const int other = random_int(&seed, 0, i - 1) + (i == 1);
+    const int other = random_int(&seed, 0, i);
     w->k_data[i] = w->k_data[other], w->v_data[i] = w->v_data[other];
     w->k_data[other] = all_k + (size_t)(i - 1) * bytes, w->v_data[other] = all_v + (size_t)(i - 1) * bytes;
     memcpy(w->k_data[other], k.data, bytes), memcpy(w->v_data[other], v.data, bytes);
@@ -643,9 +643,10 @@ static void attention_torch_make(attention_state *w, row *r, int as_rows) {
 /* A result [B, H, S, D] in the dtype of K and V, and the bound that goes with it. */
 static void attention_half_result(attention_way *c) {
   const attention_spec *s = &c->w->s;
+  const size_t bytes = (size_t)(s->b * s->h * s->s * s->d) * 2;
   if (s->dtype == MLK_F32) return;
-  c->out = mlk_f16(row_alloc((size_t)(s->b * s->h * s->s * s->d) * 2), s->b, s->h, s->s, s->d);
-  c->out = mlki_explicit_strides(c->out);
+  c->out = mlki_explicit_strides(mlk_f16(row_alloc(bytes), s->b, s->h, s->s, s->d));
+  memset(c->out.data, 0xff, bytes); /* NaN */
   c->out.dtype = (int32_t)s->dtype;
   c->tolerance = s->dtype == MLK_F16 ? 5e-3 : 4e-2;
 }
