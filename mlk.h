@@ -126,6 +126,8 @@
                  INNER_PRODUCT and COSINE), equal distances by ascending id. Fast paths only skip
                  rows that a proven error bound shows to lie outside; see >>knn.
                - reductions: segments of MLK_REDUCE_SEGMENT terms, each in 16 lanes as a distance: see mlk_reduce_op.
+               - attention: scores are products as above; keys are cut into blocks and segments whose partial softmaxes
+                 are folded in ascending order: see mlk_attention_desc.
                - activations: error in ulp of the exact result for the f32 input (tested over all floats): see
                  mlk_activation.
                - pooling, softmax, cross-entropy, normalisation, embedding, rotary positions: the arithmetic stands at
@@ -640,8 +642,7 @@ typedef struct mlk_rotary_desc {
    Parts are folded in ascending order by the same formulas with m = their log-sum-exp, l = 1, o = their output, a sink
    at last with m = sink, l = 1, o = 0; out = O / L and lse = M + log L, or 0 and -infinity of nothing; no -0.
    So no bit depends on the rest of the batch, on threads, on pages, or on where calls or devices split the keys, if it
-   is between segments and each call hands on its parts. Against exact arithmetic the error is that of the scores, |x| (D + 4) u relative in each
-   weight, and about (BLOCK + 3 T / BLOCK + 20) u. */
+   is between segments and each call hands on its parts. The error bound is in docs/numerics.md. */
 #define MLK_ATTENTION_BLOCK   512  /* keys of one softmax from scratch; part of the numeric contract */
 #define MLK_ATTENTION_SEGMENT 4096 /* keys of one part; part of the numeric contract */
 
