@@ -268,7 +268,7 @@ static int find_documents(const char *program, char *root) {
   for (i = 0; i < 6; i++) {
     FILE *file;
     snprintf(root, MAX_PATH_BYTES / 2 + 64, "%.*s%s", i % 2 ? program_folder : 0, program, places[i / 2]);
-    snprintf(path, sizeof path, "%smlk.h", root);
+    snprintf(path, sizeof path, "%sdocs/numerics.md", root); /* mlk.h alone may be a copy in some project */
     file = fopen(path, "rb");
     if (file) return fclose(file), 1;
   }
