@@ -250,7 +250,7 @@ static void one_hot_call(one_hot how, int64_t t, float *const data[7], uint8_t *
   if (how == BY_WINDOW) desc.scores.window = 1, desc.scores.offset = offset;
   for (r = -1; r < crew.rows; r++) {
     const mlk_isa isa = r < 0 ? MLK_ISA_REFERENCE : crew.isas[r];
-    mlk_context *ctx = crew_get(isa, r < 0 ? 1 : crew_threads((uint64_t)r));
+    mlk_context *ctx = crew_get(isa, t < 1000 ? 1 : crew_threads((uint64_t)r));
     mlk_attention_grad_desc grad;
     size_t wrong = 0;
     if (!ctx) return;
