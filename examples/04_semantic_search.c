@@ -202,9 +202,10 @@ static int join_path(char *path, const char *folder, const char *name) {
                   MAX_PATH_BYTES - 1);
 }
 
+/* Also of a file that is there and cannot be opened: who reads it says so. */
 static int file_exists(const char *path) {
   FILE *file = fopen(path, "rb");
-  if (!file) return 0;
+  if (!file) return errno != ENOENT && errno != ENOTDIR;
   fclose(file);
   return 1;
 }
