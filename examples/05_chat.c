@@ -54,15 +54,18 @@ enum {
   MAX_PATH_BYTES = 4096,
   MAX_LINE_BYTES = 1 << 20, /* what one message may have */
   MAX_CONTEXT = 1 << 20,
+  DEFAULT_CONTEXT = 2048,
   MAX_ROWS = 1024, /* positions of one pass through the model */
   MAX_TOP_K = 1000
 };
 static const char *const DEFAULT_FILE = "cache/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+/* In the template for conversations that SmolLM2 has in its file. */
 static const char *const DEFAULT_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
 
 typedef struct options {
-  const char *model, *prompt, *system; /* NULL: looked for; asked for; DEFAULT_SYSTEM */
-  int64_t most_tokens, context, rows, threads, seed, top_k;
+  const char *model, *prompt, *system; /* NULL: looked for; asked for; what the model's makers say */
+  int64_t most_tokens, rows, threads, seed, top_k;
+  int64_t context;   /* 0: DEFAULT_CONTEXT, or what the model was made for if that is less */
   float temperature; /* 0: always the likeliest token */
   mlk_isa isa;
   int ids, quiet;
@@ -220,6 +223,13 @@ typedef struct text {
 
 static int text_is(text t, const char *other) {
   return t.length == (int64_t)strlen(other) && memcmp(t.bytes, other, (size_t)t.length) == 0;
+}
+
+static int text_has(text t, const char *other) {
+  text here = {t.bytes, (int64_t)strlen(other)};
+  for (; here.bytes - t.bytes <= t.length - here.length; here.bytes++)
+    if (text_is(here, other)) return 1;
+  return 0;
 }
 
 enum { SHOWN_BYTES = 64 };
@@ -416,7 +426,8 @@ enum {
 };
 /* Bytes of a value; strings and arrays begin with their lengths. */
 static const int gguf_bytes[GGUF_TYPES] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
-enum { MAX_NESTING = 4, MAX_RANK = 4, LEAST_ENTRY = 13, LEAST_TENSOR = 32 };
+enum { MAX_NESTING = 4, MAX_RANK = 4, MAX_ENTRIES = 1 << 16, MAX_TENSORS = 1 << 14 };
+enum { LEAST_ENTRY = 13, LEAST_TENSOR = 32 }; /* bytes of the shortest ones */
 
 typedef struct gguf_entry {
   text key;
@@ -585,6 +596,9 @@ static int gguf_read(gguf *g, const char *path, const uint8_t *bytes, int64_t le
     return complain("%s promises %" PRIu64 " values and %" PRIu64 " tensors, which do not fit into its %" PRId64
                     " bytes",
                     path, entries, tensors, length);
+  if (entries > MAX_ENTRIES || tensors > MAX_TENSORS)
+    return complain("%s has %" PRIu64 " values and %" PRIu64 " tensors; the limits are %d and %d", path, entries,
+                    tensors, MAX_ENTRIES, MAX_TENSORS);
   g->entries = (int64_t)entries, g->tensors = (int64_t)tensors;
   g->entry = (gguf_entry *)calloc((size_t)entries + 1, sizeof *g->entry);
   g->tensor = (gguf_tensor *)calloc((size_t)tensors + 1, sizeof *g->tensor);
@@ -1127,6 +1141,7 @@ typedef struct block_weights {
 typedef struct model {
   mlk_context *ctx;
   char name[SHOWN_BYTES];
+  const char *system; /* what it is told to be unless somebody says otherwise */
   int64_t blocks, features, hidden, heads, groups, head, rotated, trained_context; /* E, F, H, G, D */
   double epsilon, theta;
   block_weights *block;
@@ -1205,6 +1220,7 @@ static int read_sizes(const gguf *g, model *m) {
   if (!text_is(kind, "llama"))
     return complain("%s holds a model of the kind '%s'; this program runs 'llama'", g->path, shown(kind, name));
   shown(get_text(g, "general.name"), m->name);
+  m->system = text_has(get_text(g, "tokenizer.chat_template"), DEFAULT_SYSTEM) ? DEFAULT_SYSTEM : "";
   code = get_whole(g, "llama.block_count", 1, MAX_BLOCKS, REQUIRED, &m->blocks);
   if (!code) code = get_whole(g, "llama.embedding_length", 1, MAX_FEATURES, REQUIRED, &m->features);
   if (!code) code = get_whole(g, "llama.feed_forward_length", 1, MAX_HIDDEN, REQUIRED, &m->hidden);
@@ -1633,7 +1649,7 @@ static int end_turn(conversation *c) {
 }
 
 static int begin_conversation(conversation *c) {
-  const char *system = c->opt->system ? c->opt->system : DEFAULT_SYSTEM;
+  const char *system = c->opt->system ? c->opt->system : c->m->system;
   int code;
   c->m->known = 0, c->next.count = 0, c->turns = 0;
   if (!*system) return 0;
@@ -1765,12 +1781,12 @@ static void print_help(void) {
       "  --model FILE      a GGUF file of a 'llama' model with the turns of ChatML. Default: SmolLM2-135M-Instruct in\n"
       "                    examples/data/cache/smollm2, where `make data` puts it\n"
       "  --prompt TEXT     answer this and end\n"
-      "  --system TEXT     what the model is told to be; empty: nothing. Default: what its makers say\n"
+      "  --system TEXT     what the model is told to be; empty: nothing. Default: SmolLM2's own words, others nothing\n"
       "  --max-tokens N    tokens of an answer, 1 to 1048576 (default 512)\n"
       "  --temperature T   0: always the likeliest token (default); else up to 10: one of the likeliest by chance\n"
       "  --top-k N         how many those are, 1 to 1000 (default 40)\n"
       "  --seed N          of chance, 0 or more (default 1)\n"
-      "  --context N       positions the model remembers, 16 to what it was made for (default 2048)\n"
+      "  --context N       positions the model remembers, 16 to what it was made for (default up to 2048)\n"
       "  --batch N         positions of one pass through the model, 1 to 1024 (default 256); no bit depends on it\n"
       "  --threads N       0 to 1024; 0 means all cores (default 0)\n"
       "  --isa NAME        best, scalar, neon, avx2, avx512 or reference (default best)\n"
@@ -1892,17 +1908,19 @@ static int open_library(model *m, const options *opt) {
 
 /* A model that can be fed, from the bytes of a file, which are not needed any more. */
 static int open_model(model *m, const options *opt, const char *path, const uint8_t *bytes, int64_t length) {
+  int64_t context = opt->context;
   gguf g;
   int code = open_library(m, opt);
   memset(&g, 0, sizeof g);
   if (!code) code = gguf_read(&g, path, bytes, length);
   if (!code) code = read_model(&g, m);
   gguf_free(&g);
-  if (!code && opt->context > m->trained_context && opt->context != 2048)
+  if (!code && opt->context > m->trained_context)
     code = complain("--context is %" PRId64 "; the model was made for %" PRId64 " positions", opt->context,
                     m->trained_context);
   if (code) return code;
-  return prepare(m, opt->context < m->trained_context ? opt->context : m->trained_context, opt->rows);
+  if (!context) context = m->trained_context < DEFAULT_CONTEXT ? m->trained_context : (int64_t)DEFAULT_CONTEXT;
+  return prepare(m, context, opt->rows);
 }
 
 static void print_model(const model *m, const char *path, double seconds) {
@@ -1950,7 +1968,7 @@ int main(int argc, char **argv) {
   model *m = (model *)calloc(1, sizeof *m);
   int code = m ? 0 : fail_run("the program", "no memory for its own records"), done = 0;
   memset(&opt, 0, sizeof opt);
-  opt.most_tokens = 512, opt.context = 2048, opt.rows = 256, opt.seed = 1, opt.top_k = 40;
+  opt.most_tokens = 512, opt.rows = 256, opt.seed = 1, opt.top_k = 40;
   if (!code) code = parse_options(argc, argv, &opt, &done);
   if (!code && !done) code = run(argv[0], &opt, m);
   if ((fflush(stdout) != 0 || ferror(stdout)) && code == 0)

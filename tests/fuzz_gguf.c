@@ -101,6 +101,7 @@ static void put_vocabulary(writer *w) {
   put_array(w, "tokenizer.ggml.merges", GGUF_STRING, MERGES);
   for (i = 0; i < MERGES; i++) put_text(w, merged[i]);
   put_whole(w, "tokenizer.ggml.unknown_token_id", 0);
+  put_string(w, "tokenizer.chat_template", DEFAULT_SYSTEM);
 }
 
 /* One value of every kind, and an array of arrays: what the program does not ask for it has to step over. */
@@ -120,7 +121,7 @@ static void put_others(writer *w) {
     put_number(w, 0x000100020003, 6);
   }
 }
-enum { OTHERS = 10, VOCABULARY_VALUES = 6, SIZES = 14 };
+enum { OTHERS = 10, VOCABULARY_VALUES = 7, SIZES = 14 };
 
 static void put_sizes(writer *w) {
   put_string(w, "general.architecture", "llama");

@@ -152,12 +152,12 @@ offset_of() { grep -abo -- "$1" "$small" | head -n 1 | cut -d : -f 1; } # of the
 for length in 0 3; do head -c $length "$small" >"$bad" && refuses 'bad.gguf is no GGUF file: it does not begin with GGUF' --model "$bad"; done
 head -c 20 "$small" >"$bad" && refuses 'bad.gguf ends after 20 bytes, within its header' --model "$bad"
 head -c 100 "$small" >"$bad" && refuses 'bad.gguf promises [0-9]+ values and 20 tensors, which do not fit into its 100 bytes' --model "$bad"
-head -c 2000 "$small" >"$bad" && refuses 'bad.gguf ends inside the value number [0-9]+ of 30' --model "$bad"
+head -c 2000 "$small" >"$bad" && refuses 'bad.gguf ends inside the value number [0-9]+ of 31' --model "$bad"
 bytes=$(wc -c <"$small")
 head -c $((bytes - 1)) "$small" >"$bad" && refuses "has $((bytes - 1)) bytes; tensor 'blk.1.ffn_down.weight' ends behind them. Is the file cut\?" --model "$bad"
 patched 4 '\1' "is of GGUF's version 1; this program reads 2 and 3"
 patched 4 '\0\0\0\3' 'is a GGUF file with the highest byte first'
-patched 8 '\377\377\377\377\377\377\377\377' 'promises 30 values and 18446744073709551615 tensors'
+patched 8 '\377\377\377\377\377\377\377\377' 'promises 31 values and 18446744073709551615 tensors'
 patched "$(offset_of general.architecture)" 'gEneral' "holds a model of the kind ''"
 patched $(($(offset_of llama.block_count) + 21)) '\1' "has a tensor 'blk.1.attn_norm.weight', which this program does not know what to do with"
 patched $(($(offset_of llama.block_count) + 21)) '\3' 'has no tensor blk.2.attn_norm.weight'
