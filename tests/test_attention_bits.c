@@ -351,7 +351,7 @@ static void threads(void) {
       if (which_one == 4) s = setup_new(3, 4, 1, 5, 1100, 16, 16), s.keys = KEYS_LENGTHS, s.window = 700;
       if (which_one == 5) s = setup_new(1, 1, 1, 40, 600, 16, 64), s.masks = 2, s.broad = 8, s.softcap = 3;
       if (what == BACKWARD && which_one == 0) s.t = 2000;
-      if (mlkt_opt.quick && (index + mlkt_opt.seed) % 3) continue;
+      if (mlkt_opt.quick && (index + mlkt_opt.seed) % (mlkt_opt.one_in > 20 ? 6 : 3)) continue;
       problem_shape(&p, (op)what, &s, &rng);
       problem_fill(&p, SIGNED, &rng);
       if (!forward_first(&p)) break;
@@ -1049,7 +1049,7 @@ static void long_cache(void) {
   long_memory(3, T, data, &x);
   want = need_f32(3 * LONG_H * LONG_D);
   crew_open();
-  for (s = 1; s <= 3; s += 2) {
+  for (s = 1; s <= (mlkt_opt.quick ? 1 : 3); s += 2) {
     const mlk_attention_desc desc = long_call(s, T, data, &rng);
     int64_t h, i;
     for (r = 0; r < crew.rows; r++) {
