@@ -168,7 +168,9 @@ static int file_read(const char *path, file_bytes *f) {
   int bad = 0;
   if (!file) return complain("%s cannot be opened: %s", path, strerror(errno));
   while (!bad && !feof(file)) {
-    uint8_t *grown = (uint8_t *)realloc(bytes, (size_t)(room = room ? 2 * room : 1 << 20));
+    uint8_t *grown = NULL;
+    room = room ? 2 * room : 1 << 20;
+    if ((uint64_t)room < SIZE_MAX / 2) grown = (uint8_t *)realloc(bytes, (size_t)room);
     bad = !grown || ferror(file);
     if (grown) bytes = grown, f->length += (int64_t)fread(bytes + f->length, 1, (size_t)(room - f->length), file);
   }
@@ -180,7 +182,8 @@ static int file_read(const char *path, file_bytes *f) {
   return complain("%s cannot be read, or there is no memory for it", path);
 }
 
-/* Mapped where there is mmap, so that only what is read is loaded; a pipe is read. */
+/* Mapped where there is mmap, so that only what is read is loaded; a pipe is read. A mapped file must not be cut by
+   somebody else until file_close: that would end the program with SIGBUS. */
 static int file_open(const char *path, file_bytes *f) {
   memset(f, 0, sizeof *f);
 #if !defined(_WIN32)
@@ -1284,7 +1287,11 @@ static int read_weights(gguf *g, model *m, int count, char (*name)[SHOWN_BYTES],
   for (i = 0; i < count && !code; i++) code = get_tensor(g, name[i], rows[i], columns, &t[i]), w->out += rows[i];
   if (code) return code;
   floats = w->out * columns; /* of tensors that are in the file: 2^63 is far */
-  whole = m->reference ? take_floats(m, floats) : (float *)malloc((size_t)floats * sizeof(float));
+  whole = NULL;
+  if (m->reference)
+    whole = take_floats(m, floats);
+  else if ((uint64_t)floats < SIZE_MAX / 8)
+    whole = (float *)malloc((size_t)floats * sizeof(float));
   if (!whole) return fail_run(g->path, "no memory for its weights");
   for (i = 0; i < count; at += rows[i++] * columns) unpack(t[i]->format, t[i]->data, rows[i] * columns, whole + at);
   if (m->reference) {
