@@ -4,8 +4,8 @@
    Run:   make data       (once: fetches the model, 91 MB)
           build/04_semantic_search "how do I stop the program" README.md notes.txt       (--help lists the options)
 
-   The model is all-MiniLM-L6-v2, a sentence encoder: six layers of BERT that turn a sentence into 384 numbers, such that
-   sentences of like meaning get vectors of a small angle. For S tokens, in f32, H = 384, 12 heads of 32, I = 1536:
+   The model is all-MiniLM-L6-v2, a sentence encoder: six layers of BERT that turn a sentence into 384 numbers, such
+   that sentences of like meaning get vectors of a small angle. For S tokens, in f32, H = 384, 12 heads of 32, I = 1536:
      x [S, H] = word[token] + (position[0 .. S) + type[0]), normalised
      6 times:   q, k, v [S, H] = x Wqkv + b        a = attention(q, k, v), every token sees every other
                 x = norm(a Wo + b + x)             x = norm(gelu(x Wup + b) Wdown + b + x)
@@ -13,8 +13,8 @@
    Lines of any length share one call of each operator without padding: their tokens lie one after the other, and
    mlk_attention is told where each line begins. The nearest lines are found by mlk_knn, exactly.
 
-   The same bits everywhere: every operator used is strict, so a line's vector does not depend on the instruction set, the
-   number of threads, or the lines that are encoded together with it. --self-test prints a hash.
+   The same bits everywhere: every operator used is strict, so a line's vector does not depend on the instruction set,
+   the number of threads, or the lines that are encoded together with it. --self-test prints a hash.
 
    Nothing in a file is believed. The readers of safetensors, JSON, vocabulary and index check every length and offset
    before using it; tests/fuzz_safetensors.c feeds them with damaged files.
@@ -153,8 +153,8 @@ static uint64_t hash_floats(uint64_t hash, const float *values, int64_t count) {
   return hash;
 }
 
-/* The array with room for at least need elements of size bytes: as it was, or moved and at least doubled. NULL: no memory,
-   and the old one stays. */
+/* The array with room for at least need elements of size bytes: as it was, or moved and at least doubled. NULL: no
+   memory, and the old one stays. */
 static void *grown(void *array, int64_t *room, int64_t need, size_t size) {
   const int64_t next = need > 2 * *room ? need : 2 * *room;
   void *moved;
@@ -261,7 +261,7 @@ static int json_escape(json *j, char *to) {
   return 3;
 }
 
-/* A string of less than room bytes into to, ended by a zero; to NULL: of any length, dropped. Nonzero: there is none. */
+/* A string of less than room bytes into to, ended by a zero; to NULL: of any length, dropped. Nonzero: none there. */
 static int json_string(json *j, char *to, int64_t room) {
   int64_t used = 0;
   if (!json_take(j, '"')) return 1;
@@ -387,7 +387,7 @@ static int read_object(const char *path, const uint8_t *text, int64_t bytes, fie
   return complain("%s is damaged: what stands at byte %" PRId64 " is not expected there", path, (int64_t)(j.at - text));
 }
 
-/* ---- safetensors: 8 bytes that tell the length of a JSON header, the header, the data ----------------------------- */
+/* ---- safetensors: 8 bytes that tell the length of a JSON header, the header, the data -------------------------- */
 
 enum { TENSOR_NAME = 128, TENSOR_AXES = 8, MAX_TENSORS = 4096 };
 
@@ -583,13 +583,13 @@ static int read_tensor(const tensor_file *f, const char *name, int64_t rows, int
 
 /* ---- characters: what BERT's tokenizer makes of them --------------------------------------------------------------
 
-   Cleaning, lower case, accents stripped (by canonical decomposition), as an "uncased" BERT wants it. The tables were made
-   by giving every code point to Hugging Face's tokenizers 0.15.2; tests/search_check.c does that again with a hash of
-   what came out. */
+   Cleaning, lower case, accents stripped (by canonical decomposition), as an "uncased" BERT wants it. The tables were
+   made by giving every code point to Hugging Face's tokenizers 0.15.2; tests/search_check.c does that again with a hash
+   of what came out. */
 
 /* Groups: the first character replaces those after it. Only what ends in a character of the vocabulary is here: a word
    with any other character is unknown, replaced or not. Characters that Unicode's normal form C would change are
-   escaped, so that no editor changes them. */
+   escaped, so that no editor changes them, and so are some that few tools know. */
 static const char variants[] =
     ";\u037e <≮ =≠ >≯ `\u1fef aÀÁÂÃÄÅàáâãäåĀāĂăĄąǍǎǞǟǠǡǺǻȀȁȂȃȦȧḀḁẠạẢảẤấẦầẨẩẪẫẬậẮắẰằẲẳẴẵẶặ\u212b bḂḃḄḅḆḇ "
     "cÇçĆćĈĉĊċČčḈḉ dĎďḊḋḌḍḎḏḐḑḒḓ eÈÉÊËèéêëĒēĔĕĖėĘęĚěȄȅȆȇȨȩḔḕḖḗḘḙḚḛḜḝẸẹẺẻẼẽẾếỀềỂểỄễỆệ fḞḟ gĜĝĞğĠġĢģǦǧǴǵḠḡ "
@@ -597,34 +597,30 @@ static const char variants[] =
     "nÑñŃńŅņŇňǸǹṄṅṆṇṈṉṊṋ oÒÓÔÕÖòóôõöŌōŎŏŐőƠơǑǒǪǫǬǭȌȍȎȏȪȫȬȭȮȯȰȱṌṍṎṏṐṑṒṓỌọỎỏỐốỒồỔổỖỗỘộỚớỜờỞởỠỡỢợ pṔṕṖṗ "
     "rŔŕŖŗŘřȐȑȒȓṘṙṚṛṜṝṞṟ sŚśŜŝŞşŠšȘșṠṡṢṣṤṥṦṧṨṩ tŢţŤťȚțṪṫṬṭṮṯṰṱẗ "
     "uÙÚÛÜùúûüŨũŪūŬŭŮůŰűŲųƯưǓǔǕǖǗǘǙǚǛǜȔȕȖȗṲṳṴṵṶṷṸṹṺṻỤụỦủỨứỪừỬửỮữỰự vṼṽṾṿ wŴŵẀẁẂẃẄẅẆẇẈẉẘ xẊẋẌẍ "
-    "yÝýÿŶŷŸȲȳẎẏẙỲỳỴỵỶỷỸỹ zŹźŻżŽžẐẑẒẓẔẕ ¨΅῁῭\u1fee ´\u1ffd ·\u0387 ßẞ æÆǢǣǼǽ ðÐ øØǾǿ þÞ đĐ ħĦ łŁ ŋŊ œŒ ƒƑ ɐⱯ "
-    "ɑⱭ ɒⱰ ɔƆ əƏ ɛƐ ɡꞬ ɣƔ ɨƗ ɪꞮ ɫⱢ ɬꞭ ɯƜ ɲƝ ʀƦ ʂꟅ ʃƩ ʉɄ ʊƱ ʋƲ ʌɅ "
-    "ʒƷǮǯ "
-    "αΆΑάἀἁἂἃἄἅἆἇἈἉἊἋἌἍἎἏὰ\u1f71ᾀᾁᾂᾃᾄᾅᾆᾇᾈᾉᾊᾋᾌᾍᾎᾏᾰᾱᾲᾳᾴᾶᾷᾸᾹᾺ\u1fbbᾼ βΒ γΓ δΔ εΈΕέἐἑἒἓἔἕἘἙἚἛἜἝὲ\u1f73Ὲ\u1fc9 ζΖ "
-    "ηΉΗήἠἡἢἣἤἥἦἧἨἩἪἫἬἭἮἯὴ\u1f75ᾐᾑᾒᾓᾔᾕᾖᾗᾘᾙᾚᾛᾜᾝᾞᾟῂῃῄῆῇῊ\u1fcbῌ θΘϴ "
-    "ιΊΐΙΪίϊἰἱἲἳἴἵἶἷἸἹἺἻἼἽἾἿὶ\u1f77\u1fbeῐῑῒ\u1fd3ῖῗῘῙῚ\u1fdb κΚ λΛ μΜ νΝ ξΞ οΌΟόὀὁὂὃὄὅὈὉὊὋὌὍὸ\u1f79Ὸ\u1ff9 πΠ "
-    "ρΡῤῥῬ σΣ τΤ υΎΥΫΰϋύὐὑὒὓὔὕὖὗὙὛὝὟὺ\u1f7bῠῡῢ\u1fe3ῦῧῨῩῪ\u1feb φΦ χΧ ψΨ "
+    "yÝýÿŶŷŸȲȳẎẏẙỲỳỴỵỶỷỸỹ zŹźŻżŽžẐẑẒẓẔẕ ¨΅῁῭\u1fee ´\u1ffd ·\u0387 ßẞ æÆǢǣǼǽ ðÐ øØǾǿ þÞ đĐ ħĦ łŁ ŋŊ œŒ ƒƑ "
+    "ɐ\u2c6f ɑ\u2c6d ɒ\u2c70 ɔƆ əƏ ɛƐ ɡ\ua7ac ɣƔ ɨƗ ɪ\ua7ae ɫ\u2c62 ɬ\ua7ad ɯƜ ɲƝ ʀƦ ʂ\ua7c5 ʃƩ ʉɄ ʊƱ ʋƲ ʌɅ "
+    "ʒƷǮǯ αΆΑάἀἁἂἃἄἅἆἇἈἉἊἋἌἍἎἏὰ\u1f71ᾀᾁᾂᾃᾄᾅᾆᾇᾈᾉᾊᾋᾌᾍᾎᾏᾰᾱᾲᾳᾴᾶᾷᾸᾹᾺ\u1fbbᾼ βΒ γΓ δΔ "
+    "εΈΕέἐἑἒἓἔἕἘἙἚἛἜἝὲ\u1f73Ὲ\u1fc9 ζΖ ηΉΗήἠἡἢἣἤἥἦἧἨἩἪἫἬἭἮἯὴ\u1f75ᾐᾑᾒᾓᾔᾕᾖᾗᾘᾙᾚᾛᾜᾝᾞᾟῂῃῄῆῇῊ\u1fcbῌ θΘϴ "
+    "ιΊΐΙΪίϊἰἱἲἳἴἵἶἷἸἹἺἻἼἽἾἿὶ\u1f77\u1fbeῐῑῒ\u1fd3ῖῗῘῙῚ\u1fdb κΚ λΛ μΜ νΝ ξΞ οΌΟόὀὁὂὃὄὅὈὉὊὋὌὍὸ\u1f79Ὸ\u1ff9 "
+    "πΠ ρΡῤῥῬ σΣ τΤ υΎΥΫΰϋύὐὑὒὓὔὕὖὗὙὛὝὟὺ\u1f7bῠῡῢ\u1fe3ῦῧῨῩῪ\u1feb φΦ χΧ ψΨ "
     "ωΏΩώὠὡὢὣὤὥὦὧὨὩὪὫὬὭὮὯὼ\u1f7dᾠᾡᾢᾣᾤᾥᾦᾧᾨᾩᾪᾫᾬᾭᾮᾯῲῳῴῶῷῺ\u1ffbῼ\u2126 аАӐӑӒӓ бБ вВ гЃГѓ дД еЀЁЕѐёӖӗ жЖӁӂӜӝ зЗӞӟ "
-    "иЍИЙйѝӢӣӤӥ кЌКќ лЛ мМ нН оОӦӧ пП рР сС тТ уЎУўӮӯӰӱӲӳ фФ хХ цЦ чЧӴӵ шШ щЩ ъЪ ыЫӸӹ ьЬ эЭӬӭ юЮ яЯ ђЂ єЄ іІЇї "
-    "јЈ љЉ њЊ ћЋ ӏӀ աԱ բԲ գԳ դԴ եԵ թԹ իԻ լԼ կԿ հՀ մՄ յՅ նՆ ոՈ պՊ սՍ վՎ տՏ րՐ ւՒ քՔ \u05d0\ufb2e\ufb2f\ufb30 "
-    "\u05d1\ufb31\ufb4c \u05d2\ufb32 \u05d3\ufb33 \u05d4\ufb34 \u05d5\ufb35\ufb4b \u05d6\ufb36 \u05d8\ufb38 "
-    "\u05d9\ufb1d\ufb39 \u05da\ufb3a \u05db\ufb3b\ufb4d \u05dc\ufb3c \u05de\ufb3e \u05e0\ufb40 \u05e1\ufb41 "
-    "\u05e3\ufb43 \u05e4\ufb44\ufb4e \u05e6\ufb46 \u05e7\ufb47 \u05e8\ufb48 "
+    "иЍИЙйѝӢӣӤӥ кЌКќ лЛ мМ нН оОӦӧ пП рР сС тТ уЎУўӮӯӰӱӲӳ фФ хХ цЦ чЧӴӵ шШ щЩ ъЪ ыЫӸӹ ьЬ эЭӬӭ юЮ яЯ ђЂ єЄ "
+    "іІЇї јЈ љЉ њЊ ћЋ ӏӀ աԱ բԲ գԳ դԴ եԵ թԹ իԻ լԼ կԿ հՀ մՄ յՅ նՆ ոՈ պՊ սՍ վՎ տՏ րՐ ւՒ քՔ "
+    "\u05d0\ufb2e\ufb2f\ufb30 \u05d1\ufb31\ufb4c \u05d2\ufb32 \u05d3\ufb33 \u05d4\ufb34 \u05d5\ufb35\ufb4b "
+    "\u05d6\ufb36 \u05d8\ufb38 \u05d9\ufb1d\ufb39 \u05da\ufb3a \u05db\ufb3b\ufb4d \u05dc\ufb3c \u05de\ufb3e "
+    "\u05e0\ufb40 \u05e1\ufb41 \u05e3\ufb43 \u05e4\ufb44\ufb4e \u05e6\ufb46 \u05e7\ufb47 \u05e8\ufb48 "
     "\u05e9\ufb2a\ufb2b\ufb2c\ufb2d\ufb49 \u05ea\ufb4a \u0627\u0622\u0623\u0625 \u0648\u0624 \u064a\u0626 "
     "\u06c1\u06c2 \u06d2\u06d3 क\u0958 ख\u0959 ग\u095a ज\u095b ड\u095c नऩ य\u095f रऱ ড\u09dc য\u09df ག\u0f43 "
-    "ད\u0f52 བ\u0f57 აᲐ ბᲑ გᲒ დᲓ ეᲔ ვᲕ თᲗ იᲘ კᲙ ლᲚ მᲛ ნᲜ ოᲝ რᲠ სᲡ ტᲢ უᲣ "
-    "←↚ "
-    "→↛ "
-    "↔↮ "
-    "⇒⇏ "
-    "∈∉ ≈≉ ≡≢ ≤≰ ≥≱ ⊂⊄ ⊆⊈ "
-    "〈\u2329 〉\u232a うゔ かが きぎ くぐ けげ こご さざ しじ すず せぜ そぞ ただ ちぢ つづ てで とど はばぱ "
-    "ひびぴ ふぶぷ へべぺ ほぼぽ ウヴ カガ キギ クグ ケゲ コゴ サザ シジ スズ セゼ タダ チヂ ツヅ テデ トド "
-    "ハバパ ヒビピ フブプ ヘベペ ホボポ ワヷ 不\uf967 劉\uf9c7 力\uf98a 北\uf963\U0002f82b 博\U0002f82e "
-    "城\U0002f852 奈\uf90c 女\uf981 年\uf98e 志\U0002f89e 成\U0002f8b2 書\U0002f8cc 李\uf9e1 林\uf9f4 "
-    "海\ufa45\U0002f901 漢\ufa47\ufa9a 王\U0002f929 省\uf96d 真\U0002f946\U0002f947 社\ufa4c 神\ufa19 "
-    "福\ufa1b\U0002f956 立\uf9f7 良\uf97c 艹\ufa5d\ufa5e 花\U0002f993 華\ufab4 葉\uf96e 行\ufa08 見\ufa0a "
-    "車\uf902 辶\ufa66 郎\uf92c 都\ufa26 里\uf9e9 金\uf90a 鈴\uf9b1 龍\uf9c4";
+    "ད\u0f52 བ\u0f57 ა\u1c90 ბ\u1c91 გ\u1c92 დ\u1c93 ე\u1c94 ვ\u1c95 თ\u1c97 ი\u1c98 კ\u1c99 ლ\u1c9a მ\u1c9b "
+    "ნ\u1c9c ო\u1c9d რ\u1ca0 ს\u1ca1 ტ\u1ca2 უ\u1ca3 ←↚ →↛ ↔↮ ⇒⇏ ∈∉ ≈≉ ≡≢ ≤≰ ≥≱ ⊂⊄ ⊆⊈ 〈\u2329 〉\u232a うゔ "
+    "かが きぎ くぐ けげ こご さざ しじ すず せぜ そぞ ただ ちぢ つづ てで とど はばぱ ひびぴ ふぶぷ へべぺ "
+    "ほぼぽ ウヴ カガ キギ クグ ケゲ コゴ サザ シジ スズ セゼ タダ チヂ ツヅ テデ トド ハバパ ヒビピ フブプ "
+    "ヘベペ ホボポ ワヷ 不\uf967 劉\uf9c7 力\uf98a 北\uf963\U0002f82b 博\U0002f82e 城\U0002f852 奈\uf90c "
+    "女\uf981 年\uf98e 志\U0002f89e 成\U0002f8b2 書\U0002f8cc 李\uf9e1 林\uf9f4 海\ufa45\U0002f901 "
+    "漢\ufa47\ufa9a 王\U0002f929 省\uf96d 真\U0002f946\U0002f947 社\ufa4c 神\ufa19 福\ufa1b\U0002f956 "
+    "立\uf9f7 良\uf97c 艹\ufa5d\ufa5e 花\U0002f993 華\ufab4 葉\uf96e 行\ufa08 見\ufa0a 車\uf902 辶\ufa66 "
+    "郎\uf92c 都\ufa26 里\uf9e9 金\uf90a 鈴\uf9b1 龍\uf9c4";
+
 /* Runs of code points, alternating: so many that are not, so many that are. */
 static const uint32_t dropped[] = {
     0,   9,  2,    2,  1,    18, 95,     33, 13,  1,  594,  112, 275,   5,     265, 45,   1,    1,  1,     2,
@@ -781,7 +777,7 @@ static int replace_character(const characters *table, uint32_t c, uint32_t *to) 
   return 1;
 }
 
-/* ---- vocabulary: one piece of a word a line; those that continue a word begin with ## ----------------------------- */
+/* ---- vocabulary: one piece of a word a line; those that continue a word begin with ## -------------------------- */
 
 enum { MAX_WORD = 100, MAX_PIECES = 1 << 20, MAX_PIECE_BYTES = 256 };
 
@@ -889,8 +885,8 @@ static int64_t longest_piece(const vocabulary *v, const word *w, int64_t from, i
   return -1;
 }
 
-/* WordPiece (Wu et al., 2016): longest match first; a word that does not come out even is unknown as a whole. Empties the
-   word and returns the new count, at most limit. */
+/* WordPiece (Wu et al., 2016): longest match first; a word that does not come out even is unknown as a whole. Empties
+   the word and returns the new count, at most limit. */
 static int64_t end_word(const vocabulary *v, word *w, int64_t *ids, int64_t count, int64_t limit) {
   int64_t piece[MAX_WORD], pieces = 0, at = 0, i;
   if (w->length == 0) return count;
@@ -905,7 +901,8 @@ static int64_t end_word(const vocabulary *v, word *w, int64_t *ids, int64_t coun
   return count;
 }
 
-/* The tokens of a line, [CLS] ... [SEP], into ids [t->most]; their number. Names of special tokens in the text are text. */
+/* The tokens of a line, [CLS] ... [SEP], into ids [t->most]; their number. Names of special tokens in the text are
+   text. */
 static int64_t tokenize(const wordpiece *t, const uint8_t *text, int64_t bytes, int64_t *ids) {
   const uint8_t *at = text, *end = text + bytes;
   const vocabulary *v = &t->pieces;
@@ -1368,7 +1365,7 @@ static int encode_text(encoder *e, const uint8_t *text, int64_t bytes, float *ou
   return run_network(e, lines, out);
 }
 
-/* ---- the index: distinct texts with their vectors, and the places where each stands ------------------------------- */
+/* ---- the index: distinct texts with their vectors, and the places where each stands ---------------------------- */
 
 typedef struct place {
   int64_t row, file, line; /* line from 1 */
@@ -1491,12 +1488,12 @@ static int make_vectors(text_index *x, int64_t width) {
 
 /* ---- the index as a file --------------------------------------------------------------------------------------------
 
-   Little-endian. Magic, then eight integers of 8 bytes: bytes of the whole file, fingerprint of the model, H, files, rows,
-   places, bytes of all paths, bytes of all texts. Then integers of 8 bytes: the end of each path, the end of each text;
-   for each place row, file, line. Then the paths, the texts, zeros up to a multiple of 8, the vectors as floats of 4
-   bytes, zeros up to a multiple of 8. Last FNV-1a, by words of 8 bytes, of all that.
-   Written to another name, synced, renamed, and the folder synced: whenever the program or the machine stops, the file
-   holds the old index or the new one. */
+   Little-endian. Magic, then eight integers of 8 bytes: bytes of the whole file, fingerprint of the model, H, files,
+   rows, places, bytes of all paths, bytes of all texts. Then integers of 8 bytes: the end of each path, the end of each
+   text; for each place row, file, line. Then the paths, the texts, zeros up to a multiple of 8, the vectors as floats
+   of 4 bytes, zeros up to a multiple of 8. Last FNV-1a, by words of 8 bytes, of all that. Written to another name,
+   synced, renamed, and the folder synced: whenever the program or the machine stops, the file holds the old index or
+   the new one. */
 
 static const char INDEX_MAGIC[9] = "MLKIDX01";
 enum {
@@ -1574,7 +1571,8 @@ static int64_t index_bytes(const int64_t *n) {
          rounded_to_8(n[INDEX_PATHS] + n[INDEX_TEXTS]) + rounded_to_8(4 * n[INDEX_ROWS] * n[INDEX_WIDTH]) + 8;
 }
 
-/* What of x a file holds: the rows whose vectors are known, renumbered by number [rows] (-1: left out), and their places. */
+/* What of x a file holds: the rows whose vectors are known, renumbered by number [rows] (-1: left out), and their
+   places. */
 static void count_known(const text_index *x, const model *m, int64_t *number, int64_t *n) {
   int64_t i, bytes;
   memset(n, 0, INDEX_INTEGERS * sizeof *n);
@@ -1662,6 +1660,7 @@ static int save_index(const text_index *x, const model *m, const char *path) {
     if (w->file && fclose(w->file) != 0 && !w->bad) w->bad = errno;
     if (!w->bad && replace_file(temporary, path)) w->bad = errno;
     if (w->bad) {
+      remove(temporary);
       complain("%s cannot be written: %s; what was there before stays as it was", temporary, strerror(w->bad));
       code = EXIT_RUN;
     }
@@ -1757,7 +1756,7 @@ static int load_index(text_index *x, const model *m, const options *opt) {
   return code;
 }
 
-/* ---- from files to rows -------------------------------------------------------------------------------------------- */
+/* ---- from files to rows ---------------------------------------------------------------------------------------- */
 
 static int is_blank(int c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
@@ -1827,8 +1826,8 @@ static int scan_file(text_index *x, const text_index *old, const char *path) {
   return code;
 }
 
-/* x becomes the lines of the files given, or of those of the old index where none are given. Vectors of texts that the old
-   one has are taken over. */
+/* x becomes the lines of the files given, or of those of the old index where none are given. Vectors of texts that the
+   old one has are taken over. */
 static int scan_files(text_index *x, const text_index *old, const options *opt, int64_t width) {
   const int64_t count = opt->file_count ? opt->file_count : old->file_count;
   int64_t i;

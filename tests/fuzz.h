@@ -10,8 +10,8 @@
    and defines the two functions declared below. tests/fuzz_readers.sh builds and runs it in two ways:
      - with libFuzzer (clang -fsanitize=fuzzer -DFUZZ_LIBFUZZER), which searches;
      - with the main below, which feeds it valid inputs, all their prefixes, and mutations that depend on a seed alone.
-   Inputs lie in memory of exactly their size, so that AddressSanitizer sees each byte read beyond them. What the example
-   says to stderr is dropped. */
+   Inputs lie in memory of exactly their size, so that AddressSanitizer sees each byte read beyond them. What the
+   example says to stderr is dropped. */
 
 #ifndef FUZZ_H
 #define FUZZ_H

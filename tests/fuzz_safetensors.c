@@ -1,8 +1,9 @@
-/* Fuzz target of what examples/04_semantic_search.c reads (example: 04_semantic_search): weights (safetensors), settings
-   (JSON), vocabulary, index, and text, which becomes tokens. See fuzz.h; tests/fuzz_readers.sh builds and runs it.
+/* Fuzz target of what examples/04_semantic_search.c reads (example: 04_semantic_search): weights (safetensors),
+   settings (JSON), vocabulary, index, and text, which becomes tokens. See fuzz.h; tests/fuzz_readers.sh builds and runs
+   it.
 
-   The first byte of an input says which of them the rest is. An index is looked at twice: as it is, and with size, model
-   and checksum put right, so that what lies behind them is reached. */
+   The first byte of an input says which of them the rest is. An index is looked at twice: as it is, and with size,
+   model and checksum put right, so that what lies behind them is reached. */
 
 #include "fuzz.h"
 #define main example_main

@@ -4,7 +4,8 @@
 
    usage: search_check MODEL EXPECTED     MODEL: the folder of the model
           search_check --small DIR        writes the small model there
-   Prints what fails, how far the vectors are off, and one hash of all of them. Last line: N passed, N failed, N skipped. */
+   Prints what fails, how far the vectors are off, and one hash of all of them. Last line: N passed, N failed, N
+   skipped. */
 
 #define main example_main
 #include SEARCH_EXAMPLE

@@ -150,7 +150,22 @@ printf 'a dog, running, running\n%.0s' $(seq 1 400) | awk '{ print NR, $0 }' >"$
 (trap '' XFSZ && ulimit -f 8 && cd "$texts" && "$search" --model "$small" --index "$index" '' a.txt more.txt) >"$work/out" 2>"$work/err"
 [ $? = 1 ] && said "index.new cannot be written: File too large; what was there before stays as it was" && cmp -s "$index" "$work/first" && pass ||
   fail "a full disk: $(cat "$work/err")"
-rm -f "$index.new" "$texts/more.txt"
+[ -e "$index.new" ] && fail 'a full disk leaves its half-written file there' || pass
+rm -f "$texts/more.txt"
+
+# Killed at any moment, the program leaves the old index or the new one, whole.
+awk 'BEGIN { for (i = 0; i < 3000; i++) printf "the cat %x sat on %x mats\n", i, i * 7 }' >"$texts/some.txt"
+indexed "$search" '' some.txt && cp "$index" "$work/whole" || fail "3000 lines: $(cat "$work/err")"
+kills=0
+for pause in 0.02 0.05 0.1 0.15 0.2 0.3; do
+  (cd "$texts" && exec "$search" --quiet --model "$small" --index "$index" --fresh '' some.txt a.txt) >"$work/out" 2>"$work/err" &
+  sleep $pause
+  kill -9 $! 2>/dev/null && kills=$((kills + 1))
+  wait $! 2>/dev/null
+  indexed "$search" '' some.txt && ! said '^encoded' && cmp -s "$index" "$work/whole" || fail "after a kill: $(cat "$work/err")"
+done
+[ $kills -ge 1 ] && pass || skip 'kill -9: this machine encodes faster than it can be killed'
+rm -f "$index.new" "$texts/some.txt"
 
 refuses() { # regular expression, then arguments: exit code 2, one line on standard error, nothing on standard output
   local pattern=$1 program code
