@@ -4383,18 +4383,15 @@ MLKI_KERNEL void MLKI_FN(mlki_unfold_row)(float *y, const float *o, int64_t n, f
 
 /* Whether all elements are finite. */
 MLKI_KERNEL int MLKI_FN(mlki_finite_row)(const float *x, int64_t n) {
-  const mlki_vec none = mlki_v_zero();
-  mlki_vec acc = none;
-  float lane[MLKI_LANES_MAX];
+  mlki_vec acc[MLKI_V16]; /* of 0, or NaN */
   int64_t i;
   int v;
-  for (i = 0; i < n; i += MLKI_LANES) {
-    const mlki_vec x0 = MLKI_FN(mlki_row_load)(x, i, n);
-    acc = mlki_v_add(acc, mlki_v_sub(x0, x0)); /* 0, or NaN */
-  }
-  mlki_v_store(lane, acc);
-  for (v = 1; v < MLKI_LANES; v++) lane[0] += lane[v];
-  return lane[0] == 0.0f;
+  MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) acc[v] = mlki_v_zero();
+  for (i = 0; i < n; i += 16) MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) {
+      const mlki_vec x0 = MLKI_FN(mlki_row_load)(x, i + v * MLKI_LANES, n);
+      acc[v] = mlki_v_add(acc[v], mlki_v_sub(x0, x0));
+    }
+  return mlki_v_sum16(acc) == 0.0f;
 }
 
 static const mlki_kernels MLKI_FN(mlki_row) = {
@@ -11637,7 +11634,8 @@ static const mlki_scores *mlki_attention_scores_of(const mlki_attention *a, cons
   return c;
 }
 
-/* Row r's products with keys [from, to) to scores, -infinity for keys it does not see. */
+/* Row r's products with keys [from, to) to scores, -infinity for keys it does not see and for up to 15 behind them, so
+   that the row has no tail. */
 static void mlki_attention_score(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t r, int64_t from,
                                  int64_t to, float *x) {
   const int64_t i = r / a->group, h = g * a->group + r % a->group;
@@ -11650,7 +11648,7 @@ static void mlki_attention_score(const mlki_attention *a, const mlki_sequence *q
     mlki_keys_seen(a, q, i, &low, &high);
   }
   for (j = from; j < mlki_min(low, to); j++) x[j - from] = -INFINITY;
-  for (j = mlki_max(high, from); j < to; j++) x[j - from] = -INFINITY;
+  for (j = mlki_max(high, from); j < mlki_round_up(to - from, 16) + from; j++) x[j - from] = -INFINITY;
 }
 
 /* Scores NaN where a key takes part whose value is not finite, and a copy of V without such elements. */
@@ -11695,18 +11693,20 @@ static void mlki_attention_strip(const mlki_attention *a, const mlki_sequence *q
                                  const float *queries, int64_t first, int64_t rows, mlki_attention_space *s, float *o,
                                  int careful) {
   const mlki_kernels *row = a->job.row;
-  const int64_t n = keys->to - keys->from, pitch = mlki_attention_pitch(a->e);
+  const int64_t n = keys->to - keys->from, padded = mlki_round_up(n, 16), pitch = mlki_attention_pitch(a->e);
   mlki_strip strip;
   int64_t i;
   mlki_attention_products(row, rows, queries, keys->k, a->d, mlki_round_up(n, row->nr), s->scores);
   for (i = 0; i < rows; i++)
     mlki_attention_score(a, q, keys->g, first + i, keys->from, keys->to, s->scores + i * MLKI_SCORE_PITCH);
   if (careful) mlki_attention_poison(a, q, keys, rows, s->scores, s->clean);
+  for (i = 0; i < rows; i++) { /* all largest first: one row's sum need not wait for another's */
+    const float top = row->row_max(s->scores + i * MLKI_SCORE_PITCH, padded);
+    s->top[i] = top == -INFINITY ? 0.0f : top;
+  }
   for (i = 0; i < rows; i++) {
     float *x = s->scores + i * MLKI_SCORE_PITCH;
-    const float top = row->row_max(x, n);
-    s->top[i] = top == -INFINITY ? 0.0f : top;
-    s->sum[i] = row->row_exp(x, x, n, s->top[i]);
+    s->sum[i] = row->row_exp(x, x, padded, s->top[i]);
   }
   strip.a = s->scores, strip.a_rs = MLKI_SCORE_PITCH, strip.a_cs = 1;
   strip.b = careful ? s->clean : keys->v.p;
@@ -12243,10 +12243,16 @@ static void mlki_clear4(float *p, const int64_t *size, const int64_t *stride) {
       }
 }
 
-/* What is summed up by addition starts from zero. */
+/* What is summed up by addition starts from zero, and what has no terms stays there. */
 static void mlki_attention_grad_start(void *op) {
   mlki_attention *a = (mlki_attention *)op;
+  int64_t size[4];
   if (a->dbias) mlki_clear4(a->dbias, a->dbias_size, a->dbs);
+  if (a->group) return;
+  size[0] = a->packed_k ? 1 : a->batch, size[1] = a->groups, size[2] = a->axis, size[3] = a->d;
+  if (a->dk) mlki_clear4(a->dk, size, a->dks);
+  size[3] = a->e;
+  if (a->dv) mlki_clear4(a->dv, size, a->dvs);
 }
 
 /* dk and dv of keys behind a sequence's length are zero; dsinks. */
@@ -12349,10 +12355,11 @@ static void mlki_grad_pack_rows(const mlki_attention *a, const mlki_sequence *q,
     row->pack(f->qa + i * a->d, mlki_min(mr, rows - i), mr, a->d, f->qb + i * dp, dp, 1);
     row->pack(f->oa + i * a->e, mlki_min(mr, rows - i), mr, a->e, f->ob + i * ep, ep, 1);
   }
-  for (i = 0; i < rows; i++) {
-    mlki_grad_clean(row, f->qb + i * dp, a->d);
-    if (mlki_grad_clean(row, f->ob + i * ep, a->e)) f->lse[i] = NAN;
-  }
+  if (a->d != dp || !row->finite_row(f->qb, rows * dp))
+    for (i = 0; i < rows; i++) mlki_grad_clean(row, f->qb + i * dp, a->d);
+  if (a->e != ep || !row->finite_row(f->ob, rows * ep))
+    for (i = 0; i < rows; i++)
+      if (mlki_grad_clean(row, f->ob + i * ep, a->e)) f->lse[i] = NAN;
 }
 
 /* Block n of key head g; stage as for mlki_attention_rows. */
@@ -12367,12 +12374,10 @@ static void mlki_grad_pack_keys(const mlki_attention *a, const mlki_sequence *q,
     const float *from = mlki_attention_rows(a, q, a->v, a->vs, g, j, keys, a->e, stage, &pitch);
     a->job.row->pack_panels(f->vt + (j - first) * a->e, keys, a->e, from, pitch, 1);
     from = mlki_attention_rows(a, q, a->k, a->ks, g, j, keys, a->d, stage, &pitch);
-    for (i = 0; i < keys; i++) {
-      float *to = f->kb + (j - first + i) * dp;
-      memcpy(to, from + i * pitch, (size_t)a->d * sizeof *to);
-      mlki_grad_clean(a->job.row, to, a->d);
-    }
+    for (i = 0; i < keys; i++) memcpy(f->kb + (j - first + i) * dp, from + i * pitch, (size_t)a->d * sizeof *from);
   }
+  if (a->d != dp || !a->job.row->finite_row(f->kb, (end - first) * dp))
+    for (j = first; j < end; j++) mlki_grad_clean(a->job.row, f->kb + (j - first) * dp, a->d);
 }
 
 /* --- a tile: rows of one segment against one block --- */
