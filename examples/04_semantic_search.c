@@ -1771,6 +1771,16 @@ static const char *trim(const char *text, int64_t *bytes) {
   return text;
 }
 
+/* Rules, braces and other lines without a letter or a digit mean nothing. */
+static int has_words(const char *text, int64_t bytes) {
+  int64_t i;
+  for (i = 0; i < bytes; i++) {
+    const int c = (uint8_t)text[i], letter = c | 32;
+    if (c >= 0x80 || (c >= '0' && c <= '9') || (letter >= 'a' && letter <= 'z')) return 1;
+  }
+  return 0;
+}
+
 static int add_lines(text_index *x, const char *path, const blob *file) {
   const int64_t number = add_file(x, path, (int64_t)strlen(path));
   int64_t at = 0, line = 1;
@@ -1781,7 +1791,7 @@ static int add_lines(text_index *x, const char *path, const blob *file) {
     int64_t bytes = feed ? feed - text : file->bytes - at, row;
     at += bytes + 1;
     text = trim(text, &bytes);
-    if (bytes == 0) continue;
+    if (!has_words(text, bytes)) continue;
     row = add_row(x, text, bytes);
     if (row < 0 || add_place(x, row, number, line)) return fail_run(path, "no memory for its lines");
   }
@@ -1915,7 +1925,7 @@ static int encode_rows(encoder *e, text_index *x, const options *opt) {
       p.saved = now_seconds();
     }
   }
-  if (!opt->quiet && on_terminal(stderr)) fputs("\r\033[K", stderr);
+  if (p.all > 0 && !opt->quiet && on_terminal(stderr)) fputs("\r\033[K", stderr);
   free(out);
   return code;
 }

@@ -60,7 +60,7 @@ done
 # --- searches -----------------------------------------------------------------------------------------------------------
 texts=$work/texts
 mkdir "$texts" && cd "$texts" || exit 1
-printf 'the cat sat on the mat.\n\n  \t\na dog, running!\nthe cat sat on the mat.\n' >a.txt
+printf 'the cat sat on the mat.\n\n  \t---|{}\na dog, running!\nthe cat sat on the mat.\n' >a.txt
 printf '  a cat \r\nthe dog sat on the mat \r\n\302\233[31m the end\033[0m' >b.txt
 printf 'text\0more\n' >binary
 : >empty
