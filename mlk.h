@@ -11641,12 +11641,8 @@ static void mlki_attention_score(const mlki_attention *a, const mlki_sequence *q
   const int64_t i = r / a->group, h = g * a->group + r % a->group;
   int64_t low, high, j;
   mlki_scores c;
-  if (a->plain) {
-    mlki_keys_seen(a, q, i, &low, &high);
-  } else {
-    a->job.row->score_row(mlki_attention_scores_of(a, q, h, i, from, &c), x, to - from);
-    mlki_keys_seen(a, q, i, &low, &high);
-  }
+  if (!a->plain) a->job.row->score_row(mlki_attention_scores_of(a, q, h, i, from, &c), x, to - from);
+  mlki_keys_seen(a, q, i, &low, &high);
   for (j = from; j < mlki_min(low, to); j++) x[j - from] = -INFINITY;
   for (j = mlki_max(high, from); j < mlki_round_up(to - from, 16) + from; j++) x[j - from] = -INFINITY;
 }
@@ -11743,6 +11739,34 @@ static void mlki_attention_map(const mlki_kernels *row, mlk_map_op op, float alp
   row->map(&m);
 }
 
+/* What fold_row scales by when states (m, l, .) of rows rows take in parts with largest scores top: what is there by
+   scale[i], what comes by scale[rows + i]. */
+static void mlki_attention_fold_scales(const mlki_kernels *row, int64_t rows, const float *m, const float *l,
+                                       const float *top, float *scale) {
+  int64_t i;
+  for (i = 0; i < rows; i++) {
+    const float best = l[i] == 0.0f || top[i] > m[i] ? top[i] : m[i];
+    scale[i] = m[i] - best, scale[rows + i] = top[i] - best;
+  }
+  mlki_attention_map(row, MLK_EXP, 1.0f, scale, 2 * rows);
+}
+
+/* State (m, l, o) of one row takes in (top, sum, part), sum 0: nothing. */
+static void mlki_attention_fold_row(const mlki_kernels *row, float *m, float *l, float *o, float top, float sum,
+                                    const float *part, int64_t e, float a, float c) {
+  float t = sum * c;
+  if (sum == 0.0f) return;
+  if (*l == 0.0f) {
+    *m = top, *l = sum;
+    memcpy(o, part, (size_t)e * sizeof *o);
+    return;
+  }
+  MLKI_OPAQUE(t);
+  *m = top > *m ? top : *m;
+  *l = mlki_fma1(*l, a, t);
+  row->fold_row(o, part, e, a, c);
+}
+
 /* States (m, l, o) of rows rows take in (top, sum, part), sum 0: nothing. scale: space of 2 rows floats. part may be o
    itself where all states are empty. */
 static void mlki_attention_fold(const mlki_kernels *row, int64_t rows, float *m, float *l, float *o, const float *top,
@@ -11753,25 +11777,10 @@ static void mlki_attention_fold(const mlki_kernels *row, int64_t rows, float *m,
     memcpy(l, sum, (size_t)rows * sizeof *l);
     return;
   }
-  for (i = 0; i < rows; i++) {
-    const float best = l[i] == 0.0f || top[i] > m[i] ? top[i] : m[i];
-    scale[i] = m[i] - best, scale[rows + i] = top[i] - best;
-  }
-  mlki_attention_map(row, MLK_EXP, 1.0f, scale, 2 * rows);
-  for (i = 0; i < rows; i++, o += pitch, part += pitch) {
-    float t;
-    if (sum[i] == 0.0f) continue;
-    if (l[i] == 0.0f) {
-      m[i] = top[i], l[i] = sum[i];
-      memcpy(o, part, (size_t)e * sizeof *o);
-      continue;
-    }
-    t = sum[i] * scale[rows + i];
-    MLKI_OPAQUE(t);
-    m[i] = top[i] > m[i] ? top[i] : m[i];
-    l[i] = mlki_fma1(l[i], scale[i], t);
-    row->fold_row(o, part, e, scale[i], scale[rows + i]);
-  }
+  mlki_attention_fold_scales(row, rows, m, l, top, scale);
+  for (i = 0; i < rows; i++)
+    mlki_attention_fold_row(row, &m[i], &l[i], o + i * pitch, top[i], sum[i], part + i * pitch, e, scale[i],
+                            scale[rows + i]);
 }
 
 /* m[i] = m + log l, -infinity of nothing. */
@@ -11907,8 +11916,7 @@ static int mlki_attention_block_keys(const mlki_attention *a, const mlki_sequenc
   return *from < *to;
 }
 
-/* Block n of keys against rows [r0, r0 + rows) of a tile that starts at row tile: into the states, or, with o, from
-   scratch to (top, sum, o) of the rows. */
+/* Block n of keys against the rows [r0, r0 + rows) of a tile: into their states. */
 static void mlki_attention_tile_block(const mlki_attention *a, const mlki_sequence *q, int64_t r0, int64_t rows,
                                       int64_t n, const mlki_attention_keys *keys, mlki_attention_space *s) {
   const mlki_kernels *row = a->job.row;
@@ -11957,6 +11965,7 @@ static void mlki_attention_tile(const mlki_attention *a, const mlki_sequence *q,
   const int64_t per_segment = MLK_ATTENTION_SEGMENT / MLK_ATTENTION_BLOCK;
   mlki_attention_keys keys;
   int64_t n;
+  int seen = 0;
   mlki_attention_start(s, rows);
   mlki_attention_pack_q(a, q, g, r0, rows, s->q, s->scores);
   keys.g = g;
@@ -11967,9 +11976,12 @@ static void mlki_attention_tile(const mlki_attention *a, const mlki_sequence *q,
       else
         mlki_attention_load(a, q, &keys, s);
       mlki_attention_tile_block(a, q, r0, rows, n, &keys, s);
+      seen = 1;
     }
-    if ((n + 1) % per_segment == 0 || n + 1 == blocks)
+    if ((n + 1) % per_segment && n + 1 < blocks) continue;
+    if (seen || a->parts || blocks <= per_segment) /* else a part of nothing: folding it would change nothing */
       mlki_attention_end_segment(a, q, g, r0, rows, n / per_segment, s);
+    seen = 0;
   }
   mlki_attention_end(a, q, g, r0, rows, s);
 }
@@ -11994,6 +12006,12 @@ static void mlki_attention_heads_task(void *op, int index) {
     }
 }
 
+/* Whether some query sees keys of block n. */
+static int mlki_attention_block_seen(const mlki_attention *a, const mlki_sequence *q, int64_t n) {
+  int64_t from, to;
+  return q->s > 0 && mlki_attention_block_keys(a, q, 0, q->s * a->group, n, &from, &to);
+}
+
 /* tiles, first: a unit is a block of keys of one of the round's heads. */
 static void mlki_attention_pack_task(void *op, int index) {
   mlki_attention *a = (mlki_attention *)op;
@@ -12006,7 +12024,7 @@ static void mlki_attention_pack_task(void *op, int index) {
       mlki_sequence q;
       if (head >= a->batch * a->groups) continue;
       q = mlki_sequence_of(a, head / a->groups);
-      if (n * MLK_ATTENTION_BLOCK < q.t) {
+      if (mlki_attention_block_seen(a, &q, n)) {
         const int64_t from = n * MLK_ATTENTION_BLOCK, last = mlki_min(from + MLK_ATTENTION_BLOCK, q.t);
         mlki_attention_pack_k(a, &q, head % a->groups, from, last, to, s.stage);
         mlki_attention_pack_v(a, &q, head % a->groups, from, last, to + mlki_attention_block_floats(a->job.row, a->d),
@@ -12431,6 +12449,7 @@ static int mlki_grad_make(const mlki_attention *a, const mlki_sequence *q, int64
   const mlki_kernels *row = a->job.row;
   const int64_t mr = row->mr;
   int64_t s, i;
+  if (!mlki_attention_block_keys(a, q, r0 + first, rows, n, &t->low, &t->high)) return 0;
   mlki_grad_ranges(a, q, r0 + first, rows, n, t);
   if (t->low >= t->high) return 0;
   for (s = 0; s < t->strips; s++) {
@@ -12564,7 +12583,7 @@ static void mlki_grad_pack_task(void *op, int index) {
         mlki_grad_packed(a, slot, 0, at, &rows, &keys);
         if (left > 0)
           mlki_grad_pack_rows(a, &q, head % a->groups, at * MLK_SEGMENT, mlki_min(left, MLK_SEGMENT), &rows);
-      } else if ((at - a->segments) * MLK_ATTENTION_BLOCK < q.t) {
+      } else if (mlki_attention_block_seen(a, &q, at - a->segments)) {
         mlki_grad_packed(a, slot, 1, at - a->segments, &rows, &keys);
         mlki_grad_pack_keys(a, &q, head % a->groups, at - a->segments, &keys, s.stage);
       }
@@ -12599,12 +12618,13 @@ static void mlki_grad_block(const mlki_attention *a, const mlki_sequence *q, int
   const size_t bytes_k = (size_t)(count * dp) * sizeof(float), bytes_v = (size_t)(count * ep) * sizeof(float);
   mlki_grad_keys keys;
   mlki_grad_rows f;
-  int64_t r0, first, j;
+  int64_t r0, first, j, low, high;
   mlki_grad_packed(a, slot, 1, n, NULL, &keys);
   if (a->dk) memset(s->total_k, 0, bytes_k);
   if (a->dv) memset(s->total_v, 0, bytes_v);
   for (r0 = 0; r0 < all; r0 += MLK_SEGMENT) {
     const int64_t rows = mlki_min(all - r0, MLK_SEGMENT);
+    if (!mlki_attention_block_keys(a, q, r0, rows, n, &low, &high)) continue;
     mlki_grad_packed(a, slot, 0, r0 / MLK_SEGMENT, &f, NULL);
     if (a->dk) memset(s->chain_k, 0, bytes_k);
     if (a->dv) memset(s->chain_v, 0, bytes_v);
@@ -12705,11 +12725,14 @@ static void mlki_grad_add_bias(const mlki_attention *a, const mlki_sequence *q, 
 /* All tiles of segments [first, end) of a head against block n. */
 static void mlki_grad_bias_block(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t n, int64_t first,
                                  int64_t end, mlki_grad_space *s) {
-  int64_t segment, at;
-  mlki_grad_pack_keys(a, q, g, n, &s->keys, s->stage);
+  int64_t segment, at, low, high;
+  int packed = 0;
   for (segment = first; segment < end; segment++) {
     const int64_t r0 = segment * MLK_SEGMENT, rows = mlki_min(q->s * a->group - r0, MLK_SEGMENT);
     if (rows <= 0) break;
+    if (!mlki_attention_block_keys(a, q, r0, rows, n, &low, &high)) continue;
+    if (!packed) mlki_grad_pack_keys(a, q, g, n, &s->keys, s->stage);
+    packed = 1;
     mlki_grad_pack_rows(a, q, g, r0, rows, &s->rows);
     for (at = 0; at < rows; at += a->tile) {
       const int64_t part = mlki_min(rows - at, a->tile);
@@ -12905,12 +12928,55 @@ static void mlki_ref_attention_merge(const mlki_attention_merge *g, int64_t r, f
   if (g->lse.p) *mlki_line_f32(&g->lse, r) = lse;
 }
 
+static void mlki_ref_attention_merge_task(void *op, int index) {
+  mlki_attention_merge *g = (mlki_attention_merge *)op;
+  int64_t r;
+  (void)index;
+  for (r = 0; r < g->rows; r++) mlki_ref_attention_merge(g, r, (float *)(void *)g->job.workspace);
+}
+
+/* Rows [first, first + rows) of out, rows <= MLKI_ROW_BLOCK. state: their states, a pitch apart; stage: for parts whose
+   last axis is strided. */
+static void mlki_attention_merge_rows(const mlki_attention_merge *g, int64_t first, int64_t rows, float *state,
+                                      float *stage) {
+  const mlki_kernels *row = g->job.row;
+  const int64_t pitch = mlki_attention_pitch(g->e);
+  float m[MLKI_ROW_BLOCK] = {0.0f}, l[MLKI_ROW_BLOCK] = {0.0f}, top[MLKI_ROW_BLOCK], scale[2 * MLKI_ROW_BLOCK];
+  float *part[MLKI_ROW_BLOCK];
+  int64_t p, i;
+  for (p = 0; p < g->p; p++) {
+    mlki_lines_in(row, &g->parts, p * g->rows + first, rows, g->e, 1, stage, part);
+    for (i = 0; i < rows; i++) top[i] = *mlki_line_f32(&g->parts_lse, p * g->rows + first + i);
+    mlki_attention_fold_scales(row, rows, m, l, top, scale);
+    for (i = 0; i < rows; i++)
+      mlki_attention_fold_row(row, &m[i], &l[i], state + i * pitch, top[i], top[i] == -INFINITY ? 0.0f : 1.0f, part[i],
+                              g->e, scale[i], scale[rows + i]);
+  }
+  if (g->sinks) {
+    memset(stage, 0, (size_t)g->e * sizeof *stage);
+    for (i = 0; i < rows; i++) top[i] = g->sinks[(first + i) / g->s % g->h * g->sinks_step];
+    mlki_attention_fold_scales(row, rows, m, l, top, scale);
+    for (i = 0; i < rows; i++)
+      mlki_attention_fold_row(row, &m[i], &l[i], state + i * pitch, top[i], 1.0f, stage, g->e, scale[i],
+                              scale[rows + i]);
+  }
+  for (i = 0; i < rows; i++)
+    mlki_attention_unfold(row, l[i], state + i * pitch, g->e, mlki_line_f32(&g->out, first + i), g->out.step);
+  if (!g->lse.p) return;
+  mlki_attention_lse(row, rows, m, l);
+  for (i = 0; i < rows; i++) *mlki_line_f32(&g->lse, first + i) = m[i];
+}
+
+/* A unit is some rows. */
 static void mlki_attention_merge_task(void *op, int index) {
   mlki_attention_merge *g = (mlki_attention_merge *)op;
+  const int64_t block = mlki_line_block(g->e);
   float *state = (float *)(void *)(g->job.workspace + (uint64_t)index * g->job.task_bytes);
+  float *stage = state + block * mlki_attention_pitch(g->e);
   int64_t unit, end;
   while (mlki_job_take(&g->job, 0, &unit, &end))
-    for (; unit < end; unit++) mlki_ref_attention_merge(g, unit, state);
+    for (; unit < end; unit++)
+      mlki_attention_merge_rows(g, unit * block, mlki_min(block, g->rows - unit * block), state, stage);
 }
 
 static mlk_status mlki_attention_merge_prepare(mlk_context *ctx, const mlk_attention_merge_desc *desc, int run,
@@ -12942,8 +13008,15 @@ static mlk_status mlki_attention_merge_prepare(mlk_context *ctx, const mlk_atten
   g->job.variant = "rows";
   g->job.flops = 4 * (uint64_t)ep.count;
   g->job.bytes = 4 * (uint64_t)(ep.stored + epl.stored + es.stored + eo.count + el.count);
-  g->job.task_bytes = mlki_bytes(g->e);
-  mlki_job_phase(ctx, &g->job, 0, mlki_attention_merge_task, g->rows, 4.0 * (double)g->p * (double)g->e + 32.0);
+  if (ctx->reference) {
+    g->job.task_bytes = mlki_bytes(g->e);
+    mlki_job_phase(ctx, &g->job, 0, mlki_ref_attention_merge_task, 1, 1.0);
+  } else {
+    const int64_t block = mlki_line_block(g->e);
+    g->job.task_bytes = mlki_bytes(block * (mlki_attention_pitch(g->e) + mlki_line_pitch(g->e)));
+    mlki_job_phase(ctx, &g->job, 0, mlki_attention_merge_task, mlki_ceil_div(g->rows, block),
+                   (double)block * (double)g->p * (4.0 * (double)g->e + 32.0));
+  }
   return MLK_OK;
 }
 
