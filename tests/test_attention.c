@@ -99,6 +99,37 @@ static void blocks_grad(void) {
   problem_free(&p);
 }
 
+/* Many keys of which each query sees few: blocks, segments and parts that nobody sees on both sides. */
+static void far_windows(void) {
+  static const int64_t queries[] = {1, 70, 600}, keys[] = {700, 5000, 9000}, windows[] = {1, 100, 700};
+  static const int64_t offsets[] = {0, -4500, 400};
+  problem p;
+  uint64_t index = 0;
+  int i, j, w, what;
+  memset(&p, 0, sizeof p);
+  crew_open();
+  tallies_clear();
+  for (i = 0; i < 3; i++)
+    for (j = 0; j < 3; j++)
+      for (w = 0; w < 3; w++)
+        for (what = FORWARD; what <= BACKWARD && !mlkt_hopeless(); what++, index++) {
+          mlkt_rng rng = point_rng(index);
+          setup s = setup_new(1, 2, 1 + (int64_t)(index % 2), queries[i], keys[j], mlkt_int(&rng, 1, 9),
+                              mlkt_int(&rng, 1, 9));
+          s.window = windows[w], s.offset = offsets[mlkt_u64(&rng) % 3];
+          s.causal = mlkt_u64(&rng) % 2 != 0, s.sinks = mlkt_u64(&rng) % 2 != 0;
+          if (mlkt_u64(&rng) % 2) s.masks = MASK_BIAS, s.broad = 8;
+          if (mlkt_u64(&rng) % 3 == 0) s.keys = KEYS_LENGTHS, s.b = 2;
+          if (mlkt_u64(&rng) % 3 == 0) s.keys = KEYS_OFFSETS, s.q_ragged = 1, s.b = 2;
+          while ((double)(s.b * s.h * s.s) * (double)s.t > 1.2e6 && s.s > 1) s.s--;
+          if (!mlkt_keep(index)) continue;
+          point(&p, (op)what, &s, SIGNED, FORM_COUNT, index, "far windows");
+        }
+  judge_tallies();
+  crew_close();
+  problem_free(&p);
+}
+
 /* ---- layouts ------------------------------------------------------------------------------------------------------------ */
 
 static void layouts(void) {
@@ -390,6 +421,7 @@ const mlkt_case mlkt_attention_cases[] = {{"attention/combinations", combination
                                           {"attention/combinations_grad", combinations_grad},
                                           {"attention/blocks", blocks},
                                           {"attention/blocks_grad", blocks_grad},
+                                          {"attention/far_windows", far_windows},
                                           {"attention/layouts", layouts},
                                           {"attention/shared_memory", shared_memory},
                                           {"attention/exact", exact},
