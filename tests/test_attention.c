@@ -151,7 +151,7 @@ static void layouts(void) {
           s.dtype = dtypes[t];
           s.keys = kinds[k], s.page = 5, s.page_lengths = 1, s.q_ragged = k == 2;
           s.masks = (int)(index % 4), s.causal = index % 3 == 0;
-          if (!mlkt_keep(index) || (what == BACKWARD && (t || k == 3))) continue;
+          if ((index && !mlkt_keep(index)) || (what == BACKWARD && (t || k == 3))) continue;
           point(&p, (op)what, &s, SIGNED, (form)f, index, "layouts");
         }
   judge_tallies();
