@@ -159,6 +159,47 @@ static void layouts(void) {
   problem_free(&p);
 }
 
+/* Inputs whose axes repeat by a stride of 0 read as if they were written out. */
+static void repeated_inputs(void) {
+  static const which inputs[] = {Q, K, V, MASK, BIAS, DOUT};
+  problem p;
+  uint64_t index;
+  memset(&p, 0, sizeof p);
+  crew_open();
+  for (index = 0; index < 240 && !mlkt_hopeless(); index++) {
+    mlkt_rng rng = point_rng(index);
+    const op what = index % 3 == 2 ? BACKWARD : FORWARD;
+    setup s = any_features(mlkt_int(&rng, 1, 40), mlkt_int(&rng, 1, 150), 2e5, &rng);
+    operand *o = &p.o[inputs[mlkt_u64(&rng) % 6]];
+    const int axis = (int)mlkt_int(&rng, 0, 3);
+    size_t i, inner = 1, size;
+    if (what == BACKWARD) s.dtype = MLK_F32, s.keys = s.keys == KEYS_PAGES ? KEYS_DENSE : s.keys;
+    if (!mlkt_keep(index)) continue;
+    problem_shape(&p, what, &s, &rng);
+    if (!o->present || axis >= o->rank) continue;
+    size = (size_t)o->shape[axis];
+    for (i = (size_t)axis + 1; i < AXES; i++) inner *= (size_t)o->shape[i];
+    if (size < 2 || o->count / size < 2) continue; /* another axis must have a stride, lest all are zero */
+    problem_fill(&p, SIGNED, &rng);
+    for (i = 0; i < o->count; i++) {
+      const size_t first = i / (inner * size) * (inner * size) + i % inner;
+      memmove(o->dense + i * o->width, o->dense + first * o->width, o->width);
+      if (o == &p.o[K]) p.key[i] = p.key[first];
+      if (o == &p.o[V]) p.value[i] = p.value[first];
+    }
+    if (!forward_first(&p)) break;
+    p.judged = what == FORWARD;
+    oracle(&p);
+    problem_layout(&p, FORM_PADDED, &rng);
+    o->view.stride[axis] = 0;
+    for (i = 0; i < (size_t)o->rank; i++)
+      if (o->shape[i] == 1) o->view.stride[i] = 1;
+    every_row(&p, index, "repeated", axis == 0 ? "axis 0" : axis == 1 ? "axis 1" : axis == 2 ? "axis 2" : "axis 3");
+  }
+  crew_close();
+  problem_free(&p);
+}
+
 /* Q, K and V side by side in one tensor, heads that share keys by a stride of 0, masks that repeat by one: the bits of dense
    operands. */
 static void shared_memory(void) {
@@ -423,6 +464,7 @@ const mlkt_case mlkt_attention_cases[] = {{"attention/combinations", combination
                                           {"attention/blocks_grad", blocks_grad},
                                           {"attention/far_windows", far_windows},
                                           {"attention/layouts", layouts},
+                                          {"attention/repeated_inputs", repeated_inputs},
                                           {"attention/shared_memory", shared_memory},
                                           {"attention/exact", exact},
                                           {"attention/differences", differences},
