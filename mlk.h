@@ -624,14 +624,14 @@ typedef struct mlk_rotary_desc {
      q [B, H, S, D]     k [B, G, T, D]     v [B, G, T, E]     out [B, H, S, E]
    with B sequences, H query heads, G key heads (G divides H; query head h reads key head h / (H / G)), S queries, T
    keys, D and E the sizes of a head; other orders of B, S and H are a matter of strides: mlk_swapped.
-   Query i of a sequence stands at position p = i + (T - S) + offset among its keys: with offset 0 the last query stands
-   at the last key. Which keys it sees, and their scores, in this order:
+   Query i of a sequence stands at position p = i + (T - S) + offset among its keys, S and T being its own: with offset
+   0 the last query stands at the last key. Which keys it sees, and their scores, in this order:
      x = q . k                                the terms (scale q_d) k_d, in the order and segments of a matrix product
      x = softcap tanh(x / softcap)            with softcap
      x = fma(-slope[h], |p - j|, x)           with alibi (Press et al., 2022)
      x = x + bias
-   A key j takes part unless its score is -infinity, or causal and j > p, or window and |p - j| >= window, or the mask is
-   0 there. Its value takes no part then either, whatever it holds. A key that takes part and whose value has an
+   A key j takes part unless its score is -infinity, or causal and j > p, or window and |p - j| >= window, or the mask
+   is 0 there. Its value takes no part then either, whatever it holds. A key that takes part and whose value has an
    element that is not finite counts as one with a NaN score: the row is NaN. A query with no key gives zeros.
 
    Numerics. Keys are cut into blocks of MLK_ATTENTION_BLOCK. In a block m = max x, p = exp(x - m), l = the 16-lane sum
@@ -650,16 +650,17 @@ typedef struct mlk_attention_scores {
   float scale;      /* 0: 1 / sqrt(D) */
   float softcap;    /* 0: none */
   int causal;       /* keys after the query's position take no part */
-  int64_t offset;   /* of the queries' positions; 0: they are the last ones */
+  int64_t offset;   /* of the queries' positions; 0: they are the last ones. Of a call over some of a sequence's keys:
+                       how many keys come after those */
   int64_t window;   /* keys nearer than window take part, the query's position being at distance 0; 0: all */
   mlk_tensor mask;  /* u8, broadcast to [B, H, S, T]: 0 excludes */
   mlk_tensor bias;  /* f32, broadcast to [B, H, S, T] */
-  mlk_tensor alibi; /* [H] f32: slopes; T and S below 2^24 */
+  mlk_tensor alibi; /* [H] f32: slopes; S + T + |offset| at most 2^24 */
   mlk_tensor sinks; /* [H] f32: a score more in each row's sum, without a value */
-  /* Sequences of several lengths. Offsets: sequence b is elements [offsets[b], offsets[b + 1]) of axis 2, axis 0 of that
-     tensor is 1, and the last offset is the size of axis 2; of q, out, lse (q_offsets) and of k, v (k_offsets). Lengths:
-     k and v [B, G, T, .] are a cache in which only the first k_lengths[b] keys are there. mask and bias have S and T of
-     the longest: longest_q and longest_k. */
+  /* Sequences of several lengths. Offsets: sequence b is elements [offsets[b], offsets[b + 1]) of axis 2, axis 0 of
+     the tensor is 1, and the last offset is the size of axis 2; of q, out, lse (q_offsets) and of k, v (k_offsets).
+     Lengths: k and v [B, G, T, .] are a cache in which only the first k_lengths[b] keys are there. mask and bias have S
+     and T of the longest: longest_q and longest_k. */
   mlk_tensor q_offsets, k_offsets; /* [B + 1] i64, from 0, ascending */
   mlk_tensor k_lengths;            /* [B] i64, 0 to T; not together with k_offsets */
   int64_t longest_q, longest_k;    /* no sequence has more; 0: the size of axis 2. Plans and workspace count on them */
@@ -668,8 +669,8 @@ typedef struct mlk_attention_scores {
 typedef struct mlk_attention_desc {
   mlk_tensor q;    /* [B, H, S, D] f32 */
   mlk_tensor k, v; /* [B, G, T, D] and [B, G, T, E], f32, f16 or bf16, both alike */
-  mlk_tensor out;  /* [B, H, S, E] f32, output, required; or [P, B, H, S, E]: the parts, P = max(1, T / SEGMENT, rounded
-                      up), not folded, for mlk_attention_merge */
+  mlk_tensor out;  /* [B, H, S, E] f32, output, required; or [P, B, H, S, E]: the parts, not folded, for
+                      mlk_attention_merge: P = T / SEGMENT, rounded up, at least 1 (longest_k for T where given) */
   mlk_tensor lse;  /* [B, H, S] f32, output, optional: log-sum-exp of the scores. Of parts [P, B, H, S], required */
   mlk_attention_scores scores;
   mlk_tensor pages; /* [B, N] i64: k and v are pages [pages, G, page, .], key j of sequence b is row j % page of page
@@ -683,9 +684,8 @@ typedef struct mlk_attention_desc {
      dsinks[h] = - sum over b, i of exp(sinks[h] - lse) delta, in f64, rounded once
    Sums over keys run in ascending order in segments of MLK_ATTENTION_BLOCK, as terms of a matrix product; sums over
    queries by ascending query, then query head of the group, in segments of MLK_SEGMENT. dbias sums over the axes that
-   bias repeats, one addition after another, by sequence, key head, block of keys, query, head of
-   the group, key. A row of dout with an
-   element that is not finite makes the gradients of all keys that take part in it NaN. */
+   bias repeats, one addition after another, by sequence, key head, block of keys, query, head of the group, key. A row
+   of dout with an element that is not finite makes the gradients of all keys that take part in it NaN. */
 typedef struct mlk_attention_grad_desc {
   mlk_tensor q, k, v;    /* as they went in, f32 */
   mlk_tensor out, lse;   /* as they came out; not parts */
@@ -696,8 +696,8 @@ typedef struct mlk_attention_grad_desc {
   mlk_attention_scores scores;
 } mlk_attention_grad_desc;
 
-/* Parts into one, as at the end of mlk_attention. Parts over any disjoint keys will do; where they are mlk_attention's, in
-   ascending order, the result is that of one call, to the bit. */
+/* Parts into one, as at the end of mlk_attention. Parts over any disjoint keys will do; where they are mlk_attention's,
+   in ascending order, the result is that of one call, to the bit. */
 typedef struct mlk_attention_merge_desc {
   mlk_tensor parts;     /* [P, B, H, S, E] f32 */
   mlk_tensor parts_lse; /* [P, B, H, S] f32; -infinity: a part of nothing, whose row of parts takes no part */
@@ -814,11 +814,13 @@ MLK_API mlk_status mlk_conv_grad_input_pack(mlk_context *ctx, const mlk_conv_gra
                                             uint64_t buffer_bytes, mlk_packed *packed);
 
 /* Attention, its gradient, the merge of parts: see mlk_attention_desc, mlk_attention_grad_desc,
-   mlk_attention_merge_desc. No matrix of scores: the workspace holds blocks of them and packed copies of the operands of some key
-   heads, at most 64 MiB (of the gradient 256 MiB) or one key head, O(S + T). FLOPs are 2 (D + E) for each pair of query and key that causal and window leave, all sequences at
-   their longest; of the gradient 2 (3 D + 2 E).
-   Shapes: D >= 1; B, S, T, E >= 0. Aliasing: outputs overlap nothing. Errors: as mlk_matmul; an offset, a length or a page
-   out of its range is MLK_ERR_ARGUMENT, found by the call and not by the plan; outputs untouched. */
+   mlk_attention_merge_desc. Any strides; fast where the last axis is dense. FLOPs are 2 (D + E) for each pair of query
+   and key that causal and window leave, all sequences at their longest; of the gradient 2 (3 D + 2 E).
+   No matrix of scores: the workspace holds packed copies of the operands of some key heads, at most 64 MiB (of the
+   gradient 256 MiB) or one key head, O(S + T), and for each task blocks of scores (of the gradient also dq of a key
+   head).
+   Shapes: D >= 1; B, S, T, E >= 0. Aliasing: outputs overlap nothing. Errors: as mlk_matmul; an offset, a length or a
+   page out of its range is MLK_ERR_ARGUMENT, found by the call and not by the plan; outputs untouched. */
 MLK_API mlk_status mlk_attention(mlk_context *ctx, const mlk_attention_desc *desc);
 MLK_API mlk_status mlk_attention_plan(mlk_context *ctx, const mlk_attention_desc *desc, mlk_plan *plan);
 MLK_API mlk_status mlk_attention_grad(mlk_context *ctx, const mlk_attention_grad_desc *desc);
@@ -9029,8 +9031,8 @@ static mlk_status mlki_adamw_prepare(mlk_context *ctx, const mlk_adamw_desc *des
 #define MLKI_JOB_PHASES 3
 
 /* What prepared calls have in common. Tasks take units in bundles until none is left; with a second phase, all start
-   again when the first is done, and so on. start and finish, if not NULL, run before and after, on the calling thread. The
-   workspace is shared_bytes for all tasks, then task_bytes for each. */
+   again when the first is done, and so on. start and finish, if not NULL, run before and after, on the calling thread.
+   The workspace is shared_bytes for all tasks, then task_bytes for each. */
 typedef struct mlki_job {
   void (*start)(void *op);
   void (*phase[MLKI_JOB_PHASES])(void *op, int index); /* NULL: no more */
@@ -11451,6 +11453,12 @@ static mlk_status mlki_attention_flops(mlk_context *ctx, int64_t per_pair, mlki_
     return mlki_fail(ctx, MLK_ERR_SIZE,
                      "q, k: the FLOPs of %lld queries, %lld keys, %lld heads, %lld sequences do not fit in 63 bits",
                      (long long)a->s, (long long)a->t, (long long)a->heads, (long long)a->batch);
+  /* 63 bits at 2^16 bytes for each element of each query and key: more than any variant takes */
+  if (((double)a->s * (double)a->group + (double)a->t + 4096.0) * ((double)a->d + (double)a->e + 64.0) > 1.0e14)
+    return mlki_fail(ctx, MLK_ERR_SIZE,
+                     "q, k, v: the workspace of %lld queries, %lld keys, %lld and %lld elements a head does not fit in "
+                     "63 bits",
+                     (long long)a->s, (long long)a->t, (long long)a->d, (long long)a->e);
   a->job.flops = (uint64_t)per_pair * (uint64_t)(a->batch * a->heads) * (high - low);
   return MLK_OK;
 }
@@ -11602,14 +11610,13 @@ static mlki_panels mlki_attention_pack_v(const mlki_attention *a, const mlki_seq
   return v;
 }
 
-/* V of keys [from, to) where it lies, if it can be read there. */
-static int mlki_attention_v_in_place(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t from,
-                                     int64_t to, mlki_panels *v) {
+/* V from key from on, read where it lies, which is never in pages. */
+static mlki_panels mlki_attention_v_in_place(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t from) {
+  mlki_panels v;
   int64_t run;
-  const int64_t at = mlki_key_at(a, q, a->vs, g, from, &run);
-  if (!a->v_in_place || run < to - from) return 0;
-  v->p = (const float *)(const void *)a->v + at, v->rs = a->vs[2], v->panel = a->job.row->nr;
-  return 1;
+  v.p = (const float *)(const void *)a->v + mlki_key_at(a, q, a->vs, g, from, &run);
+  v.rs = a->vs[2], v.panel = a->job.row->nr;
+  return v;
 }
 
 /* --- a strip of queries and a block of keys --- */
@@ -11666,7 +11673,8 @@ static void mlki_attention_poison(const mlki_attention *a, const mlki_sequence *
   }
 }
 
-/* Products of a strip of rows with cols keys, whole panels of them, packed as [depth][MR] and [panel][depth][NR], to rows of scores. */
+/* Products of a strip of rows with cols keys, whole panels of them, packed as [depth][MR] and [panel][depth][NR], to
+   rows of scores. */
 static void mlki_attention_products(const mlki_kernels *row, int64_t rows, const float *a, const float *b,
                                     int64_t depth, int64_t cols, float *c) {
   mlki_strip strip;
@@ -11944,8 +11952,8 @@ static void mlki_attention_load(const mlki_attention *a, const mlki_sequence *q,
                                 mlki_attention_space *s) {
   mlki_attention_pack_k(a, q, keys->g, keys->from, keys->to, s->k, s->stage);
   keys->k = s->k;
-  if (!mlki_attention_v_in_place(a, q, keys->g, keys->from, keys->to, &keys->v))
-    keys->v = mlki_attention_pack_v(a, q, keys->g, keys->from, keys->to, s->v, s->stage);
+  keys->v = a->v_in_place ? mlki_attention_v_in_place(a, q, keys->g, keys->from)
+                          : mlki_attention_pack_v(a, q, keys->g, keys->from, keys->to, s->v, s->stage);
 }
 
 /* Block n of a head whose K and V lie packed at panels. */
@@ -12213,7 +12221,8 @@ static mlk_status mlki_attention_prepare(mlk_context *ctx, const mlk_attention_d
    Weights are made again from lse, tile by tile: a tile is at most ROWS rows, which are queries as in the forward call,
    of one segment of MLK_SEGMENT rows, against one block of keys. Five products a tile: scores, dout V^T, and
      dq += ds K     dk += ds^T q     dv += p^T dout
-   whose sums run in the order of the contract if blocks, for one row, and segments, for one key, come in ascending order.
+   whose sums run in the order of the contract if blocks, for one row, and segments, for one key, come in ascending
+   order.
    All operands are packed first (phase 0), for some heads at a time. Then (phase 1)
      heads   a task does a head: for each block all tiles, dq of all rows at hand
      halves  few heads: blocks and tiles are tasks of their own, for dk and dv, and for dq; scores are made twice
@@ -12486,8 +12495,8 @@ static void mlki_grad_dq(const mlki_attention *a, const mlki_grad_tile *t, int64
   }
 }
 
-/* chain += w^T x, w being p or ds of a tile, x rows of the segment a pitch apart, for the keys the tile sees: the chains
-   go on. */
+/* chain += w^T x, w being p or ds of a tile, x rows of the segment a pitch apart, for the keys the tile sees: the
+   chains go on. */
 static void mlki_grad_dk(const mlki_attention *a, const mlki_grad_tile *t, int64_t rows, const float *w, const float *x,
                          int64_t width, float *chain) {
   const mlki_kernels *row = a->job.row;
