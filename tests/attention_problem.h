@@ -1,6 +1,6 @@
-/* attention_problem.h - a call of attention or of its gradient, with its operands in guarded memory and an oracle written from
-   mlk.h's declarations alone: plain loops over sequences, heads, queries and keys, in double and once more in float, the
-   naive form that the library's error is measured against. */
+/* attention_problem.h - a call of attention or of its gradient, with its operands in guarded memory and an oracle
+   written from mlk.h's declarations alone: plain loops over sequences, heads, queries and keys, in double and once more
+   in float, the naive form that the library's error is measured against. */
 
 #ifndef MLK_ATTENTION_PROBLEM_H
 #define MLK_ATTENTION_PROBLEM_H
@@ -11,7 +11,7 @@
 #include <math.h>
 #include <stdio.h>
 
-/* ---- operands: values in a dense array, and the same values laid out in guarded memory ---------------------------- */
+/* ---- operands: values in a dense array, and the same values laid out in guarded memory --------------------------- */
 
 enum { AXES = 4 };
 
@@ -202,7 +202,7 @@ static inline int operand_is_rogue(const operand *o) {
   return mlkt_is_rogue_f32((const float *)o->buffer.data, o->span);
 }
 
-/* ---- half precision ------------------------------------------------------------------------------------------------- */
+/* ---- half precision ---------------------------------------------------------------------------------------------- */
 
 static inline float half_to_f32(uint16_t half, mlk_dtype dtype) {
   const uint32_t sign = (uint32_t)(half & 0x8000u) << 16, low = half & 0x3FFu, exponent = half >> 10 & 31u;
@@ -222,7 +222,7 @@ static inline uint16_t f32_to_half(float x, mlk_dtype dtype) {
   return (uint16_t)(exponent < -25 ? sign : sign | (0x800000u | (bits & 0x7FFFFFu)) >> (-1 - exponent));
 }
 
-/* ---- problems -------------------------------------------------------------------------------------------------------- */
+/* ---- problems ---------------------------------------------------------------------------------------------------- */
 
 typedef enum op { FORWARD, BACKWARD } op;
 typedef enum key_kind { KEYS_DENSE, KEYS_LENGTHS, KEYS_OFFSETS, KEYS_PAGES, KEY_KINDS } key_kind;
@@ -392,7 +392,7 @@ static inline void problem_shape(problem *p, op what, const setup *wish, mlkt_rn
   problem_rooms(p);
 }
 
-/* ---- kinds of calls --------------------------------------------------------------------------------------------------- */
+/* ---- kinds of calls ---------------------------------------------------------------------------------------------- */
 
 enum {
   MASK_KINDS = 4,
@@ -434,7 +434,7 @@ static inline setup combination(int n, mlkt_rng *rng) {
   return s;
 }
 
-/* What a call costs the naive forms, in multiply-adds; a pair of query and key costs some whatever the size of a head. */
+/* What a call costs the naive forms, in multiply-adds; a pair of query and key costs some whatever a head's size. */
 static inline double macs_of(const setup *s) {
   return (double)s->b * (double)s->h * (double)s->s * (double)s->t * (double)(s->d + s->e + 20);
 }
@@ -466,7 +466,7 @@ static inline setup any_features(int64_t s, int64_t t, double macs, mlkt_rng *rn
   return u;
 }
 
-/* ---- where things are in the dense arrays ---------------------------------------------------------------------------- */
+/* ---- where things are in the dense arrays ------------------------------------------------------------------------ */
 
 /* Number of query i's row in q, out, lse and their gradients. */
 static inline int64_t q_row(const problem *p, int64_t b, int64_t h, int64_t i) {
@@ -511,7 +511,7 @@ static inline double scale_of(const problem *p) {
   return p->s.scale != 0 ? (double)p->s.scale : 1 / sqrt((double)p->s.d);
 }
 
-/* ---- values ---------------------------------------------------------------------------------------------------------- */
+/* ---- values ------------------------------------------------------------------------------------------------------ */
 
 typedef enum values { SIGNED, SHARP, INTEGERS, SPECIAL } values;
 
@@ -595,7 +595,8 @@ static inline void fill_masks(problem *p, values kind, mlkt_rng *rng) {
   }
 }
 
-/* What nobody may look at holds NaN: keys that no query sees, the rest of a cache, pages of nobody, queries without a key. */
+/* What nobody may look at holds NaN: keys that no query sees, the rest of a cache, pages of nobody, queries without a
+   key. */
 static inline void fill_poison(problem *p, mlkt_rng *rng) {
   const setup *s = &p->s;
   const size_t rows = p->o[K].count / (size_t)s->d;
@@ -642,7 +643,7 @@ static inline void problem_fill(problem *p, values kind, mlkt_rng *rng) {
   fill_poison(p, rng);
 }
 
-/* ---- the oracle ------------------------------------------------------------------------------------------------------ */
+/* ---- the oracle -------------------------------------------------------------------------------------------------- */
 
 #define UNIT (1.0 / 16777216.0) /* rounding of one operation */
 
@@ -856,10 +857,10 @@ static inline void oracle(problem *p) {
   }
 }
 
-/* ---- judging --------------------------------------------------------------------------------------------------------- */
+/* ---- judging ----------------------------------------------------------------------------------------------------- */
 
-/* Errors over the points of a case as shares of their bounds, the library's and the naive form's: a measure that a few rows of
-   large scores do not rule. */
+/* Errors over the points of a case as shares of their bounds, the library's and the naive form's: a measure that a few
+   rows of large scores do not rule. */
 typedef struct tally {
   double most, naive_most, squares, naive_squares, count;
 } tally;
@@ -913,7 +914,7 @@ static inline void judge_tallies(void) {
   }
 }
 
-/* ---- running a problem ----------------------------------------------------------------------------------------------- */
+/* ---- running a problem ------------------------------------------------------------------------------------------- */
 
 /* Lays all operands out: one form for all or, with FORM_COUNT, one of its own for each. */
 static inline void problem_layout(problem *p, form f, mlkt_rng *rng) {
@@ -1079,8 +1080,8 @@ static inline int forward_first(problem *p) {
   return ok;
 }
 
-/* Runs a laid-out problem on the reference, whose results are judged, then on every row, the threads of each row turning
-   with index. */
+/* Runs a laid-out problem on the reference, whose results are judged, then on every row, the threads of each row
+   turning with index. */
 static inline int every_row(problem *p, uint64_t index, const char *what, const char *extra) {
   int i, ok = 1;
   for (i = -1; i < crew.rows; i++) {

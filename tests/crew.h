@@ -1,5 +1,5 @@
-/* crew.h - what the tests of the large operators share: memory that grows, one context per row and thread count, numbers
-   of a sweep point. Each file has its own copy. */
+/* crew.h - what the tests of the large operators share: memory that grows, one context per row and thread count,
+   numbers of a sweep point. Each file has its own copy. */
 
 #ifndef MLK_CREW_H
 #define MLK_CREW_H
@@ -21,7 +21,7 @@ static inline float *grown_f32(float *memory, size_t *room, size_t count) {
   return (float *)grown(memory, room, count * sizeof(float));
 }
 
-/* ---- contexts of every row and thread count, with workspaces full of rogue numbers ---------------------------------- */
+/* ---- contexts of every row and thread count, with workspaces full of rogue numbers ------------------------------- */
 
 enum { CREW_THREADS = 7 };
 

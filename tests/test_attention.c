@@ -1,5 +1,5 @@
-/* test_attention.c - attention, its gradient, the merge of parts: every kind of mask, position, length and layout against the
-   oracle on every row; bits that must not move; special values; bad arguments, aliasing, plans and memory. */
+/* test_attention.c - attention and its gradient: every kind of mask, position, length and layout against the oracle on
+   every row; across blocks and segments; exact results; finite differences. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -7,7 +7,7 @@
 
 #include "attention_problem.h"
 
-/* ---- every combination, on small shapes -------------------------------------------------------------------------------- */
+/* ---- every combination, on small shapes -------------------------------------------------------------------------- */
 
 /* Every combination on some shapes. */
 static void combinations_of(op what, int shapes) {
@@ -39,7 +39,7 @@ static void combinations_of(op what, int shapes) {
 static void combinations(void) { combinations_of(FORWARD, 3); }
 static void combinations_grad(void) { combinations_of(BACKWARD, 3); }
 
-/* ---- across blocks of keys, segments of parts, chains of the gradient --------------------------------------------------- */
+/* ---- across blocks of keys, segments of parts, chains of the gradient -------------------------------------------- */
 
 /* Runs op of s on every row: operands of the given kind of values in layout f. */
 static void point(problem *p, op what, const setup *s, values kind, form f, uint64_t index, const char *name) {
@@ -130,7 +130,7 @@ static void far_windows(void) {
   problem_free(&p);
 }
 
-/* ---- layouts ------------------------------------------------------------------------------------------------------------ */
+/* ---- layouts ----------------------------------------------------------------------------------------------------- */
 
 static void layouts(void) {
   static const mlk_dtype dtypes[] = {MLK_F32, MLK_F16, MLK_BF16};
@@ -200,8 +200,8 @@ static void repeated_inputs(void) {
   problem_free(&p);
 }
 
-/* Q, K and V side by side in one tensor, heads that share keys by a stride of 0, masks that repeat by one: the bits of dense
-   operands. */
+/* Q, K and V side by side in one tensor, heads that share keys by a stride of 0, masks that repeat by one: the bits of
+   dense operands. */
 static void shared_memory(void) {
   enum { B = 2, H = 6, G = 2, S = 21, D = 24, W = H + 2 * G, N = B * H * S * D };
   static float packed[B * S * W * D], q[N], k[B * G * S * D], v[B * G * S * D], out[N], want[N], bias[S];
@@ -270,7 +270,7 @@ static void shared_memory(void) {
   crew_close();
 }
 
-/* ---- exact results ------------------------------------------------------------------------------------------------------ */
+/* ---- exact results ----------------------------------------------------------------------------------------------- */
 
 enum { EXACT_S = 24, EXACT_T = 4500, EXACT_D = 24, EXACT_E = 9, EXACT_H = 4, EXACT_G = 2 };
 typedef enum one_hot { BY_MASK, BY_BIAS, BY_SCORE, BY_WINDOW, ONE_HOTS } one_hot;
@@ -385,7 +385,7 @@ static void exact(void) {
   free(mask);
 }
 
-/* ---- finite differences -------------------------------------------------------------------------------------------------- */
+/* ---- finite differences ------------------------------------------------------------------------------------------ */
 
 /* The sum over dout times out, exactly. */
 static double loss(problem *p) {
@@ -402,8 +402,8 @@ static float *element_of(problem *p, int w, size_t i) { /* in q, k, v, bias, sin
   return w == DK ? p->key + i : w == DV ? p->value + i : f32_of(&p->o[w == DQ ? Q : w == DBIAS ? BIAS : SINKS]) + i;
 }
 
-/* The oracle's gradients are those of its loss: central differences at two distances, extrapolated. What the library computes
-   is judged by the oracle everywhere else. */
+/* The oracle's gradients are those of its loss: central differences at two distances, extrapolated. What the library
+   computes is judged by the oracle everywhere else. */
 static void differences(void) {
   problem p;
   uint64_t index, checked = 0;

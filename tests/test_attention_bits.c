@@ -1,5 +1,5 @@
-/* test_attention_bits.c - what must not move a bit of attention: the other rows of a call, where its keys are split, pages,
-   threads; the manual's arithmetic spelled out; merging; special values; sequences of 100,000. */
+/* test_attention_bits.c - what must not move a bit of attention: the other rows of a call, where its keys are split,
+   pages, threads; the manual's arithmetic spelled out; merging; special values; sequences of 100,000. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -13,7 +13,7 @@ static float *need_f32(size_t count) {
   return memory;
 }
 
-/* ---- pieces: some queries of some heads of one sequence over some of its keys, as a call of their own ------------------- */
+/* ---- pieces: some queries of some heads of one sequence over some of its keys, as a call of their own ------------ */
 
 typedef struct piece {
   int64_t b, h0, heads, i0, n, first, keys;
@@ -145,7 +145,7 @@ static void pieces(void) {
   problem_free(&p);
 }
 
-/* ---- split over keys ------------------------------------------------------------------------------------------------------ */
+/* ---- split over keys --------------------------------------------------------------------------------------------- */
 
 /* All heads and queries of sequence b in parts made by several calls, cut between segments, then merged. */
 static void split_sequence(problem *p, mlk_context *ctx, mlk_context *merger, int64_t b, mlkt_rng *rng) {
@@ -255,7 +255,7 @@ static void parts_of_a_batch(void) {
   crew_close();
 }
 
-/* ---- pages ------------------------------------------------------------------------------------------------------------------ */
+/* ---- pages ------------------------------------------------------------------------------------------------------- */
 
 /* A paged call, and the same keys in one piece. */
 static void paged(void) {
@@ -314,7 +314,7 @@ static void paged(void) {
   problem_free(&p);
 }
 
-/* ---- threads, hooks ---------------------------------------------------------------------------------------------------------- */
+/* ---- threads, hooks ---------------------------------------------------------------------------------------------- */
 
 static void hooks_of(problem *p, mlk_isa isa) {
   static const char *const manners[] = {"threads 1",   "threads 2", "threads 3", "threads 7",
@@ -364,7 +364,7 @@ static void threads(void) {
   problem_free(&p);
 }
 
-/* ---- the manual's arithmetic, spelled out -------------------------------------------------------------------------------------- */
+/* ---- the manual's arithmetic, spelled out ------------------------------------------------------------------------ */
 
 /* y = f(x) as mlk_map computes it: exp, log, tanh of the manual. */
 static void map_n(mlk_map_op what, const float *x, float *y, int64_t n) {
@@ -597,7 +597,7 @@ static void arithmetic(void) {
   problem_free(&p);
 }
 
-/* ---- merging -------------------------------------------------------------------------------------------------------------------- */
+/* ---- merging ----------------------------------------------------------------------------------------------------- */
 
 /* A row of the merge in double. Gives 0 where the result is NaN. What is alone stays as it is. */
 static int merged_exactly(const float *parts, const float *lse, int64_t count, int64_t step, int64_t e,
@@ -732,7 +732,7 @@ static void merging(void) {
   crew_close();
 }
 
-/* ---- special values --------------------------------------------------------------------------------------------------------------- */
+/* ---- special values ---------------------------------------------------------------------------------------------- */
 
 /* One query over t keys whose scores are those of k: q is one, D 1, scale 1. */
 static void special_setup(problem *p, int64_t t, int features, mlkt_rng *rng) {
@@ -924,7 +924,7 @@ static void contagion(void) {
   problem_free(&p);
 }
 
-/* ---- nothing of something ----------------------------------------------------------------------------------------------------------- */
+/* ---- nothing of something ---------------------------------------------------------------------------------------- */
 
 static void empty(void) {
   static const int64_t sizes[][7] = {/* B H G S T D E */
@@ -971,7 +971,7 @@ static void empty(void) {
   crew_close();
 }
 
-/* ---- 100,000 keys --------------------------------------------------------------------------------------------------------------------- */
+/* ---- 100,000 keys ------------------------------------------------------------------------------------------------ */
 
 enum { LONG_D = 16, LONG_H = 4, LONG_G = 2 };
 

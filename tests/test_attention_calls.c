@@ -1,5 +1,5 @@
-/* test_attention_calls.c - calls of attention that must be refused, and those next to them that must not; overlap of operands;
-   plans against allocators, flops and bytes against loops; sizes at the limits. */
+/* test_attention_calls.c - calls of attention that must be refused, and those next to them that must not; overlap of
+   operands; plans against allocators, flops and bytes against loops; sizes at the limits. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -7,7 +7,7 @@
 
 #include "attention_problem.h"
 
-/* ---- refusals ------------------------------------------------------------------------------------------------------------ */
+/* ---- refusals ---------------------------------------------------------------------------------------------------- */
 
 static int has_word(const char *sentence, const char *text) {
   static const char word[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_";
@@ -55,8 +55,8 @@ static int bad_untouched(void) {
   return ok;
 }
 
-/* The operator must refuse desc with status, by a sentence that holds word and value; with planned so must its plan, else the
-   plan is fine. Outputs are bad_out. */
+/* The operator must refuse desc with status, by a sentence that holds word and value; with planned so must its plan,
+   else the plan is fine. Outputs are bad_out. */
 static void expect_refusal(callee what, mlk_context *ctx, const void *desc, mlk_status status, const char *word,
                            const char *value, int planned, const char *spoilt, int line) {
   mlk_plan plan, kept;
@@ -122,7 +122,8 @@ static void expect_refusal(callee what, mlk_context *ctx, const void *desc, mlk_
   BAD(desc.FIELD = mlk_with_row_stride(desc.FIELD, 2), MLK_ERR_SHAPE, NAME, NULL);                                     \
   BAD((desc.FIELD = mlk_with_row_stride(desc.FIELD, 9), desc.FIELD.stride[0] = 0), MLK_ERR_SHAPE, NAME, NULL)
 
-/* What attention and its gradient have in common: B 2, H 4, G 2, S 3, T 5, D 6, E 7, mask [2, 4, 3, 5], bias [4, 3, 5]. */
+/* What attention and its gradient have in common: B 2, H 4, G 2, S 3, T 5, D 6, E 7, mask [2, 4, 3, 5], bias [4, 3, 5].
+   */
 #define BAD_SCORES()                                                                                                   \
   BAD(desc.q.data = NULL, MLK_ERR_ARGUMENT, "q", NULL);                                                                \
   BAD(desc.k.data = NULL, MLK_ERR_ARGUMENT, "k", NULL);                                                                \
@@ -422,7 +423,7 @@ static void bad_merge(void) {
 #undef DESC
 #undef WHAT
 
-/* ---- aliasing --------------------------------------------------------------------------------------------------------------- */
+/* ---- aliasing ---------------------------------------------------------------------------------------------------- */
 
 static float alias_memory[8000];
 
@@ -543,7 +544,7 @@ static void aliasing(void) {
   mlk_close(ctx);
 }
 
-/* ---- plans, memory ----------------------------------------------------------------------------------------------------------- */
+/* ---- plans, memory ----------------------------------------------------------------------------------------------- */
 
 /* Pairs that causal and window leave, all sequences at their longest: a loop over them. */
 static uint64_t count_pairs(const problem *p) {
@@ -558,8 +559,8 @@ static uint64_t count_pairs(const problem *p) {
   return pairs * (uint64_t)(s->b * s->h);
 }
 
-/* One problem on a fresh context: exact flops and bytes, the plan's workspace and not a byte more, a workspace that is fixed
-   and one byte too small, every allocation failing in turn. */
+/* One problem on a fresh context: exact flops and bytes, the plan's workspace and not a byte more, a workspace that is
+   fixed and one byte too small, every allocation failing in turn. */
 static void plan_problem(problem *p, mlk_isa isa, int threads, int fail) {
   const setup *s = &p->s;
   const int64_t per_pair = p->what == FORWARD ? s->d + s->e : 3 * s->d + 2 * s->e;
@@ -694,8 +695,9 @@ static void plans_of_large_calls(void) {
       for (i = 0; i < 2; i++) {
         mlkt_note("%s, B %d, S %d", i ? "gradient" : "forward", (int)b, (int)s);
         CHECK_EQ_I64(plan[i].flops, 2 * pairs * (uint64_t)(i ? 5 * D : 2 * D));
-        /* packed operands of some key heads, at most so much or one head: K and V, of the gradient K twice, and Q and dout twice
-           for four query heads; an eighth for rounding; then what each task has of its own, of the gradient dq of a head */
+        /* packed operands of some key heads, at most so much or one head: K and V, of the gradient K twice, and Q and
+           dout twice for four query heads; an eighth for rounding; then what each task has of its own, of the gradient
+           dq of a head */
         most = i ? 10 * head : head;
         most = (uint64_t)largest((int64_t)(most + most / 8), INT64_C(64) << (i ? 22 : 20));
         most += 4 * ((i ? 2 * head : 0) + (UINT64_C(4) << 20));
