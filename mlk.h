@@ -12252,7 +12252,7 @@ static void mlki_attention_dsinks(const mlki_attention *a) {
           delta = mlki_ref_sum16(MLKI_PAIR_IP, a->e, dout, a->dos[3], out, a->os[4]);
           for (e = 0; e < a->e; e++) whole &= mlki_finite(dout[e * a->dos[3]]);
         }
-        sum -= mlki_mul64(whole ? mlki_ref_exp(a->sinks[h * a->sinks_step] - lse) : NAN, delta);
+        sum -= mlki_mul64((double)(whole ? mlki_ref_exp(a->sinks[h * a->sinks_step] - lse) : NAN), (double)delta);
       }
     }
     a->dsinks[h * a->dsinks_step] = (float)sum;

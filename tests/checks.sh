@@ -4,7 +4,7 @@
 #                           anything else: failed.
 #   finish                  waits, prints what failed with its output, then the closing line; status 1 when something failed
 #
-# MLK_JOBS: how many at once (default: the processors). MLK_VERBOSE=1: a line for passed checks too.
+# MLK_JOBS: how many at once (default: the processors). MLK_VERBOSE=1: a line for passed checks too, with their processor time.
 
 mlk_jobs=${MLK_JOBS:-$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)}
 mlk_work=$(mktemp -d "${TMPDIR:-/tmp}/mlk_checks.XXXXXX") || exit 2
@@ -24,7 +24,11 @@ check() {
   mlk_names[id]=$name
   wait_for_slot
   mkdir "$mlk_work/$id"
-  ( ( "$@" ) >"$mlk_work/$id/log" 2>&1 </dev/null; echo $? >"$mlk_work/$id/status" ) &
+  ( ( "$@" ) >"$mlk_work/$id/log" 2>&1 </dev/null; echo $? >"$mlk_work/$id/status"; times >"$mlk_work/$id/times" ) &
+}
+
+seconds() { # of processor that check ID took, in its own process and in what it started
+  tail -n 1 "$mlk_work/$1/times" | tr 'ms' '  ' | awk '{printf "%.1f s", $1 * 60 + $2 + $3 * 60 + $4}'
 }
 
 excerpt() { # the ends of a long log
@@ -37,7 +41,7 @@ finish() {
   for id in "${!mlk_names[@]}"; do
     status=$(cat "$mlk_work/$id/status" 2>/dev/null || echo 1)
     case $status in
-      0) passed=$((passed + 1)); [ -z "${MLK_VERBOSE:-}" ] || echo "ok    ${mlk_names[id]}" ;;
+      0) passed=$((passed + 1)); [ -z "${MLK_VERBOSE:-}" ] || echo "ok    ${mlk_names[id]}, $(seconds $id)" ;;
       77) skipped=$((skipped + 1)); echo "skip  ${mlk_names[id]}: $(tail -n 1 "$mlk_work/$id/log")" ;;
       *) failed=$((failed + 1)); echo "FAIL  ${mlk_names[id]}"; excerpt "$mlk_work/$id/log" | sed 's/^/      /' ;;
     esac

@@ -266,7 +266,7 @@ if [ "$(uname -s)" = Linux ]; then check "bench compiles without warnings and st
 
 # --- text ---------------------------------------------------------------------------------------------------------------
 tags_agree() {
-  diff <(awk '/CONTENTS/ {on = 1; next} on && !/>>/ {exit} on {sub(/.*>>/, ""); sub(/ .*/, ""); print}' "$inc/mlk.h") \
+  diff <(awk '/CONTENTS/ {on = 1; next} on && /^$/ {exit} on && />>/ {sub(/.*>>/, ""); sub(/ .*/, ""); print}' "$inc/mlk.h") \
        <(sed -n 's,^/\* >>\([a-z_]*\).*,\1,p' "$inc/mlk.h") || { echo "< contents, > sections"; return 1; }
 }
 tags_are_known() { # every >>tag mentioned anywhere is a section
