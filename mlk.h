@@ -11512,11 +11512,12 @@ static int64_t mlki_attention_pitch(int64_t n) { return mlki_round_up(mlki_max(n
 /* Keys that are staged at once, and whose multiples start panels and lanes of sums alike. */
 static int64_t mlki_attention_step(const mlki_kernels *row) { return row->nr % 16 == 0 ? row->nr : 48; }
 
-/* Floats of a block of K or V with n elements a key, in panels. */
+/* Floats of a block of K or V with n elements a key, in panels or as dense rows. */
 static int64_t mlki_attention_block_floats(const mlki_kernels *row, int64_t n) {
-  return mlki_round_up(
-      mlki_max(mlki_round_up(MLK_ATTENTION_BLOCK, row->nr) * n, MLK_ATTENTION_BLOCK * mlki_round_up(n, row->nr)) + 16,
-      16);
+  return mlki_round_up(mlki_max(mlki_round_up(MLK_ATTENTION_BLOCK, row->nr) * n,
+                                MLK_ATTENTION_BLOCK * mlki_round_up(mlki_attention_pitch(n), row->nr)) +
+                           16,
+                       16);
 }
 
 static void mlki_attention_carve(const mlki_attention *a, mlki_carver *carver, mlki_attention_space *s) {
@@ -11553,6 +11554,10 @@ static const float *mlki_attention_rows(const mlki_attention *a, const mlki_sequ
     return (const float *)(const void *)base + at;
   }
   *pitch = mlki_attention_pitch(width);
+  if (a->dtype != MLK_F32 && run >= n && stride[3] == 1 && stride[2] == width && *pitch == width) {
+    a->job.row->widen(a->dtype, base + at * bytes, stage, n * width);
+    return stage;
+  }
   for (i = 0; i < n; i++, at += stride[2]) {
     float *to = stage + i * *pitch;
     if (i == run) {
@@ -11593,18 +11598,20 @@ static void mlki_attention_pack_k(const mlki_attention *a, const mlki_sequence *
   }
 }
 
-/* Keys [from, to) of V as B of the outputs, [panel][key][NR]. */
+/* Keys [from, to) of V as B of the outputs, [panel][key][NR]; 16-bit ones of one task as dense f32 rows. */
 static mlki_panels mlki_attention_pack_v(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t from,
                                          int64_t to, float *panels, float *stage) {
   const mlki_kernels *row = a->job.row;
   const int64_t step = mlki_attention_step(row), nr = row->nr;
+  const int dense = a->dtype != MLK_F32 && !a->shared;
   mlki_panels v;
-  int64_t j, e, pitch;
-  v.p = panels, v.rs = nr, v.panel = (to - from) * nr;
+  int64_t j, e, pitch = mlki_attention_pitch(a->e);
+  v.p = panels, v.rs = dense ? pitch : nr, v.panel = dense ? nr : (to - from) * nr;
   for (j = from; j < to; j += step) {
     const int64_t n = mlki_min(step, to - j);
-    const float *rows = mlki_attention_rows(a, q, a->v, a->vs, g, j, n, a->e, stage, &pitch);
-    for (e = 0; e < a->e; e += nr)
+    float *space = dense ? panels + (j - from) * pitch : stage;
+    const float *rows = mlki_attention_rows(a, q, a->v, a->vs, g, j, n, a->e, space, &pitch);
+    for (e = 0; e < a->e && !dense; e += nr)
       row->pack(panels + e / nr * v.panel + (j - from) * nr, mlki_min(nr, a->e - e), nr, n, rows + e, 1, pitch);
   }
   return v;
