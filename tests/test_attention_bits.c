@@ -358,7 +358,8 @@ static void threads(void) {
       oracle(&p);
       problem_layout(&p, FORM_COUNT, &rng);
       every_row(&p, index, "threads", "");
-      for (r = 0; r < crew.rows; r++) hooks_of(&p, crew.isas[r]);
+      for (r = 0; r < crew.rows; r++)
+        if (!mlkt_opt.quick || r == (int)(index % (uint64_t)crew.rows)) hooks_of(&p, crew.isas[r]);
     }
   crew_close();
   problem_free(&p);

@@ -122,8 +122,7 @@ static void expect_refusal(callee what, mlk_context *ctx, const void *desc, mlk_
   BAD(desc.FIELD = mlk_with_row_stride(desc.FIELD, 2), MLK_ERR_SHAPE, NAME, NULL);                                     \
   BAD((desc.FIELD = mlk_with_row_stride(desc.FIELD, 9), desc.FIELD.stride[0] = 0), MLK_ERR_SHAPE, NAME, NULL)
 
-/* What attention and its gradient have in common: B 2, H 4, G 2, S 3, T 5, D 6, E 7, mask [2, 4, 3, 5], bias [4, 3, 5].
-   */
+/* What both have in common: B 2, H 4, G 2, S 3, T 5, D 6, E 7, mask [2, 4, 3, 5], bias [4, 3, 5]. */
 #define BAD_SCORES()                                                                                                   \
   BAD(desc.q.data = NULL, MLK_ERR_ARGUMENT, "q", NULL);                                                                \
   BAD(desc.k.data = NULL, MLK_ERR_ARGUMENT, "k", NULL);                                                                \
@@ -762,6 +761,32 @@ static void sizes(void) {
         }
       }
   CHECK(accepted > 100);
+  for (i = 0; i < EDGES; i++)
+    for (j = 0; j < EDGES && !mlkt_hopeless(); j++) { /* sizes of a head */
+      const int64_t d = edges[i], e = edges[j];
+      mlk_attention_desc desc;
+      mlk_attention_grad_desc grad;
+      memset(&desc, 0, sizeof desc), memset(&grad, 0, sizeof grad);
+      desc.q = grad.q = grad.dq = mlk_f32(nowhere, 1, 1, 3, d),
+      desc.k = grad.k = grad.dk = mlk_f32(nowhere, 1, 1, 5, d);
+      desc.v = grad.v = grad.dv = mlk_f32(nowhere, 1, 1, 5, e);
+      desc.out = grad.out = grad.dout = mlk_f32(nowhere, 1, 1, 3, e), grad.lse = mlk_f32(nowhere, 1, 1, 3);
+      for (what = ATTENTION; what <= GRADIENT; what++) {
+        mlk_plan plan;
+        const mlk_status status = any_call((callee)what, ctx, what == ATTENTION ? (void *)&desc : (void *)&grad, &plan);
+        mlkt_note("%s: D %" PRId64 ", E %" PRId64, callee_names[what], d, e);
+        if (d < 1 || e < 0) {
+          CHECK_STATUS(ctx, status, status == MLK_ERR_SIZE ? MLK_ERR_SIZE : MLK_ERR_SHAPE);
+        } else if (status == MLK_OK) {
+          CHECK_EQ_I64(plan.flops, 2 * 15 * (what == ATTENTION ? (uint64_t)(d + e) : (uint64_t)(3 * d + 2 * e)));
+          CHECK_MSG(plan.workspace_bytes < UINT64_C(1) << 62, "workspace %" PRIu64, plan.workspace_bytes);
+        } else {
+          CHECK_STATUS(ctx, status, MLK_ERR_SIZE);
+          CHECK_MSG(d > INT64_C(1) << 31 || e > INT64_C(1) << 31, "sizes that fit were refused: %s",
+                    mlk_last_error(ctx));
+        }
+      }
+    }
   mlk_close(ctx);
 }
 
