@@ -74,8 +74,13 @@
      >>embedding       rows by number, gradient
      >>rotary          rotary positions
      >>attention       what a query sees, checks, definitions
+     >>attention_strips
+                       a few queries against a block of keys; folding
      >>attention_forward
-     >>attention_grad  the gradient
+                       tiles and tasks of the call
+     >>attention_grad_tiles
+                       packed operands; weights and products of one tile
+     >>attention_grad  tasks of the gradient
      >>attention_merge parts into one
      >>public          the public functions
      >>licence         MIT No Attribution, or public domain
@@ -11463,7 +11468,7 @@ static mlk_status mlki_attention_flops(mlk_context *ctx, int64_t per_pair, mlki_
   return MLK_OK;
 }
 
-/* >>attention_forward ----------------------------------------------------------------------------------------------
+/* >>attention_strips -----------------------------------------------------------------------------------------------
    Queries of all heads that share a key head are rows of one tile, row r being query r / group of head r % group, so
    that K and V are read once for all of them. A block of keys meets a tile strip by strip (MR rows): the matmul strip
    makes a strip of scores, at most MR x BLOCK, which stays in level 1; its rows become weights; the strip again makes
@@ -11885,7 +11890,7 @@ static void mlki_attention_end(const mlki_attention *a, const mlki_sequence *q, 
   mlki_attention_write(a, q, g, r0, rows, 0, s->whole_m, s->whole_l, s->whole);
 }
 
-/* --- tiles --- */
+/* >>attention_forward ---------------------------------------------------------------------------------------------- */
 
 /* Queries of rows [r0, r0 + rows) of key head g, scaled, as strips of A. stage: MR rows. */
 static void mlki_attention_pack_q(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t r0, int64_t rows,
@@ -12224,7 +12229,7 @@ static mlk_status mlki_attention_prepare(mlk_context *ctx, const mlk_attention_d
   return MLK_OK;
 }
 
-/* >>attention_grad -------------------------------------------------------------------------------------------------
+/* >>attention_grad_tiles -------------------------------------------------------------------------------------------
    Weights are made again from lse, tile by tile: a tile is at most ROWS rows, which are queries as in the forward call,
    of one segment of MLK_SEGMENT rows, against one block of keys. Five products a tile: scores, dout V^T, and
      dq += ds K     dk += ds^T q     dv += p^T dout
@@ -12527,7 +12532,7 @@ static void mlki_grad_dk(const mlki_attention *a, const mlki_grad_tile *t, int64
   }
 }
 
-/* --- tasks --- */
+/* >>attention_grad ------------------------------------------------------------------------------------------------- */
 
 /* What one task works with. */
 typedef struct mlki_grad_space {
