@@ -12132,21 +12132,27 @@ static void mlki_attention_variant(const mlk_context *ctx, mlki_attention *a) {
   const int64_t mr = row->mr, rows = a->s * a->group, heads = rows ? a->batch * a->groups : 0;
   const int64_t limit = mlki_task_limit(ctx);
   const int64_t most = MLKI_ATTENTION_ROWS / mr * mr;
+  const int64_t packed = mlki_attention_block_floats(row, a->d) + mlki_attention_block_floats(row, a->e);
   const double work = (double)rows * (double)a->t * (double)(a->d + a->e);
+  int64_t fit; /* heads whose packed K and V may lie there at once */
+  int split, crowded;
   a->plain = a->softcap == 0.0f && !a->alibi && !a->bias && !a->mask;
   a->blocks = mlki_ceil_div(a->t, MLK_ATTENTION_BLOCK);
   a->tile = mlki_min(rows, 2 * most);
-  if (heads && (rows > 2 * most || (heads < limit && rows > 2 * mr && rows * 2 > limit * mr))) {
-    const int64_t head_floats = a->blocks *
-                                (mlki_attention_block_floats(row, a->d) + mlki_attention_block_floats(row, a->e));
+  a->block_floats = 2 * mlki_round_up(a->tile, 16) + mlki_round_up(a->tile, mr) * mlki_attention_pitch(a->e);
+  fit = mlki_min(heads, mlki_max(MLKI_ATTENTION_SHARED / mlki_max(a->blocks * packed, 1), 1));
+  split = heads < 2 * limit && limit > 1 && a->blocks > 1;
+  crowded = split &&
+            heads * a->block_floats > mlki_max(MLKI_ATTENTION_SHARED / a->blocks, packed); /* too many states */
+  if (heads && (rows > 2 * most || (heads < limit && rows > 2 * mr && rows * 2 > limit * mr) ||
+                (crowded && rows > mr && 2 * heads < limit))) {
     a->tile = mlki_min(rows, most);
-    if (heads * mlki_ceil_div(rows, most) < 4 * limit)
-      a->tile = mlki_min(mlki_round_up(mlki_ceil_div(heads * rows, 4 * limit), mr), most);
+    if (fit * mlki_ceil_div(rows, most) < 4 * limit)
+      a->tile = mlki_min(mlki_round_up(mlki_ceil_div(fit * rows, 4 * limit), mr), most);
     a->shared = 1;
     a->tiles = mlki_ceil_div(rows, a->tile);
-    a->block_floats = mlki_attention_block_floats(row, a->d) + mlki_attention_block_floats(row, a->e);
-    a->round_heads = mlki_min(mlki_ceil_div(8 * limit, a->tiles), MLKI_ATTENTION_SHARED / mlki_max(head_floats, 1));
-    a->round_heads = limit == 1 ? 1 : mlki_min(mlki_max(a->round_heads, 1), heads);
+    a->block_floats = packed;
+    a->round_heads = limit == 1 ? 1 : mlki_min(mlki_ceil_div(8 * limit, a->tiles), fit);
     a->job.variant = "tiles";
     a->job.rounds = mlki_ceil_div(heads, a->round_heads);
     a->job.shared_bytes = mlki_bytes(a->round_heads * a->blocks * a->block_floats);
@@ -12156,8 +12162,7 @@ static void mlki_attention_variant(const mlk_context *ctx, mlki_attention *a) {
   }
   a->v_in_place = a->dtype == MLK_F32 && (a->vs[3] == 1 || a->e == 1) && !a->pages &&
                   (rows <= 2 * mr || (a->vs[2] >= 0 && a->vs[2] <= 2 * a->e));
-  if (heads < 2 * limit && limit > 1 && a->blocks > 1) {
-    a->block_floats = 2 * mlki_round_up(a->tile, 16) + mlki_round_up(a->tile, mr) * mlki_attention_pitch(a->e);
+  if (split && !crowded) {
     a->job.variant = "split";
     a->job.shared_bytes = mlki_bytes(heads * a->blocks * a->block_floats);
     mlki_job_phase(ctx, &a->job, 0, mlki_attention_blocks_task, heads * a->blocks, work / (double)a->blocks);
