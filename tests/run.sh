@@ -49,7 +49,8 @@ cxx_warnings() { echo "-x c++ -std=$1 -Wall -Wextra -Wpedantic -Wshadow -Wconver
 # What depends on how the kernels were compiled and which row was chosen, for stages that ask only that: a spread of every
 # operator's sweep, and the cases that compare rows.
 dispatched="--one-in 60 --filter context/rows --filter context/open --filter /sweep --filter /bits --filter matmul/epilogues
-  --filter math/special --filter math/place --filter knn/base_order --filter knn/shards --filter knn/faiss_5327"
+  --filter math/special --filter math/place --filter knn/base_order --filter knn/shards --filter knn/faiss_5327
+  --filter attention/combinations --filter attention/blocks --filter attention/split"
 
 # The test program as make builds it, and the library in it as an object: compiled once, for several stages.
 stage_program() {
