@@ -711,6 +711,34 @@ static void plans_of_large_calls(void) {
   mlk_close(ctx);
 }
 
+/* Few queries over many keys on many threads: states of blocks keep to the bound of packed operands. */
+static void plans_of_decoding(void) {
+  static const int64_t queries[] = {1, 4, 28, 200}, batches[] = {1, 8, 200};
+  enum { D = 128, T = 131072, HEAD = T * 2 * D * 4 };
+  float *nowhere = (float *)(uintptr_t)4096;
+  int threads, i, j;
+  for (threads = 1; threads <= 64; threads *= 8) {
+    mlk_context_desc context = mlkt_context_desc(MLK_ISA_BEST, threads);
+    mlk_context *ctx = NULL;
+    context.parallel = mlkt_parallel_serial(threads);
+    if (!CHECK_STATUS(NULL, mlk_open(&ctx, &context), MLK_OK)) return;
+    for (i = 0; i < 4; i++)
+      for (j = 0; j < 3; j++) {
+        mlk_attention_desc desc;
+        mlk_plan plan;
+        memset(&desc, 0, sizeof desc), memset(&plan, 0, sizeof plan);
+        desc.q = desc.out = mlk_f32(nowhere, batches[j], 64, queries[i], D);
+        desc.k = desc.v = mlk_f32(nowhere, batches[j], 8, T, D);
+        mlkt_note("threads %d, B %d, S %d", threads, (int)batches[j], (int)queries[i]);
+        CHECK_OK(ctx, mlk_attention_plan(ctx, &desc, &plan));
+        CHECK_MSG(plan.workspace_bytes <= (uint64_t)HEAD + HEAD / 8 + ((uint64_t)threads << 21), "workspace %" PRIu64,
+                  plan.workspace_bytes);
+        CHECK_MSG(plan.threads == threads, "only %d tasks", plan.threads);
+      }
+    mlk_close(ctx);
+  }
+}
+
 /* Sizes whose products do not fit are refused before memory is touched; the plan tells the figures that do. */
 static void sizes(void) {
   static const int64_t edges[] = {
@@ -796,5 +824,6 @@ const mlkt_case mlkt_attention_calls_cases[] = {{"attention/bad_attention", bad_
                                                 {"attention/aliasing", aliasing},
                                                 {"attention/plans", plans},
                                                 {"attention/plans_of_large_calls", plans_of_large_calls},
+                                                {"attention/plans_of_decoding", plans_of_decoding},
                                                 {"attention/sizes", sizes},
                                                 {NULL, NULL}};
