@@ -10921,6 +10921,7 @@ typedef struct mlki_attention {
   const int64_t *q_offsets, *k_offsets, *k_lengths, *pages;
   int64_t q_offsets_step, k_offsets_step, k_lengths_step, pages_s[2], page;
   int plain, shared, v_in_place; /* scores are products; K and V are packed ahead; V is read where it lies */
+  int streams;                   /* few rows: K and V come from memory and are used once */
   int64_t tile, tiles, blocks;   /* rows of a tile; tiles of a head; blocks of keys */
   int64_t block_floats;          /* of what a block leaves in the shared space */
   int64_t round_heads;           /* heads packed at once */
@@ -11580,13 +11581,15 @@ static const float *mlki_attention_rows(const mlki_attention *a, const mlki_sequ
   return stage;
 }
 
-/* Asks for V of keys [j, j + n), which are read where they lie, soon. */
-static void mlki_attention_prefetch_v(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t j,
-                                      int64_t n) {
-  int64_t run, i, e;
-  const float *v = (const float *)(const void *)a->v + mlki_key_at(a, q, a->vs, g, j, &run);
-  for (i = 0; i < n; i++)
-    for (e = 0; e < a->e; e += 16) MLKI_PREFETCH2(v + i * a->vs[2] + e);
+/* Asks for keys [j, j + n) of k or v, which are read soon, as far as they lie stride[2] apart. */
+static void mlki_attention_ask(const mlki_attention *a, const mlki_sequence *q, const char *base, const int64_t *stride,
+                               int64_t g, int64_t j, int64_t n, int64_t width) {
+  const int64_t bytes = a->dtype == MLK_F32 ? 4 : 2;
+  int64_t run, at, i, e;
+  if (j >= q->t) return;
+  at = mlki_key_at(a, q, stride, g, j, &run);
+  for (i = 0; i < mlki_min(n, run); i++, at += stride[2])
+    for (e = 0; e < width; e += 64 / bytes) MLKI_PREFETCH2(base + (at + e) * bytes);
 }
 
 /* Keys [from, to) of K as B of the scores: panels [panel][D][NR], from a multiple of the step. */
@@ -11598,7 +11601,10 @@ static void mlki_attention_pack_k(const mlki_attention *a, const mlki_sequence *
   for (j = from; j < to; j += step) {
     const int64_t n = mlki_min(step, to - j);
     const float *rows = mlki_attention_rows(a, q, a->k, a->ks, g, j, n, a->d, stage, &pitch);
-    if (a->v_in_place) mlki_attention_prefetch_v(a, q, g, j, n);
+    if (a->streams) { /* packing asks for f32 keys itself */
+      if (a->dtype != MLK_F32) mlki_attention_ask(a, q, a->k, a->ks, g, j + 2 * step, step, a->d);
+      mlki_attention_ask(a, q, a->v, a->vs, g, j, n, a->e);
+    }
     row->pack_panels(panels + (j - from) * a->d, n, a->d, rows, pitch, 1);
   }
 }
@@ -12160,8 +12166,9 @@ static void mlki_attention_variant(const mlk_context *ctx, mlki_attention *a) {
     mlki_job_phase(ctx, &a->job, 1, mlki_attention_tiles_task, a->round_heads * a->tiles, work / (double)a->tiles);
     return;
   }
+  a->streams = rows <= 2 * mr;
   a->v_in_place = a->dtype == MLK_F32 && (a->vs[3] == 1 || a->e == 1) && !a->pages &&
-                  (rows <= 2 * mr || (a->vs[2] >= 0 && a->vs[2] <= 2 * a->e));
+                  (a->streams || (a->vs[2] >= 0 && a->vs[2] <= 2 * a->e));
   if (split && !crowded) {
     a->job.variant = "split";
     a->job.shared_bytes = mlki_bytes(heads * a->blocks * a->block_floats);
