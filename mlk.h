@@ -4142,24 +4142,28 @@ MLKI_KERNEL float MLKI_FN(mlki_row_max)(const float *x, int64_t n) {
   return largest + 0.0f;
 }
 
+/* exp of t <= 0 or NaN. What is 0 anyway, as a masked score is, is not computed: underflow is slow on many processors. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_exp_row)(mlki_vec t) {
+  const mlki_mask none = mlki_v_lt(t, mlki_v_set1(-104.0f));
+  return mlki_v_select(none, mlki_v_zero(), MLKI_FN(mlki_exp_bounded)(mlki_v_select(none, mlki_v_zero(), t)));
+}
+
 /* e = exp(x - max) where e is not NULL, which may be x. Returns the 16-lane sum. */
 MLKI_KERNEL float MLKI_FN(mlki_row_exp)(float *e, const float *x, int64_t n, float max) {
-  const mlki_vec lowest = mlki_v_set1(-104.0f), top = mlki_v_set1(max);
+  const mlki_vec top = mlki_v_set1(max);
   const int64_t whole = e ? n / 16 * 16 : 0;
   mlki_vec sum[MLKI_V16];
   int64_t i;
   int v;
   MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) sum[v] = mlki_v_zero();
   for (i = 0; i < whole; i += 16) MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) {
-      const mlki_vec t = mlki_v_sub(mlki_v_load(x + i + v * MLKI_LANES), top);
-      const mlki_vec y = MLKI_FN(mlki_exp_bounded)(mlki_v_max(lowest, t)); /* a NaN passes */
+      const mlki_vec y = MLKI_FN(mlki_exp_row)(mlki_v_sub(mlki_v_load(x + i + v * MLKI_LANES), top));
       mlki_v_store(e + i + v * MLKI_LANES, y);
       sum[v] = mlki_v_add(sum[v], y);
     }
   for (; i < n; i += 16) MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) {
       const int64_t at = i + v * MLKI_LANES;
-      const mlki_vec t = mlki_v_sub(MLKI_FN(mlki_row_load)(x, at, n), top);
-      const mlki_vec y = MLKI_FN(mlki_exp_bounded)(mlki_v_max(lowest, t));
+      const mlki_vec y = MLKI_FN(mlki_exp_row)(mlki_v_sub(MLKI_FN(mlki_row_load)(x, at, n), top));
       if (e) MLKI_FN(mlki_row_store)(e, at, n, y);
       sum[v] = mlki_v_add(sum[v], MLKI_FN(mlki_row_keep)(y, at, n));
     }
@@ -4362,7 +4366,9 @@ MLKI_KERNEL void MLKI_FN(mlki_score_grad_row)(const mlki_scores *c, float *x, fl
       v = mlki_v_select(mlki_v_gt(there, zero), v, none);
     }
     out = mlki_v_eq(v, none);
-    p = mlki_v_select(out, zero, MLKI_FN(mlki_exp)(mlki_v_sub(v, lsev)));
+    p = MLKI_FN(mlki_exp)(
+        mlki_v_select(out, zero, mlki_v_sub(v, lsev))); /* no underflow where the result is not used */
+    p = mlki_v_select(out, zero, p);
     ds = mlki_v_mul(p, mlki_v_sub(MLKI_FN(mlki_row_load)(t, i, n), deltav));
     if (c->softcap > 0.0f && !after) ds = mlki_v_mul(ds, mlki_v_fnma(tanh, tanh, mlki_v_set1(1.0f)));
     MLKI_FN(mlki_row_store)(x, i, n, p);
@@ -12158,7 +12164,7 @@ static void mlki_attention_variant(const mlk_context *ctx, mlki_attention *a) {
     a->shared = 1;
     a->tiles = mlki_ceil_div(rows, a->tile);
     a->block_floats = packed;
-    a->round_heads = limit == 1 ? 1 : mlki_min(mlki_ceil_div(8 * limit, a->tiles), fit);
+    a->round_heads = limit == 1 ? 1 : mlki_min(mlki_ceil_div(32 * limit, a->tiles), fit);
     a->job.variant = "tiles";
     a->job.rounds = mlki_ceil_div(heads, a->round_heads);
     a->job.shared_bytes = mlki_bytes(a->round_heads * a->blocks * a->block_floats);
