@@ -52,6 +52,11 @@ dispatched="--one-in 60 --filter context/rows --filter context/open --filter /sw
   --filter math/special --filter math/place --filter knn/base_order --filter knn/shards --filter knn/faiss_5327
   --filter attention/combinations --filter attention/blocks --filter attention/split"
 
+# Every case, for stages that look at how it is done rather than at what comes out: fewer points of a sweep and threads,
+# which --long has as --quick takes them.
+sampled="--one-in 60 --threads-max 3"
+[ $long = 0 ] || sampled=""
+
 # The test program as make builds it, and the library in it as an object: compiled once, for several stages.
 stage_program() {
   build suite CC="$CC" CFLAGS="$CFLAGS -fPIC -Werror" ${OPENMP+"OPENMP=$OPENMP"}
@@ -66,7 +71,7 @@ stage_suite() { # everything
 stage_clang() {
   have clang || skip "no clang"
   build clang CC=clang CFLAGS="-O2 -Werror"
-  "$base/clang/mlk_test" --quick
+  "$base/clang/mlk_test" --quick $sampled
 }
 
 stage_cxx11_native() { # C++11; and the compiler may use this machine's instructions everywhere, and contract: the bits must stay
@@ -110,7 +115,7 @@ stage_asan() { # addresses, leaks, and of undefined behaviour what ASan does not
   fi
   build asan CC="$cc" CFLAGS="$flags $(by_calls "$cc")"
   export UBSAN_OPTIONS=print_stacktrace=1 ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=$leaks}:allocator_may_return_null=1
-  "$base/asan/mlk_test" --quick
+  "$base/asan/mlk_test" --quick $sampled
 }
 
 stage_ubsan() { # clang's checks beyond the standard as well: implicit truncation
@@ -119,7 +124,7 @@ stage_ubsan() { # clang's checks beyond the standard as well: implicit truncatio
   have clang || skip "no clang"
   sanitizer_works clang "$flags" || skip "clang does not link its sanitizers"
   build ubsan CC=clang CFLAGS="$flags"
-  UBSAN_OPTIONS=print_stacktrace=1 "$base/ubsan/mlk_test" --quick
+  UBSAN_OPTIONS=print_stacktrace=1 "$base/ubsan/mlk_test" --quick $sampled
 }
 
 stage_tsan() { # races: on a pthread pool in the parallel hook, since OpenMP's runtime is not instrumented
@@ -135,7 +140,7 @@ stage_tsan() { # races: on a pthread pool in the parallel hook, since OpenMP's r
     fi
   fi
   build tsan CC="$cc" CFLAGS="$flags" OPENMP=
-  TSAN_OPTIONS=halt_on_error=0:exitcode=66 $prefix "$base/tsan/mlk_test" --quick --one-in 60 --pool
+  TSAN_OPTIONS=halt_on_error=0:exitcode=66 $prefix "$base/tsan/mlk_test" --quick $sampled --pool
 }
 
 stage_msan() { # reads of uninitialised memory, on the pool for the same reason
@@ -144,7 +149,7 @@ stage_msan() { # reads of uninitialised memory, on the pool for the same reason
   have clang || skip "no clang"
   sanitizer_works clang "$flags" || skip "clang does not link MemorySanitizer"
   build msan CC=clang CFLAGS="$flags" OPENMP=
-  "$base/msan/mlk_test" --quick --pool --isa scalar
+  "$base/msan/mlk_test" --quick $sampled --pool --isa scalar
 }
 
 rows_are() { # rows_are "NAMES" OUTPUT: the program found exactly these instruction sets
@@ -222,7 +227,7 @@ stage_fuzz() { # the examples' file readers
   stage_program
   local search=()
   [ $long = 0 ] || search=(--search 60)
-  MLK_OBJECT=$library CC=$CC MLK_JOBS=$cores bash tests/fuzz_readers.sh ${search[@]+"${search[@]}"}
+  MLK_FUZZ_ROUNDS=${MLK_FUZZ_ROUNDS:-$((long ? 20000 : 3000))} MLK_OBJECT=$library CC=$CC MLK_JOBS=$cores bash tests/fuzz_readers.sh ${search[@]+"${search[@]}"}
 }
 
 stage_valgrind() { # reads of uninitialised memory; this valgrind knows no AVX-512, so the rows below it run
