@@ -11607,8 +11607,8 @@ static void mlki_attention_pack_k(const mlki_attention *a, const mlki_sequence *
   for (j = from; j < to; j += step) {
     const int64_t n = mlki_min(step, to - j);
     const float *rows = mlki_attention_rows(a, q, a->k, a->ks, g, j, n, a->d, stage, &pitch);
-    if (a->streams) { /* packing asks for f32 keys itself */
-      if (a->dtype != MLK_F32) mlki_attention_ask(a, q, a->k, a->ks, g, j + 2 * step, step, a->d);
+    if (a->streams && a->dtype != MLK_F32) { /* of f32, packing and sweeps ask themselves */
+      mlki_attention_ask(a, q, a->k, a->ks, g, j + 2 * step, step, a->d);
       mlki_attention_ask(a, q, a->v, a->vs, g, j, n, a->e);
     }
     row->pack_panels(panels + (j - from) * a->d, n, a->d, rows, pitch, 1);
@@ -11715,6 +11715,25 @@ static void mlki_attention_products(const mlki_kernels *row, int64_t rows, const
   }
 }
 
+/* Weights times values. Where few rows read V from memory, some keys at a time side by side, so that a row of V is read
+   as a whole and once. */
+static void mlki_attention_weigh(const mlki_attention *a, const mlki_strip *all) {
+  const mlki_kernels *row = a->job.row;
+  const int sweeps = a->streams && a->dtype == MLK_F32 && all->rows <= mlki_min(row->mr, MLKI_SWEEP_ROWS) &&
+                     all->b_panel == row->nr && all->cols % row->nr == 0 && all->cols > 0;
+  mlki_strip part = *all;
+  if (!sweeps) {
+    row->strip(all);
+    return;
+  }
+  for (part.k = MLKI_SWEEP; part.a - all->a + MLKI_SWEEP <= all->k; part.chain = MLKI_CONTINUE) {
+    row->sweep(&part, all->rows);
+    part.a += MLKI_SWEEP, part.b += MLKI_SWEEP * all->b_rs;
+  }
+  part.k = all->k - (part.a - all->a);
+  if (part.k) row->strip(&part);
+}
+
 /* A strip of a block from scratch: rows [first, first + rows) of a tile whose queries are at queries, against the keys
    that the strip sees; largest scores and sums to s->top and s->sum, weighted values to o. */
 static void mlki_attention_strip(const mlki_attention *a, const mlki_sequence *q, const mlki_attention_keys *keys,
@@ -11738,11 +11757,10 @@ static void mlki_attention_strip(const mlki_attention *a, const mlki_sequence *q
   }
   strip.a = s->scores, strip.a_rs = MLKI_SCORE_PITCH, strip.a_cs = 1;
   strip.b = careful ? s->clean : keys->v.p;
-  strip.rows = rows;
   strip.b_rs = careful ? pitch : keys->v.rs, strip.b_panel = careful ? row->nr : keys->v.panel;
   strip.c = o, strip.c_rs = pitch;
-  strip.cols = a->e, strip.k = n, strip.chain = MLKI_START;
-  row->strip(&strip);
+  strip.rows = rows, strip.cols = a->e, strip.k = n, strip.chain = MLKI_START;
+  mlki_attention_weigh(a, &strip);
 }
 
 /* The same, again with care where something is not finite: a value that takes no part may have come in as 0 times
