@@ -10928,6 +10928,7 @@ typedef struct mlki_attention {
   int64_t q_offsets_step, k_offsets_step, k_lengths_step, pages_s[2], page;
   int plain, shared, v_in_place; /* scores are products; K and V are packed ahead; V is read where it lies */
   int streams;                   /* few rows: K and V come from memory and are used once */
+  int sweeps;                    /* then V by sweeps, which ask for it themselves */
   int64_t tile, tiles, blocks;   /* rows of a tile; tiles of a head; blocks of keys */
   int64_t block_floats;          /* of what a block leaves in the shared space */
   int64_t round_heads;           /* heads packed at once */
@@ -11514,6 +11515,7 @@ typedef struct mlki_attention_space {
 } mlki_attention_space;
 
 #define MLKI_ATTENTION_ROWS   112       /* of a tile, if its head has more than twice as many */
+#define MLKI_ATTENTION_SWEPT  128       /* elements of a value from which sweeps ask far enough ahead */
 #define MLKI_ATTENTION_SHARED (1 << 24) /* floats of K and V that are packed ahead, unless one head has more */
 
 /* Dense rows of n floats lie so far apart. */
@@ -11607,10 +11609,8 @@ static void mlki_attention_pack_k(const mlki_attention *a, const mlki_sequence *
   for (j = from; j < to; j += step) {
     const int64_t n = mlki_min(step, to - j);
     const float *rows = mlki_attention_rows(a, q, a->k, a->ks, g, j, n, a->d, stage, &pitch);
-    if (a->streams && a->dtype != MLK_F32) { /* of f32, packing and sweeps ask themselves */
-      mlki_attention_ask(a, q, a->k, a->ks, g, j + 2 * step, step, a->d);
-      mlki_attention_ask(a, q, a->v, a->vs, g, j, n, a->e);
-    }
+    if (a->streams && a->dtype != MLK_F32) mlki_attention_ask(a, q, a->k, a->ks, g, j + 2 * step, step, a->d);
+    if (a->streams && !a->sweeps) mlki_attention_ask(a, q, a->v, a->vs, g, j, n, a->e);
     row->pack_panels(panels + (j - from) * a->d, n, a->d, rows, pitch, 1);
   }
 }
@@ -11719,10 +11719,8 @@ static void mlki_attention_products(const mlki_kernels *row, int64_t rows, const
    as a whole and once. */
 static void mlki_attention_weigh(const mlki_attention *a, const mlki_strip *all) {
   const mlki_kernels *row = a->job.row;
-  const int sweeps = a->streams && a->dtype == MLK_F32 && all->rows <= mlki_min(row->mr, MLKI_SWEEP_ROWS) &&
-                     all->b_panel == row->nr && all->cols % row->nr == 0 && all->cols > 0;
   mlki_strip part = *all;
-  if (!sweeps) {
+  if (!a->sweeps || all->b_panel != row->nr) {
     row->strip(all);
     return;
   }
@@ -12191,6 +12189,8 @@ static void mlki_attention_variant(const mlk_context *ctx, mlki_attention *a) {
     return;
   }
   a->streams = rows <= 2 * mr;
+  a->sweeps = a->dtype == MLK_F32 && rows <= mlki_min(mr, MLKI_SWEEP_ROWS) && a->e % row->nr == 0 &&
+              a->e >= MLKI_ATTENTION_SWEPT;
   a->v_in_place = a->dtype == MLK_F32 && (a->vs[3] == 1 || a->e == 1) && !a->pages &&
                   (a->streams || (a->vs[2] >= 0 && a->vs[2] <= 2 * a->e));
   if (split && !crowded) {
