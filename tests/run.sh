@@ -172,7 +172,7 @@ stage_neon() {
   have aarch64-linux-gnu-gcc || skip "no aarch64-linux-gnu-gcc"
   have qemu-aarch64 || skip "no qemu-aarch64 (Debian package qemu-user)"
   build neon CC=aarch64-linux-gnu-gcc CFLAGS="-O2 -static"
-  emulated neon "scalar neon" "--one-in 120" "$base/neon/mlk_test" qemu-aarch64
+  emulated neon "scalar neon" "--one-in 60" "$base/neon/mlk_test" qemu-aarch64
 }
 
 # The program of the suite itself runs there, if this machine's C library does; else one linked with all it needs.
