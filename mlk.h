@@ -11550,7 +11550,7 @@ static void mlki_attention_carve(const mlki_attention *a, mlki_carver *carver, m
   s->v = (float *)mlki_carve(carver, a->shared || a->v_in_place ? 0 : mlki_attention_block_floats(row, a->e), 4);
   s->stage = (float *)mlki_carve(carver, mlki_attention_step(row) * mlki_attention_pitch(mlki_max(a->d, a->e)) + 16, 4);
   s->clean = (float *)mlki_carve(carver, MLK_ATTENTION_BLOCK * pitch, 4);
-  s->top = (float *)mlki_carve(carver, 2 * MLKI_CONV_PANEL_MAX, 4);
+  s->top = (float *)mlki_carve(carver, MLKI_CONV_PANEL_MAX, 4);
   s->sum = (float *)mlki_carve(carver, MLKI_CONV_PANEL_MAX, 4);
   s->scale = (float *)mlki_carve(carver, 2 * MLKI_CONV_PANEL_MAX, 4);
 }
@@ -12875,10 +12875,11 @@ static void mlki_grad_variant(const mlk_context *ctx, mlki_attention *a) {
 
 enum { MLKI_GRAD_Q, MLKI_GRAD_K, MLKI_GRAD_V, MLKI_GRAD_BIAS, MLKI_GRAD_SINKS, MLKI_GRAD_COUNT };
 
+static const char *const mlki_grad_names[MLKI_GRAD_COUNT] = {"dq", "dk", "dv", "dbias", "dsinks"};
+
 /* dq, dk, dv, dbias, dsinks: tensors and extents. */
 static mlk_status mlki_attention_grad_outputs(mlk_context *ctx, const mlki_attention_operands *o, mlk_tensor *t,
                                               mlki_extent *extent, mlki_attention *a) {
-  static const char *const names[MLKI_GRAD_COUNT] = {"dq", "dk", "dv", "dbias", "dsinks"};
   static const int of[MLKI_GRAD_COUNT] = {MLKI_AT_Q, MLKI_AT_K, MLKI_AT_V, MLKI_AT_BIAS, MLKI_AT_SINKS};
   mlk_status status;
   int i, wanted = 0;
@@ -12886,9 +12887,9 @@ static mlk_status mlki_attention_grad_outputs(mlk_context *ctx, const mlki_atten
     const mlk_tensor *like = &o->t[of[i]];
     if (!t[i].data) continue;
     if (!like->data)
-      return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: given without %s", names[i], mlki_attention_names[of[i]]);
-    if ((status = mlki_check_shaped(ctx, names[i], &t[i], MLK_F32, 1, 1, mlki_attention_names[of[i]], like->shape,
-                                    like->rank, &extent[i])) != MLK_OK)
+      return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: given without %s", mlki_grad_names[i], mlki_attention_names[of[i]]);
+    if ((status = mlki_check_shaped(ctx, mlki_grad_names[i], &t[i], MLK_F32, 1, 1, mlki_attention_names[of[i]],
+                                    like->shape, like->rank, &extent[i])) != MLK_OK)
       return status;
     wanted = 1;
   }
@@ -12911,7 +12912,6 @@ static mlk_status mlki_attention_grad_outputs(mlk_context *ctx, const mlki_atten
 
 static mlk_status mlki_attention_grad_prepare(mlk_context *ctx, const mlk_attention_grad_desc *desc, int run,
                                               mlki_attention *a) {
-  static const char *const names[MLKI_GRAD_COUNT] = {"dq", "dk", "dv", "dbias", "dsinks"};
   mlki_attention_operands o;
   mlk_tensor t[MLKI_GRAD_COUNT];
   mlki_extent extent[MLKI_GRAD_COUNT];
@@ -12937,7 +12937,7 @@ static mlk_status mlki_attention_grad_prepare(mlk_context *ctx, const mlk_attent
       (status = mlki_attention_grad_outputs(ctx, &o, t, extent, a)) != MLK_OK)
     return status;
   for (i = 0; i < MLKI_GRAD_COUNT; i++)
-    if (t[i].data) outputs[n].name = names[i], outputs[n].t = &t[i], outputs[n].extent = &extent[i], n++;
+    if (t[i].data) outputs[n].name = mlki_grad_names[i], outputs[n].t = &t[i], outputs[n].extent = &extent[i], n++;
   if ((status = mlki_attention_apart(ctx, run, &o, outputs, n, MLKI_AT_COUNT)) != MLK_OK) return status;
   if (run && (status = mlki_attention_check_values(ctx, &o, a)) != MLK_OK) return status;
   a->out = (float *)o.t[MLKI_AT_OUT].data, a->lse = (float *)o.t[MLKI_AT_LSE].data;
