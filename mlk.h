@@ -24,6 +24,7 @@
                     f32              x          x       x        x      -    (1-D to 3-D; also transposed)
      mlk_attention mlk_attention_grad mlk_attention_merge
                     f32              x          x       x        x      -    (K and V also f16, bf16)
+     mlk_average    f32              x          x       x        x      -    (also f16, bf16; mlk_group: replicas)
      mlk_knn        f32              x          x       x        x      -
      mlk_distances  f32              x          x       x        x      -
      mlk_pool mlk_softmax mlk_cross_entropy mlk_norm mlk_embedding mlk_rotary and gradients,
@@ -145,6 +146,9 @@
                in the default mode, round to nearest and denormals on, of every thread that takes part; MLK leaves
                modes as found.
 
+   REPLICAS    mlk_average is the mean of several replicas' gradients; mlk_group lets threads, processes or hosts
+               publish theirs and read the others', with deadlines: see mlk_group_desc.
+
    THREADS     A call splits its work over at most ctx.threads tasks: with OpenMP where this file is compiled with
                it (on cores shared with other programs set OMP_WAIT_POLICY=passive: idle threads spin otherwise),
                through the caller's own parallel-for when a hook is given, else one after another. Inside a
@@ -215,6 +219,8 @@ typedef enum mlk_status {
   MLK_ERR_MEMORY,      /* the allocator returned NULL */
   MLK_ERR_WORKSPACE,   /* the workspace is fixed and too small */
   MLK_ERR_UNSUPPORTED, /* this build or this machine cannot do that */
+  MLK_ERR_REPLICA,     /* a replica is dead, late or left out, or none is left whose gradients are finite */
+  MLK_ERR_SYSTEM,      /* the operating system or the transport refused; the sentence says what */
   MLK_STATUS_COUNT
 } mlk_status;
 
@@ -744,6 +750,133 @@ typedef struct mlk_adamw_desc {
   float beta1, beta2, epsilon;  /* 0: 0.9, 0.999, 1e-8; else 0 < beta < 1, epsilon > 0 and finite */
 } mlk_adamw_desc;
 
+/* How mlk_average writes what it does not read: through the caches, or past them by non-temporal stores, which save
+   reading the lines first but leave the result in memory. AUTO: past them from a size on that was measured. */
+typedef enum mlk_stores { MLK_STORES_AUTO = 0, MLK_STORES_CACHED, MLK_STORES_STREAMED, MLK_STORES_COUNT } mlk_stores;
+
+#define MLK_MAX_REPLICAS 64
+
+/* The weighted mean of N replicas' tensors in one pass. A replica's tensors, one after another, each in row-major
+   order, make one vector x_r; the outputs likewise. For each element, over the replicas that take part, ascending:
+     t = +0; t = fma(weight_r, x_r, t); ...      out = c t, rounded once to the output's type
+   where c = scale / (sum of their weights), in f64, ascending, rounded to f32.     u = 2^-24, n of them:
+     |out - exact| <= (n + 3) u (1 + 2^-10) c sum |weight_r x_r|      for f32 out
+   Replicas that are absent, or have weight 0, take no part: they are not read. No replica left: MLK_ERR_REPLICA. */
+typedef struct mlk_average_desc {
+  const mlk_tensor *inputs;  /* [replicas][count]: tensor i of replica r is inputs[r * count + i]. f32, f16 or bf16, all
+                                of one dtype; tensor i has one shape in all replicas; any strides, dense is fast */
+  int64_t replicas, count;   /* 1 .. MLK_MAX_REPLICAS; >= 0 */
+  const mlk_tensor *outputs; /* [output_count] f32, f16 or bf16, one dtype. Of the whole vector: as many, of the same
+                                shapes, and each may be one of the inputs it is made of (same data and strides). Of a
+                                range: of any shapes with to - from elements. NULL: all inputs get the result, present
+                                or not (a range: that range of them) */
+  int64_t output_count;
+  int64_t from, to;     /* a range: only elements [from, to) of the vector; 0, 0: all of it */
+  const float *weights; /* [replicas], finite, >= 0: samples or tokens of each replica, say; NULL: all 1 */
+  uint64_t absent;      /* bit r: replica r takes no part */
+  const float *scale;   /* finite; NULL: 1 */
+  int skip_nonfinite;   /* 1: replicas with NaN or infinity in the range take no part. One more pass over the
+                                inputs where an output is an input, or where something is not finite */
+  uint64_t *used;       /* optional: bit r: replica r took part */
+  float *norm;          /* optional: the norm of the outputs (of inputs[0 .. count) without outputs) as
+                                mlk_clip_norm has it, taken in the same pass; f32 outputs only */
+  mlk_stores stores;
+} mlk_average_desc;
+
+/* A group of replicas that train one model: threads of a process, processes of a host, or whatever a transport reaches.
+   The batch of a step is cut into shares; every replica computes the gradients of its shares, publishes them bucket by
+   bucket into its own part of a common memory, and reads the others' parts by plain loads. There is no server, no
+   collective call and no thread of the library, and nobody writes into another's part.
+
+   The mean of a bucket is mlk_average over all shares in ascending order. So for a given number of shares the bits
+   do not depend on how many replicas there are, which comes first, how many threads each has, or what kind of memory
+   connects them. Replica r of N has shares [floor(r S / N), floor((r + 1) S / N)) of S.
+
+   A step:   mlk_group_begin       waits until the others have read the last step; says who is in
+             mlk_group_publish     a bucket's gradients are ready         for each own share and bucket, any order
+             mlk_group_average     the mean of a bucket, when needed      for each bucket, as early as one likes
+             mlk_group_finish      decides: the step counts, with whom    then the means are final
+   Who takes part in a step is decided once, for all buckets, by all survivors alike: a replica counts if it
+   published everything. What was averaged before with somebody who then was lost is averaged again by finish.
+
+   Every wait ends after timeout seconds at the latest. A replica is lost when its process is gone (noticed at once on
+   Linux, with fd or path) or when it lets the others wait too long. Then, by setting:
+     MLK_LOSS_FAILS     the step fails for all with MLK_ERR_REPLICA; later steps need all ranks again: mlk_group_begin
+                        waits for a replacement to be opened with the lost rank
+     MLK_LOSS_SHRINKS   the mean is over the others; with fewer than min_ranks the step fails
+   A replica that was left out learns it from its next call: MLK_ERR_REPLICA. It, or a new process in its place, comes
+   back by mlk_group_open with the same rank, from the next step on: see mlk_group_sync. */
+typedef enum mlk_loss { MLK_LOSS_FAILS = 0, MLK_LOSS_SHRINKS, MLK_LOSS_COUNT } mlk_loss;
+
+#define MLK_MAX_RANKS 32 /* replicas of a group, and shares */
+
+typedef struct mlk_bucket {
+  const char *name; /* optional; the same in all replicas, like the order of the buckets */
+  int64_t elements; /* f32 gradients, flat */
+} mlk_bucket;
+
+/* How a group reaches memory that it cannot map: MPI windows, say. Every rank has a part of part_bytes bytes, zero at
+   first. Offsets are in bytes from its start. All functions return 0, or another value when the peer is not reachable.
+   Words are 64 bits, 8-byte aligned, and atomic. What was stored in the own part before a put is seen by whoever reads
+   that word's new value; a word is read, and data after it, in that order. */
+typedef struct mlk_transport {
+  void *part; /* the own part, 64-byte aligned: plain loads and stores reach it */
+  int (*get)(void *user, int rank, uint64_t offset, void *to, uint64_t bytes);    /* copies from a part */
+  int (*read)(void *user, int rank, uint64_t offset, uint64_t *words, int count); /* reads words */
+  int (*put)(void *user, uint64_t offset, uint64_t word);                         /* writes a word of the own part */
+  int (*swap)(void *user, int rank, uint64_t offset, uint64_t expected, uint64_t desired, uint64_t *found);
+  /* compare and swap; *found: what stood there */
+  int (*alive)(void *user, int rank); /* optional: 0: rank is known to be dead, else 1 */
+  void *user;
+} mlk_transport;
+
+typedef struct mlk_group_desc {
+  int rank, ranks;           /* this replica; of how many, 1 .. MLK_MAX_RANKS */
+  int shares;                /* of a batch, ranks .. MLK_MAX_RANKS; 0: ranks */
+  const mlk_bucket *buckets; /* read by the call only */
+  int64_t bucket_count;      /* >= 1 */
+  mlk_dtype wire;            /* of published gradients: f32 (0), f16 or bf16; sums are f32 always */
+  mlk_loss on_loss;
+  int min_ranks;      /* SHRINKS: fewer than this: the step fails; 0: 1 */
+  double timeout;     /* seconds; 0: 30 */
+  int skip_nonfinite; /* 1: a share with NaN or infinity takes no part in its step */
+  int shots;          /* 1: everybody averages all; 2: each a range, and reads the others'; 0: by size */
+  /* the common memory, one of: */
+  void *memory;     /* of mlk_group_plan's bytes, 64-byte aligned, zero at first: threads of one process */
+  int fd;           /* a segment made by mlk_group_segment; the call makes a descriptor of its own */
+  const char *path; /* a file to be made or found, mode 0600, in /dev/shm, say; removed once all have come.
+                                  Or the path of a segment */
+  const mlk_transport *transport;
+} mlk_group_desc;
+
+/* What a group takes. */
+typedef struct mlk_group_plan {
+  uint64_t bytes;           /* of the common memory */
+  uint64_t part_bytes;      /* of one rank's part of it: slots and averaged ranges */
+  uint64_t private_bytes;   /* allocated by mlk_group_open of each rank */
+  uint64_t workspace_bytes; /* of the context, at most */
+} mlk_group_plan;
+
+/* An anonymous segment: it has no name, so nothing is left behind whatever happens to the processes. Children inherit
+   fd; others of the same user open path while this process lives. Close fd when all have come. */
+typedef struct mlk_group_segment {
+  int fd;
+  uint64_t bytes;
+  char path[48]; /* "/proc/PID/fd/FD" */
+} mlk_group_segment;
+
+typedef struct mlk_group_report {
+  int64_t step;       /* 1, 2, ... */
+  uint32_t members;   /* bit r: rank r is in the step; after finish: it is part of the mean */
+  uint32_t lost;      /* members of the step before, or of this one, who are not in */
+  uint32_t joined;    /* members who were not in the step before */
+  uint32_t shares;    /* after finish: bit s: share s is part of the mean */
+  uint32_t nonfinite; /* after finish: shares left out by skip_nonfinite */
+  double weight;      /* after finish: sum of the weights of the mean */
+} mlk_group_report;
+
+typedef struct mlk_group mlk_group;
+
 /* >>api ------------------------------------------------------------------------------------------------------------ */
 
 /* MLK_VERSION of the compiled implementation. */
@@ -878,6 +1011,73 @@ MLK_API mlk_status mlk_sgd(mlk_context *ctx, const mlk_sgd_desc *desc);
 MLK_API mlk_status mlk_sgd_plan(mlk_context *ctx, const mlk_sgd_desc *desc, mlk_plan *plan);
 MLK_API mlk_status mlk_adamw(mlk_context *ctx, const mlk_adamw_desc *desc);
 MLK_API mlk_status mlk_adamw_plan(mlk_context *ctx, const mlk_adamw_desc *desc, mlk_plan *plan);
+
+/* Gradient averaging: see mlk_average_desc. FLOPs are 2 per element and replica. Memory-bound: reads each input and
+   writes each output once. Aliasing: an output may be one of the inputs it is made of; else outputs overlap nothing;
+   inputs may overlap each other when they are not written. Errors: as mlk_matmul, and REPLICA; outputs untouched. */
+MLK_API mlk_status mlk_average(mlk_context *ctx, const mlk_average_desc *desc);
+MLK_API mlk_status mlk_average_plan(mlk_context *ctx, const mlk_average_desc *desc, mlk_plan *plan);
+
+/* Groups of replicas: see mlk_group_desc. A group belongs to ctx, which must outlive it, and like it serves one thread
+   at a time; errors are sentences of ctx. Memory is allocated by mlk_group_open only.
+   mlk_group_get_plan: sizes; looks at ranks, shares, buckets, wire only.
+   mlk_group_segment_open: makes an anonymous segment of the plan's bytes, all of it reserved: a host that is short
+   of memory refuses here (MLK_ERR_MEMORY), not by a signal later. Close with mlk_group_segment_close.
+   mlk_group_open: attaches, and waits until all ranks have (SHRINKS: or timeout is over and min_ranks have; a group
+   that is already on its way: not at all). A segment of another user, open to others, too short, or of a group with
+   another layout (ranks, shares, buckets and their order, wire, settings) is refused, as is a rank that somebody
+   alive has. On failure *group is NULL. Errors: ARGUMENT, SIZE, MEMORY, SYSTEM, REPLICA, UNSUPPORTED (fd and path where
+   there is no mmap).
+   mlk_group_close: leaves. Between steps this is a loss like another; NULL is allowed. */
+MLK_API mlk_status mlk_group_get_plan(mlk_context *ctx, const mlk_group_desc *desc, mlk_group_plan *plan);
+MLK_API mlk_status mlk_group_segment_open(mlk_context *ctx, const mlk_group_desc *desc, mlk_group_segment *segment);
+MLK_API void mlk_group_segment_close(mlk_group_segment *segment);
+MLK_API mlk_status mlk_group_open(mlk_context *ctx, mlk_group **group, const mlk_group_desc *desc);
+MLK_API void mlk_group_close(mlk_group *group);
+
+/* Begins the next step: afterwards the own slots may be written. weights: of the own shares (samples, tokens), finite,
+   >= 0; NULL: 1 each. report may be NULL. Errors: REPLICA (left out, or too few), ARGUMENT (a step is under way). */
+MLK_API mlk_status mlk_group_begin(mlk_group *group, const float *weights, mlk_group_report *report);
+
+/* The slot of an own share: [elements] of the wire's type in the own part, zero-copy: gradients written here are
+   published without being copied. Not the own share, or no such bucket: data is NULL. Valid until mlk_group_close, to be
+   written between begin and publish only. */
+MLK_API mlk_tensor mlk_group_slot(const mlk_group *group, int share, int64_t bucket);
+
+/* Publishes a bucket of an own share: once a step. grads: f32 tensors, any strides, together the bucket's elements,
+   converted into the slot; NULL and 0: they stand in the slot already. */
+MLK_API mlk_status mlk_group_publish(mlk_group *group, int share, int64_t bucket, const mlk_tensor *grads,
+                                     int64_t count);
+
+/* The mean of a bucket into f32 tensors that have together the bucket's elements (the gradients published from may be
+   the same); waits until all members have published it. Final after mlk_group_finish; until then the tensors, and the
+   array of them, must stay, since finish may average again. */
+MLK_API mlk_status mlk_group_average(mlk_group *group, int64_t bucket, const mlk_tensor *means, int64_t count);
+
+/* Ends the step, for which everything must have been published: waits until the step is decided. MLK_OK: all means are
+   final, and the same in all replicas of report.members. MLK_ERR_REPLICA: the step does not count, for anybody, or
+   this replica was left out (the sentence says which); means hold nothing of use. Afterwards begin may be called
+   again, unless this replica was left out. */
+MLK_API mlk_status mlk_group_finish(mlk_group *group, mlk_group_report *report);
+
+/* ZeRO-1 (Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models", 2020): each
+   replica keeps the optimiser's state of a range of every bucket only. Needs MLK_LOSS_FAILS, since a lost replica's
+   state is lost with it.
+   mlk_group_range: the own range [*from, *to) of a bucket, a multiple of 16 elements but for the last.
+   mlk_group_reduce: as mlk_group_average, for the own range only; f32 tensors of together to - from elements.
+   mlk_group_gather: after finish, before the next begin: publishes the own range of updated parameters (mine, f32,
+   together to - from elements) and reads the others' into whole (together the bucket's elements; the own range of
+   whole is written too, and may be mine). For all buckets alike, in any order that is the same in all replicas. */
+MLK_API mlk_status mlk_group_range(const mlk_group *group, int64_t bucket, int64_t *from, int64_t *to);
+MLK_API mlk_status mlk_group_reduce(mlk_group *group, int64_t bucket, const mlk_tensor *means, int64_t count);
+MLK_API mlk_status mlk_group_gather(mlk_group *group, int64_t bucket, const mlk_tensor *mine, int64_t mine_count,
+                                    const mlk_tensor *whole, int64_t count);
+
+/* Brings replicas that joined up to date. Call it after mlk_group_begin, before the first publish, when report.joined is
+   not 0, with the same tensors in all replicas (parameters, moments, counters: any dtype, dense): the lowest rank
+   that was a member before gives, those who joined receive; the others return at once. At the first step of a group all
+   have joined and nobody gives: returns at once. A receiver that fails here must leave. */
+MLK_API mlk_status mlk_group_sync(mlk_group *group, const mlk_tensor *tensors, int64_t count);
 
 /* Views. mlk_f32(data, 3, 4) is a dense row-major 3 x 4 matrix of float; up to
    MLK_MAX_RANK sizes of any integer type. const is dropped: outputs must be memory you may write.
@@ -1166,8 +1366,8 @@ struct mlk_context {
   char error[256];
 };
 
-static const char *const mlki_status_names[MLK_STATUS_COUNT] = {"ok",   "argument", "shape",     "dtype",      "alias",
-                                                                "size", "memory",   "workspace", "unsupported"};
+static const char *const mlki_status_names[MLK_STATUS_COUNT] = {
+    "ok", "argument", "shape", "dtype", "alias", "size", "memory", "workspace", "unsupported", "replica", "system"};
 
 /* Writes the sentence, tells the log, returns status. */
 MLKI_PRINTF(3, 4) static mlk_status mlki_fail(mlk_context *ctx, mlk_status status, const char *format, ...) {
