@@ -86,8 +86,9 @@
      >>public          the public functions
      >>licence         MIT No Attribution, or public domain
 
-   MLK does not: own threads, keep global state, install handlers, change rounding or flush-to-zero modes,
-   write to stdout, exit or abort, load files, or differentiate for you. No approximate nearest neighbours.
+   MLK does not: own threads, keep global state, install handlers, change rounding or flush-to-zero modes, change errno
+   where a call succeeds, write to stdout, exit or abort, load files, or differentiate for you. No approximate nearest
+   neighbours.
 */
 
 /* >>manual
@@ -1242,6 +1243,7 @@ static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_
 #error "mlk.h: x87 arithmetic rounds twice; compile with -msse2 -mfpmath=sse"
 #endif
 
+#include <errno.h>
 #include <float.h>
 #include <math.h>
 #include <stdarg.h>
@@ -1483,8 +1485,10 @@ static void mlki_parallel_for(const mlk_context *ctx, int count, void (*body)(vo
   }
 #if MLKI_OPENMP
   if (count > 1 && !omp_in_parallel()) {
+    const int kept = errno; /* where GCC's run-time waits through the C library (AArch64), EAGAIN may stay behind */
 #pragma omp parallel for schedule(static, 1) num_threads(count)
     for (i = 0; i < count; i++) body(arg, i);
+    errno = kept;
     return;
   }
 #endif

@@ -269,6 +269,13 @@ if [ $list = 1 ]; then printf '%s\n' $stages; exit; fi
 # --- running them -------------------------------------------------------------------------------------------------------
 counts='^([0-9]+) passed, ([0-9]+) failed, ([0-9]+) skipped'
 
+failures_of() { # failures_of STAGE: what failed there, a line each; without a name, the last thing it said
+  local found
+  found=$(grep -E '^FAIL |^killed: ' "$log/$1" | sed -E 's/^FAIL +//; s/ +[0-9]+ checks, .*//' | head -n 20)
+  [ -n "$found" ] || found=$(tail -n 1 "$log/$1")
+  sed "s/^/failed: $1: /" <<<"${found:-nothing was said}" | cut -c 1-200
+}
+
 run_stage() {
   local stage=$1 from to status line guard pid busy passed=0 failed=0 skipped=0 word=ok
   from=$(date +%s)
@@ -309,6 +316,7 @@ run_stage() {
     printf '%-4s %-14s %5d passed, %d failed, %d skipped %5d s, %d s of processor\n' \
       $word "$stage" "$passed" "$failed" "$skipped" $((to - from)) "${busy:-0}"
   fi
+  [ $word != FAIL ] || failures_of "$stage" | sed 's/^/     /'
 }
 
 rm -f "$log"/*.counts "$log"/*.group "$log"/*.times
@@ -327,12 +335,13 @@ for stage in $stages_left; do
 done
 wait
 
-passed=0 failed=0 skipped=0
+passed=0 failed=0 skipped=0 failures=""
 for stage in $stages; do
   read -r p f s <"$log/$stage.counts" || { p=0 f=1 s=0; }
   passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
   if [ "$s" -gt 0 ] && [ "$p" -gt 0 ]; then grep -E '^skip ' "$log/$stage" | sed "s/^skip */skipped in $stage: /"; fi
   if [ "$f" -gt 0 ]; then
+    failures+=$(failures_of "$stage")$'\n'
     echo
     echo "--- $stage: the end of $log/$stage"
     grep -n -E -A 12 '^FAIL|^killed:|error:|ERROR:|WARNING: ThreadSanitizer' "$log/$stage" | head -n 60
@@ -340,5 +349,6 @@ for stage in $stages; do
   fi
 done
 echo "in $(($(date +%s) - started)) s; what each stage said: $log"
+printf '%s' "$failures" # once more: of a long output often only the end, or only the beginning, is kept
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]

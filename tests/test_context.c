@@ -1064,6 +1064,8 @@ static void reserve_failures(void) {
   free(w);
 }
 
+static double slower(double x, double y) { return x > y ? x : y; } /* of two times */
+
 /* mlk_measure: sane figures, plans then predict, its memory is given back, and its allocations may fail. */
 static void measure(void) {
   work *w = work_new(mlkt_rng_case());
@@ -1098,19 +1100,21 @@ static void measure(void) {
     CHECK(info.ceilings.flops_1 == 0 && info.ceilings.read_all == 0);
   }
   CHECK(n < 100);
-  CHECK_MSG(ceilings.flops_1 > 1e6 && ceilings.flops_1 < 1e13, "flops_1 is %g", ceilings.flops_1);
-  CHECK_MSG(ceilings.flops_all > 1e6 && ceilings.flops_all < 1e16, "flops_all is %g", ceilings.flops_all);
-  CHECK_MSG(ceilings.read_1 > 1e6 && ceilings.read_1 < 1e13, "read_1 is %g", ceilings.read_1);
-  CHECK_MSG(ceilings.read_all > 1e6 && ceilings.read_all < 1e15, "read_all is %g", ceilings.read_all);
+  /* bounds of any machine, not of this one: whatever else runs here may make a figure as small as it likes */
+  CHECK_MSG(ceilings.flops_1 > 0 && ceilings.flops_1 < 1e13, "flops_1 is %g", ceilings.flops_1);
+  CHECK_MSG(ceilings.flops_all >= ceilings.flops_1 && ceilings.flops_all < 1e16, "flops_all is %g", ceilings.flops_all);
+  CHECK_MSG(ceilings.read_1 > 0 && ceilings.read_1 < 1e13, "read_1 is %g", ceilings.read_1);
+  CHECK_MSG(ceilings.read_all >= ceilings.read_1 && ceilings.read_all < 1e15, "read_all is %g", ceilings.read_all);
   CHECK_OK(ctx, mlk_get_info(ctx, &info));
   CHECK(memcmp(&info.ceilings, &ceilings, sizeof ceilings) == 0);
   for (op = 0; op < OP_COUNT; op++) {
     CHECK_OK(ctx, op_plan(op, ctx, w, &plan));
-    CHECK_MSG(plan.seconds > 0 && plan.seconds < 100, "%s: predicted %g s", op_name(op), plan.seconds);
-    /* one thread's ceilings and all threads' bracket the roofline, whatever number of tasks is planned */
-    CHECK_MSG(plan.seconds >= 0.5 * (double)plan.flops /
-                                  (ceilings.flops_all > ceilings.flops_1 ? ceilings.flops_all : ceilings.flops_1),
-              "%s: predicted %g s is faster than the ceilings allow", op_name(op), plan.seconds);
+    { /* the ceilings of one thread and of all bracket the roofline, whatever number of tasks is planned */
+      const double least = slower((double)plan.flops / ceilings.flops_all, (double)plan.bytes / ceilings.read_all);
+      const double most = slower((double)plan.flops / ceilings.flops_1, (double)plan.bytes / ceilings.read_1);
+      CHECK_MSG(plan.seconds > 0 && plan.seconds >= least * (1 - 1e-12) && plan.seconds <= most * (1 + 1e-12),
+                "%s: predicted %g s, by the ceilings %g to %g", op_name(op), plan.seconds, least, most);
+    }
   }
   mlk_close(ctx);
   CHECK_MEMORY_EMPTY(&memory);
