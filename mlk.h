@@ -83,6 +83,7 @@
                        packed operands; weights and products of one tile
      >>attention_grad  tasks of the gradient
      >>attention_merge parts into one
+     >>average         the mean of replicas' tensors: checks, overlap, pieces
      >>public          the public functions
      >>licence         MIT No Attribution, or public domain
 
@@ -13281,6 +13282,543 @@ static mlk_status mlki_attention_merge_prepare(mlk_context *ctx, const mlk_atten
   return MLK_OK;
 }
 
+/* >>average ------------------------------------------------------------------------------------------------------
+   The mean of several replicas' tensors. Tensors of one replica, one after another, are one long vector; a task owns a
+   stretch of it, and goes through it piece by piece: as far as one tensor of the inputs and one of the outputs reach.
+   Everything is checked first, and what a task needs of the descriptors is put into tables in the workspace, so that a
+   thousand small tensors cost little more than a large one. */
+
+/* Bytes that a view covers, and which one it is: number r * count + i of the inputs, or i of the outputs. */
+typedef struct mlki_span {
+  uintptr_t low, high; /* high: behind the last byte */
+  uintptr_t reach;     /* the largest high up to here, once sorted */
+  int64_t index;
+} mlki_span;
+
+typedef struct mlki_average {
+  const mlki_kernels *row;
+  const mlk_average_desc *desc;
+  mlk_dtype type, out_type;
+  int64_t count, outs; /* tensors of a replica, outputs; in place outs = count */
+  int64_t from, to;    /* of the vector */
+  int whole, in_place; /* not a range; the results go to all inputs */
+  int aliased;         /* an output is an input that is read */
+  uint64_t live;       /* bit r: replica r takes part */
+  int64_t *start;      /* [count + 1]: where input tensors begin in the vector */
+  int64_t *out_start;  /* [outs + 1]: where outputs do; in place the parts of the inputs that are in the range */
+  int64_t *segment;    /* [outs + 1], for the norm: the number of each output's first segment; else NULL */
+  float *partial;      /* sum of squares of each segment */
+  char **input;        /* [count][replicas] data, of those that are read or written */
+  char **output;       /* [outs] data, not in place */
+  char *strided;       /* [count]: some input is not dense */
+  char *out_strided;   /* [outs], not in place */
+  mlki_span *spans;    /* of what is written, twice: room to sort */
+  int64_t written;     /* how many */
+  int tasks, stream;
+  uint64_t flops, bytes, workspace_bytes;
+} mlki_average;
+
+static int mlki_average_reads(const mlki_average *g, int64_t r) { return (int)(g->live >> r & 1); }
+
+/* The first replica that takes part: its shapes are everybody's. */
+static int64_t mlki_average_first(const mlki_average *g) {
+  int64_t r = 0;
+  while (!mlki_average_reads(g, r)) r++;
+  return r;
+}
+
+/* Are the tensors of replica r looked at? */
+static int mlki_average_looks(const mlki_average *g, int64_t r) { return g->in_place || mlki_average_reads(g, r); }
+
+static float mlki_average_weight(const mlki_average *g, int64_t r) {
+  return g->desc->weights ? g->desc->weights[r] : 1.0f;
+}
+
+/* scale / (sum of the weights that take part) */
+static float mlki_average_factor(const mlki_average *g) {
+  double sum = 0.0;
+  int64_t r;
+  for (r = 0; r < g->desc->replicas; r++)
+    if (mlki_average_reads(g, r)) sum += (double)mlki_average_weight(g, r);
+  return (float)((g->desc->scale ? (double)*g->desc->scale : 1.0) / sum);
+}
+
+/* --- checks --- */
+
+/* Whatever is no tensor; leaves in g->live who takes part. */
+static mlk_status mlki_average_check(mlk_context *ctx, const mlk_average_desc *desc, mlki_average *g) {
+  const float largest = FLT_MAX;
+  int64_t r;
+  if (!desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "desc: is NULL");
+  if (desc->replicas < 1 || desc->replicas > MLK_MAX_REPLICAS)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "replicas: is %lld, but must be 1 to %d", (long long)desc->replicas,
+                     MLK_MAX_REPLICAS);
+  if (desc->count < 0)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "count: is %lld, but must be at least 0", (long long)desc->count);
+  if (desc->count > INT64_MAX / 8 / (int64_t)sizeof(mlk_tensor) / MLK_MAX_REPLICAS)
+    return mlki_fail(ctx, MLK_ERR_SIZE, "count: is %lld, and so many tensors do not fit in memory",
+                     (long long)desc->count);
+  if (desc->count && !desc->inputs)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "inputs: is NULL, but the argument is required");
+  if (desc->output_count < 0 || desc->output_count > INT64_MAX / 8 / (int64_t)sizeof(mlk_tensor))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "output_count: is %lld, but must be at least 0 and fit in memory",
+                     (long long)desc->output_count);
+  if (desc->output_count && !desc->outputs)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "output_count: is %lld, but outputs is NULL",
+                     (long long)desc->output_count);
+  if (desc->from < 0 || desc->to < desc->from)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "from: is %lld, but must be 0 to %lld, which is to", (long long)desc->from,
+                     (long long)desc->to);
+  for (r = 0; r < desc->replicas && desc->weights; r++)
+    if (!(desc->weights[r] >= 0.0f && desc->weights[r] <= largest))
+      return mlki_fail(ctx, MLK_ERR_ARGUMENT, "weights[%d]: is %g, but must be finite and at least 0", (int)r,
+                       (double)desc->weights[r]);
+  if (desc->replicas < 64 && desc->absent >> desc->replicas)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "absent: is 0x%llx, but only bits 0 to %d may be set",
+                     (unsigned long long)desc->absent, (int)desc->replicas - 1);
+  if (desc->scale && !(*desc->scale >= -largest && *desc->scale <= largest))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "scale: is %g, but must be finite", (double)*desc->scale);
+  if ((int)desc->stores < 0 || desc->stores >= MLK_STORES_COUNT)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "stores: is %d, but must be 0 to %d", (int)desc->stores,
+                     MLK_STORES_COUNT - 1);
+  for (r = 0; r < desc->replicas; r++)
+    if (!(desc->absent >> r & 1) && (!desc->weights || desc->weights[r] > 0.0f)) g->live |= (uint64_t)1 << r;
+  if (!g->live)
+    return mlki_fail(ctx, MLK_ERR_REPLICA, "replicas: none of %d takes part: all are absent or have weight 0",
+                     (int)desc->replicas);
+  return MLK_OK;
+}
+
+/* The number of elements of a view that is dense in row-major order and has some; else 0. For what a thousand tensors
+   would make slow. */
+static int64_t mlki_average_dense(const mlk_tensor *t) {
+  int64_t count = 1, given = 0, other = 0;
+  int i;
+  if (t->rank < 1 || t->rank > MLK_MAX_RANK || !t->data) return 0;
+  for (i = t->rank - 1; i >= 0; i--) {
+    const int64_t size = t->shape[i];
+    given |= t->stride[i];
+    if (size != 1) other |= t->stride[i] ^ count;
+    if (size < 1 || mlki_mul_overflows(count, size, &count) || count > INT64_MAX / 64) return 0;
+  }
+  return given && other ? 0 : count;
+}
+
+/* The name of input i of replica r, or with r < 0 of output i. */
+static const char *mlki_average_name(const mlki_average *g, int64_t r, int64_t i, char name[80]) {
+  if (r < 0)
+    snprintf(name, 80, "outputs[%lld]", (long long)i);
+  else
+    snprintf(name, 80, "inputs[%lld] (tensor %lld of replica %lld)", (long long)(r * g->count + i), (long long)i,
+             (long long)r);
+  return name;
+}
+
+/* Checks a tensor: its element type, which *type says, or with *type < 0 will say; that it has like's shape, if not
+   NULL; its strides if it is written. *dense: as mlki_average_dense. */
+static mlk_status mlki_average_tensor(mlk_context *ctx, const mlki_average *g, int64_t r, int64_t i, int32_t *type,
+                                      const mlk_tensor *like, int64_t *elements, int *dense) {
+  const mlk_tensor *given = r < 0 ? g->desc->outputs + i : g->desc->inputs + r * g->count + i;
+  const int written = r < 0 || g->in_place;
+  char name[80], like_name[80];
+  mlk_tensor t;
+  mlki_extent extent;
+  mlk_status status;
+  int axis, same = 1;
+  if (*type < 0 && (given->dtype == MLK_F32 || given->dtype == MLK_F16 || given->dtype == MLK_BF16))
+    *type = given->dtype;
+  *elements = mlki_average_dense(given);
+  *dense = *elements > 0;
+  if (!*dense || given->dtype != *type) {
+    t = *given;
+    mlki_average_name(g, r, i, name);
+    if (*type < 0)
+      return mlki_fail(ctx, MLK_ERR_DTYPE, "%s: dtype is %s (%d), but must be f32, f16 or bf16", name,
+                       t.dtype >= 0 && t.dtype < MLK_DTYPE_COUNT ? mlki_dtype_names[t.dtype] : "unknown", (int)t.dtype);
+    if ((status = mlki_check_tensor(ctx, name, &t, (mlk_dtype)*type, 1, MLK_MAX_RANK, &extent)) != MLK_OK ||
+        (written && (status = mlki_check_output(ctx, name, &t, &extent)) != MLK_OK))
+      return status;
+    *elements = extent.count;
+  }
+  if (!like) return MLK_OK;
+  for (axis = 0, same = given->rank == like->rank; axis < like->rank && same; axis++)
+    same = given->shape[axis] == like->shape[axis];
+  if (same) return MLK_OK;
+  return mlki_check_sizes(ctx, mlki_average_name(g, r, i, name), given,
+                          mlki_average_name(g, mlki_average_first(g), i, like_name), like->shape, like->rank);
+}
+
+/* A place of the vector, or the end of the range that is nearest. */
+static int64_t mlki_average_clamp(const mlki_average *g, int64_t at) {
+  return g->whole ? at : mlki_max(mlki_min(at, g->to), g->from);
+}
+
+/* Output i is elements [first, end) of the vector. */
+static void mlki_average_note_output(mlki_average *g, int64_t i, int64_t first, int64_t end, int64_t *segments) {
+  if (g->out_start) g->out_start[i] = first, g->out_start[i + 1] = end;
+  if (g->segment) g->segment[i] = *segments;
+  *segments += mlki_ceil_div(end - first, MLK_REDUCE_SEGMENT);
+}
+
+/* The first replica's tensors: they make the vector. */
+static mlk_status mlki_average_vector(mlk_context *ctx, mlki_average *g, int64_t *segments) {
+  const int64_t first = mlki_average_first(g);
+  int64_t total = 0, end = 0, bytes, elements, i;
+  int32_t type = -1;
+  int dense;
+  mlk_status status;
+  if (g->start) g->start[0] = 0;
+  for (i = 0; i < g->count; i++, total = end) {
+    if ((status = mlki_average_tensor(ctx, g, first, i, &type, NULL, &elements, &dense)) != MLK_OK) return status;
+    if (mlki_add_overflows(total, elements, &end) || mlki_mul_overflows(end, 8 * MLK_MAX_REPLICAS, &bytes))
+      return mlki_fail(ctx, MLK_ERR_SIZE,
+                       "inputs: the bytes of tensors 0 to %lld of all replicas do not fit in 63 bits", (long long)i);
+    if (g->start) g->start[i + 1] = end;
+    if (g->in_place) mlki_average_note_output(g, i, mlki_average_clamp(g, total), mlki_average_clamp(g, end), segments);
+  }
+  g->type = type < 0 ? MLK_F32 : (mlk_dtype)type;
+  if (g->desc->to > total)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "to: is %lld, but the tensors of a replica have %lld elements",
+                     (long long)g->desc->to, (long long)total);
+  if (g->whole) g->to = total;
+  return MLK_OK;
+}
+
+static mlk_status mlki_average_outputs(mlk_context *ctx, mlki_average *g, int64_t *segments) {
+  int64_t at = g->from, elements, i;
+  const mlk_tensor *model = NULL;
+  int32_t type = -1;
+  int dense;
+  mlk_status status;
+  if (g->whole && g->outs != g->count)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "output_count: is %lld, but without a range must be %lld as count",
+                     (long long)g->outs, (long long)g->count);
+  for (i = 0; i < g->outs; i++, at += elements) {
+    if (g->whole) model = g->desc->inputs + mlki_average_first(g) * g->count + i;
+    if ((status = mlki_average_tensor(ctx, g, -1, i, &type, model, &elements, &dense)) != MLK_OK) return status;
+    if (elements > g->to - at)
+      return mlki_fail(ctx, MLK_ERR_SHAPE, "outputs: tensors 0 to %lld have more than %lld elements, to - from",
+                       (long long)i, (long long)(g->to - g->from));
+    mlki_average_note_output(g, i, at, at + elements, segments);
+    if (g->output) g->output[i] = (char *)g->desc->outputs[i].data, g->out_strided[i] = (char)!dense;
+  }
+  if (at != g->to)
+    return mlki_fail(ctx, MLK_ERR_SHAPE, "outputs: have %lld elements, but must have %lld, to - from",
+                     (long long)(at - g->from), (long long)(g->to - g->from));
+  g->out_type = type < 0 ? MLK_F32 : (mlk_dtype)type;
+  return MLK_OK;
+}
+
+/* The vector and the outputs; fills their tables, once there are some. */
+static mlk_status mlki_average_lists(mlk_context *ctx, mlki_average *g, int64_t *segments) {
+  mlk_status status;
+  *segments = 0;
+  if (g->out_start) g->out_start[0] = g->from;
+  if ((status = mlki_average_vector(ctx, g, segments)) != MLK_OK) return status;
+  g->out_type = g->type;
+  if (!g->in_place && (status = mlki_average_outputs(ctx, g, segments)) != MLK_OK) return status;
+  if (g->segment) g->segment[g->outs] = *segments;
+  if (g->desc->norm && g->out_type != MLK_F32)
+    return mlki_fail(ctx, MLK_ERR_DTYPE, "norm: is given, but what is written is %s and must be f32",
+                     mlki_dtype_names[g->out_type]);
+  return MLK_OK;
+}
+
+/* All tensors that are looked at; fills the table of inputs. */
+static mlk_status mlki_average_inputs(mlk_context *ctx, mlki_average *g) {
+  const int64_t replicas = g->desc->replicas;
+  int64_t elements, r, i;
+  int32_t type = (int32_t)g->type;
+  int dense;
+  mlk_status status;
+  if (g->strided) memset(g->strided, 0, (size_t)g->count);
+  for (r = 0; r < replicas; r++) {
+    if (!mlki_average_looks(g, r)) continue;
+    for (i = 0; i < g->count; i++) {
+      const mlk_tensor *model = g->desc->inputs + mlki_average_first(g) * g->count + i;
+      if ((status = mlki_average_tensor(ctx, g, r, i, &type, model, &elements, &dense)) != MLK_OK) return status;
+      if (!g->input) continue;
+      g->input[i * replicas + r] = (char *)g->desc->inputs[r * g->count + i].data;
+      if (!dense) g->strided[i] = 1;
+    }
+  }
+  return MLK_OK;
+}
+
+/* --- overlap ---
+   What is written is sorted by where it lies in memory; then each tensor is compared with those it meets there. */
+
+/* The span of input i of replica r, or with r < 0 of output i, and its view. Of a tensor without elements: 0. */
+static int mlki_average_span(mlk_context *ctx, const mlki_average *g, int64_t r, int64_t i, mlki_span *span,
+                             mlk_tensor *t, mlki_extent *extent) {
+  int64_t bytes;
+  *t = r < 0 ? g->desc->outputs[i] : g->desc->inputs[r * g->count + i];
+  if (mlki_check_tensor(ctx, "", t, (mlk_dtype)t->dtype, 1, MLK_MAX_RANK, extent) != MLK_OK || !extent->count) return 0;
+  bytes = mlki_dtype_bytes(t->dtype);
+  span->low = (uintptr_t)t->data + (uintptr_t)(extent->low * bytes);
+  span->high = (uintptr_t)t->data + (uintptr_t)((extent->high + 1) * bytes);
+  span->index = r < 0 ? i : r * g->count + i;
+  return 1;
+}
+
+/* The same without the view: quick for dense inputs. */
+static int mlki_average_bounds(mlk_context *ctx, const mlki_average *g, int64_t r, int64_t i, mlki_span *span) {
+  const int64_t n = g->start[i + 1] - g->start[i];
+  mlk_tensor t;
+  mlki_extent extent;
+  if (g->strided[i]) return mlki_average_span(ctx, g, r, i, span, &t, &extent);
+  span->low = (uintptr_t)g->input[i * g->desc->replicas + r];
+  span->high = span->low + (uintptr_t)(n * mlki_dtype_bytes((int32_t)g->type));
+  span->index = r * g->count + i;
+  return n > 0;
+}
+
+/* Sorts by low: runs that are in order already are merged, two and two. Gives which of the two arrays has the result.
+   Tensors mostly lie in memory in the order of their numbers, replica by replica. */
+static mlki_span *mlki_sort_spans(mlki_span *a, mlki_span *spare, int64_t n) {
+  int64_t runs = 2;
+  while (runs > 1) {
+    int64_t at = 0, middle, end, i, j;
+    mlki_span *sorted = spare;
+    for (runs = 0; at < n; runs++) {
+      for (middle = at + 1; middle < n && a[middle - 1].low <= a[middle].low;) middle++;
+      if (at == 0 && middle == n) return a;
+      for (end = mlki_min(middle + 1, n); end < n && a[end - 1].low <= a[end].low;) end++;
+      for (i = at, j = middle; at < end; at++)
+        sorted[at] = j == end || (i < middle && a[i].low <= a[j].low) ? a[i++] : a[j++];
+    }
+    spare = a, a = sorted;
+  }
+  return a;
+}
+
+/* May tensor i of replica r, or with r < 0 output i, lie where it does, when out is written? */
+static mlk_status mlki_average_pair(mlk_context *ctx, mlki_average *g, int64_t out, int64_t r, int64_t i) {
+  const int64_t out_r = g->in_place ? out / g->count : -1, out_i = g->in_place ? out % g->count : out;
+  char name[80], other_name[80];
+  mlk_tensor t, other;
+  mlki_extent extent, other_extent;
+  mlki_span span;
+  if (!mlki_average_span(ctx, g, out_r, out_i, &span, &t, &extent) ||
+      !mlki_average_span(ctx, g, r, i, &span, &other, &other_extent))
+    return MLK_OK;
+  if (!g->in_place && g->whole && r >= 0 && i == out_i && t.dtype == other.dtype && mlki_same_view(&t, &other)) {
+    g->aliased = 1;
+    return MLK_OK;
+  }
+  if (!mlki_overlap(&t, &extent, &other, &other_extent)) return MLK_OK;
+  return mlki_fail(ctx, MLK_ERR_ALIAS, "%s: overlaps %s", mlki_average_name(g, out_r, out_i, name),
+                   mlki_average_name(g, r, i, other_name));
+}
+
+/* What is written must lie apart; leaves it sorted. */
+static mlk_status mlki_average_written_apart(mlk_context *ctx, mlki_average *g) {
+  mlki_span *s = g->spans;
+  const int64_t sides = g->in_place ? g->desc->replicas : 1;
+  int64_t n = 0, r, i, k;
+  mlk_tensor t;
+  mlki_extent extent;
+  for (r = 0; r < sides; r++)
+    for (i = 0; i < g->outs; i++)
+      n += g->in_place ? mlki_average_bounds(ctx, g, r, i, s + n)
+                       : mlki_average_span(ctx, g, -1, i, s + n, &t, &extent);
+  g->spans = s = mlki_sort_spans(s, s + sides * g->outs, n);
+  g->written = n;
+  for (i = 0; i < n; i++) {
+    s[i].reach = i && s[i - 1].reach > s[i].high ? s[i - 1].reach : s[i].high;
+    for (k = i + 1; k < n && s[k].low < s[i].high; k++) {
+      const int64_t other = s[k].index;
+      const mlk_status status = mlki_average_pair(ctx, g, s[i].index, g->in_place ? other / g->count : -1,
+                                                  g->in_place ? other % g->count : other);
+      if (status) return status;
+    }
+  }
+  return MLK_OK;
+}
+
+/* The first written span that reaches beyond low. near: a guess, mostly right. */
+static int64_t mlki_average_find(const mlki_average *g, uintptr_t low, int64_t near) {
+  const mlki_span *s = g->spans;
+  int64_t first = 0, end = g->written, turn;
+  for (turn = 0; turn < 2 && near <= end; turn++, near++)
+    if ((near == 0 || s[near - 1].reach <= low) && (near == end || s[near].reach > low)) return near;
+  while (first < end) {
+    const int64_t middle = first + (end - first) / 2;
+    if (s[middle].reach > low)
+      end = middle;
+    else
+      first = middle + 1;
+  }
+  return first;
+}
+
+/* What is read must lie apart from what is written, but where it is the same. */
+static mlk_status mlki_average_read_apart(mlk_context *ctx, mlki_average *g) {
+  int64_t near = 0, r, i, k;
+  mlki_span span;
+  for (r = 0; r < g->desc->replicas; r++) {
+    if (!mlki_average_reads(g, r)) continue;
+    for (i = 0; i < g->count; i++) {
+      if (!mlki_average_bounds(ctx, g, r, i, &span)) continue;
+      near = mlki_average_find(g, span.low, near);
+      for (k = near; k < g->written && g->spans[k].low < span.high; k++) {
+        const mlk_status status = g->spans[k].high > span.low ? mlki_average_pair(ctx, g, g->spans[k].index, r, i)
+                                                              : MLK_OK;
+        if (status) return status;
+      }
+    }
+  }
+  return MLK_OK;
+}
+
+/* --- the call --- */
+
+/* The tables, or with base NULL what they take. */
+static uint64_t mlki_average_tables(mlki_average *g, void *base, int64_t segments) {
+  const int64_t replicas = g->desc->replicas, written = g->in_place ? replicas * g->outs : g->outs;
+  mlki_carver carver;
+  carver.base = (char *)base, carver.used = 0;
+  g->start = (int64_t *)mlki_carve(&carver, g->count + 1, 8);
+  g->out_start = (int64_t *)mlki_carve(&carver, g->outs + 1, 8);
+  if (g->desc->norm) {
+    g->segment = (int64_t *)mlki_carve(&carver, g->outs + 1, 8);
+    g->partial = (float *)mlki_carve(&carver, segments, 4);
+  }
+  g->input = (char **)mlki_carve(&carver, g->count * replicas, (int64_t)sizeof(char *));
+  g->strided = (char *)mlki_carve(&carver, g->count, 1);
+  if (!g->in_place) {
+    g->output = (char **)mlki_carve(&carver, g->outs, (int64_t)sizeof(char *));
+    g->out_strided = (char *)mlki_carve(&carver, g->outs, 1);
+  }
+  g->spans = (mlki_span *)mlki_carve(&carver, 2 * written, (int64_t)sizeof(mlki_span));
+  return carver.used;
+}
+
+static void mlki_average_size(mlk_context *ctx, mlki_average *g) {
+  const int64_t n = g->to - g->from, in = mlki_dtype_bytes((int32_t)g->type),
+                out = mlki_dtype_bytes((int32_t)g->out_type);
+  int64_t lives = 0, r;
+  for (r = 0; r < g->desc->replicas; r++) lives += mlki_average_reads(g, r);
+  g->flops = 2 * (uint64_t)(n * lives);
+  g->bytes = (uint64_t)(n * lives * in) + (uint64_t)(n * out * (g->in_place ? g->desc->replicas : 1));
+  g->tasks = 1;
+  (void)ctx;
+}
+
+/* Checks everything, and with run set fills the tables. */
+static mlk_status mlki_average_prepare(mlk_context *ctx, const mlk_average_desc *desc, int run, mlki_average *g) {
+  int64_t segments = 0;
+  mlk_status status;
+  memset(g, 0, sizeof *g);
+  g->desc = desc, g->row = ctx->row;
+  if ((status = mlki_average_check(ctx, desc, g)) != MLK_OK) return status;
+  g->count = desc->count, g->in_place = !desc->outputs;
+  g->outs = g->in_place ? g->count : desc->output_count;
+  g->whole = desc->to == 0, g->from = desc->from, g->to = desc->to;
+  if ((status = mlki_average_lists(ctx, g, &segments)) != MLK_OK) return status;
+  mlki_average_size(ctx, g);
+  g->workspace_bytes = mlki_average_tables(g, NULL, segments);
+  if (run) {
+    if ((status = mlki_workspace(ctx, g->workspace_bytes)) != MLK_OK) return status;
+    (void)mlki_average_tables(g, mlki_workspace_base(ctx), segments);
+    if ((status = mlki_average_lists(ctx, g, &segments)) != MLK_OK) return status;
+  }
+  if ((status = mlki_average_inputs(ctx, g)) != MLK_OK || !run) return status;
+  if ((status = mlki_average_written_apart(ctx, g)) != MLK_OK) return status;
+  return g->in_place ? MLK_OK : mlki_average_read_apart(ctx, g);
+}
+
+/* --- the definition --- */
+
+/* Element number index of a view in row-major order. */
+static int64_t mlki_ref_element(const mlk_tensor *t, int64_t index) {
+  const mlk_tensor view = mlki_explicit_strides(*t);
+  return mlki_ref_offset(view.rank, view.shape, view.stride, index);
+}
+
+/* Element number index of tensor i. */
+static float mlki_ref_average_mean(const mlki_average *g, int64_t i, int64_t index, float factor) {
+  float t = 0.0f;
+  int64_t r;
+  for (r = 0; r < g->desc->replicas; r++) {
+    const mlk_tensor *x = g->desc->inputs + r * g->count + i;
+    if (mlki_average_reads(g, r))
+      t = mlki_fma1(mlki_average_weight(g, r), mlki_ref_load(g->type, x->data, mlki_ref_element(x, index), MLK_F32), t);
+  }
+  return factor * t;
+}
+
+/* Elements [first, end) of the vector, all of one output: its sum of squares. */
+static float mlki_ref_average_output(const mlki_average *g, int64_t out, int64_t first, int64_t end, float factor) {
+  float lane[16] = {0}, sum = 0.0f, mean;
+  int64_t i = 0, r, at;
+  int l, half;
+  for (at = first; at < end; at++) {
+    while (g->start[i + 1] <= at) i++;
+    mean = mlki_ref_average_mean(g, i, at - g->start[i], factor);
+    for (r = 0; r < (g->in_place ? g->desc->replicas : 1); r++) {
+      const mlk_tensor *y = g->in_place ? g->desc->inputs + r * g->count + i : g->desc->outputs + out;
+      const int64_t index = g->in_place ? at - g->start[i] : at - first;
+      mlki_ref_convert(MLK_F32, &mean, 0, g->out_type, y->data, mlki_ref_element(y, index));
+    }
+    lane[(at - first) % 16] = mlki_fma1(mean, mean, lane[(at - first) % 16]);
+    if ((at - first) % MLK_REDUCE_SEGMENT == MLK_REDUCE_SEGMENT - 1 || at + 1 == end) {
+      for (half = 8; half >= 1; half /= 2)
+        for (l = 0; l < half; l++) lane[l] += lane[l + half];
+      sum = at - first < MLK_REDUCE_SEGMENT ? lane[0] : sum + lane[0];
+      memset(lane, 0, sizeof lane);
+    }
+  }
+  return sum;
+}
+
+/* Gives the sum of the outputs' sums of squares. */
+static float mlki_ref_average(const mlki_average *g) {
+  const float factor = mlki_average_factor(g);
+  float total = 0.0f;
+  int64_t j;
+  for (j = 0; j < g->outs; j++) {
+    const float sum = mlki_ref_average_output(g, j, g->out_start[j], g->out_start[j + 1], factor);
+    total = j == 0 ? sum : total + sum;
+  }
+  return total;
+}
+
+/* Replicas that take part and have an element in the range that is not finite. */
+static uint64_t mlki_ref_average_nonfinite(const mlki_average *g) {
+  uint64_t found = 0;
+  int64_t r, i = 0, at;
+  for (at = g->from; at < g->to; at++) {
+    while (g->start[i + 1] <= at) i++;
+    for (r = 0; r < g->desc->replicas; r++) {
+      const mlk_tensor *x = g->desc->inputs + r * g->count + i;
+      if (mlki_average_reads(g, r) &&
+          !(fabsf(mlki_ref_load(g->type, x->data, mlki_ref_element(x, at - g->start[i]), MLK_F32)) <= FLT_MAX))
+        found |= (uint64_t)1 << r;
+    }
+  }
+  return found;
+}
+
+static mlk_status mlki_average_execute(mlk_context *ctx, mlki_average *g) {
+  float squares;
+  if (g->desc->skip_nonfinite) g->live &= ~mlki_ref_average_nonfinite(g);
+  if (!g->live)
+    return mlki_fail(ctx, MLK_ERR_REPLICA, "replicas: none of %d takes part: all that could are not finite",
+                     (int)g->desc->replicas);
+  squares = mlki_ref_average(g);
+  if (g->desc->norm) *g->desc->norm = sqrtf(squares);
+  if (g->desc->used) *g->desc->used = g->live;
+  return MLK_OK;
+}
+
+/* Checks and runs a call: mlk_average, also for groups. */
+static mlk_status mlki_average_run(mlk_context *ctx, const mlk_average_desc *desc) {
+  mlki_average g;
+  const mlk_status status = mlki_average_prepare(ctx, desc, 1, &g);
+  return status ? status : mlki_average_execute(ctx, &g);
+}
+
 /* >>public --------------------------------------------------------------------------------------------------------- */
 
 MLK_API int mlk_version(void) { return MLK_VERSION; }
@@ -13814,6 +14352,23 @@ MLK_API mlk_status mlk_adamw(mlk_context *ctx, const mlk_adamw_desc *desc) {
   if ((status = mlki_adamw_prepare(ctx, desc, 1, &s)) != MLK_OK) return status;
   mlki_step_execute(ctx, &s);
   return MLK_OK;
+}
+
+MLK_API mlk_status mlk_average_plan(mlk_context *ctx, const mlk_average_desc *desc, mlk_plan *plan) {
+  mlki_average g;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "plan: is NULL");
+  if ((status = mlki_average_prepare(ctx, desc, 0, &g)) != MLK_OK) return status;
+  mlki_fill_plan(ctx, plan, g.flops, g.bytes, g.workspace_bytes, g.tasks,
+                 ctx->reference ? "reference"
+                 : g.stream     ? "streamed"
+                                : "cached");
+  return MLK_OK;
+}
+
+MLK_API mlk_status mlk_average(mlk_context *ctx, const mlk_average_desc *desc) {
+  return ctx ? mlki_average_run(ctx, desc) : MLK_ERR_ARGUMENT;
 }
 
 MLK_API mlk_status mlk_pool_plan(mlk_context *ctx, const mlk_pool_desc *desc, mlk_plan *plan) {
