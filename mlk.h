@@ -84,7 +84,11 @@
      >>attention_grad  tasks of the gradient
      >>attention_merge parts into one
      >>average         the mean of replicas' tensors: checks, overlap, pieces
-     >>public          the public functions
+     >>group           replica groups: parts, words, waits
+     >>group_memory    segments that processes share, attaching
+     >>group_steps     who is in a step; means of buckets
+     >>group_calls     the calls of a group, public ones included
+     >>public          the public functions of the others
      >>licence         MIT No Attribution, or public domain
 
    MLK does not: own threads, keep global state, install handlers, change rounding or flush-to-zero modes, change errno
@@ -181,6 +185,12 @@
 /* >>config --------------------------------------------------------------------------------------------------------- */
 #ifndef MLK_H
 #define MLK_H
+
+/* Under -std=c99 the C library hides what replica groups take of the system, unless this comes first. */
+#if defined(MLK_IMPLEMENTATION) && defined(__linux__) && !defined(_DEFAULT_SOURCE) && !defined(_GNU_SOURCE) &&         \
+    !defined(_FEATURES_H)
+#define _DEFAULT_SOURCE
+#endif
 
 #include <stddef.h>
 #include <stdint.h>
@@ -810,7 +820,8 @@ typedef struct mlk_average_desc {
    back by mlk_group_open with the same rank, from the next step on: see mlk_group_sync. */
 typedef enum mlk_loss { MLK_LOSS_FAILS = 0, MLK_LOSS_SHRINKS, MLK_LOSS_COUNT } mlk_loss;
 
-#define MLK_MAX_RANKS 32 /* replicas of a group, and shares */
+#define MLK_MAX_RANKS  16 /* replicas of a group */
+#define MLK_MAX_SHARES 32 /* of a batch */
 
 typedef struct mlk_bucket {
   const char *name; /* optional; the same in all replicas, like the order of the buckets */
@@ -834,7 +845,7 @@ typedef struct mlk_transport {
 
 typedef struct mlk_group_desc {
   int rank, ranks;           /* this replica; of how many, 1 .. MLK_MAX_RANKS */
-  int shares;                /* of a batch, ranks .. MLK_MAX_RANKS; 0: ranks */
+  int shares;                /* of a batch, ranks .. MLK_MAX_SHARES; 0: ranks */
   const mlk_bucket *buckets; /* read by the call only */
   int64_t bucket_count;      /* >= 1 */
   mlk_dtype wire;            /* of published gradients: f32 (0), f16 or bf16; sums are f32 always */
@@ -844,19 +855,18 @@ typedef struct mlk_group_desc {
   int skip_nonfinite; /* 1: a share with NaN or infinity takes no part in its step */
   int shots;          /* 1: everybody averages all; 2: each a range, and reads the others'; 0: by size */
   /* the common memory, one of: */
-  void *memory;     /* of mlk_group_plan's bytes, 64-byte aligned, zero at first: threads of one process */
+  void *memory;     /* of the plan's bytes, 64-byte aligned, zero at first: threads of one process */
   int fd;           /* a segment made by mlk_group_segment; the call makes a descriptor of its own */
-  const char *path; /* a file to be made or found, mode 0600, in /dev/shm, say; removed once all have come.
-                                  Or the path of a segment */
+  const char *path; /* a file to be made or found, mode 0600, in /dev/shm, say; its name is removed once all have come,
+                       so a replacement finds no group there. Or the path of a segment */
   const mlk_transport *transport;
 } mlk_group_desc;
 
 /* What a group takes. */
 typedef struct mlk_group_plan {
-  uint64_t bytes;           /* of the common memory */
-  uint64_t part_bytes;      /* of one rank's part of it: slots and averaged ranges */
-  uint64_t private_bytes;   /* allocated by mlk_group_open of each rank */
-  uint64_t workspace_bytes; /* of the context, at most */
+  uint64_t bytes;         /* of the common memory */
+  uint64_t part_bytes;    /* of one rank's part of it: slots and averaged ranges */
+  uint64_t private_bytes; /* allocated by mlk_group_open of each rank */
 } mlk_group_plan;
 
 /* An anonymous segment: it has no name, so nothing is left behind whatever happens to the processes. Children inherit
@@ -1042,8 +1052,8 @@ MLK_API void mlk_group_close(mlk_group *group);
 MLK_API mlk_status mlk_group_begin(mlk_group *group, const float *weights, mlk_group_report *report);
 
 /* The slot of an own share: [elements] of the wire's type in the own part, zero-copy: gradients written here are
-   published without being copied. Not the own share, or no such bucket: data is NULL. Valid until mlk_group_close, to be
-   written between begin and publish only. */
+   published without being copied. Not the own share, or no such bucket: data is NULL. Valid until mlk_group_close, to
+   be written between begin and publish only. */
 MLK_API mlk_tensor mlk_group_slot(const mlk_group *group, int share, int64_t bucket);
 
 /* Publishes a bucket of an own share: once a step. grads: f32 tensors, any strides, together the bucket's elements,
@@ -1057,9 +1067,9 @@ MLK_API mlk_status mlk_group_publish(mlk_group *group, int share, int64_t bucket
 MLK_API mlk_status mlk_group_average(mlk_group *group, int64_t bucket, const mlk_tensor *means, int64_t count);
 
 /* Ends the step, for which everything must have been published: waits until the step is decided. MLK_OK: all means are
-   final, and the same in all replicas of report.members. MLK_ERR_REPLICA: the step does not count, for anybody, or
-   this replica was left out (the sentence says which); means hold nothing of use. Afterwards begin may be called
-   again, unless this replica was left out. */
+   final, and the same in all replicas of report.members. MLK_ERR_REPLICA, from this or an earlier call of the step: it
+   is over, and does not count for anybody, or this replica was left out (the sentence says which); means hold nothing
+   of use. Then begin comes next, but for a replica that was left out: close, and open anew. */
 MLK_API mlk_status mlk_group_finish(mlk_group *group, mlk_group_report *report);
 
 /* ZeRO-1 (Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models", 2020): each
@@ -1069,14 +1079,14 @@ MLK_API mlk_status mlk_group_finish(mlk_group *group, mlk_group_report *report);
    mlk_group_reduce: as mlk_group_average, for the own range only; f32 tensors of together to - from elements.
    mlk_group_gather: after finish, before the next begin: publishes the own range of updated parameters (mine, f32,
    together to - from elements) and reads the others' into whole (together the bucket's elements; the own range of
-   whole is written too, and may be mine). For all buckets alike, in any order that is the same in all replicas. */
+   whole is written too, and may be mine). In all replicas in the same order of buckets. */
 MLK_API mlk_status mlk_group_range(const mlk_group *group, int64_t bucket, int64_t *from, int64_t *to);
 MLK_API mlk_status mlk_group_reduce(mlk_group *group, int64_t bucket, const mlk_tensor *means, int64_t count);
 MLK_API mlk_status mlk_group_gather(mlk_group *group, int64_t bucket, const mlk_tensor *mine, int64_t mine_count,
                                     const mlk_tensor *whole, int64_t count);
 
-/* Brings replicas that joined up to date. Call it after mlk_group_begin, before the first publish, when report.joined is
-   not 0, with the same tensors in all replicas (parameters, moments, counters: any dtype, dense): the lowest rank
+/* Brings replicas that joined up to date. Call it after mlk_group_begin, before the first publish, when report.joined
+   is not 0, with the same tensors in all replicas (parameters, moments, counters: any dtype, dense): the lowest rank
    that was a member before gives, those who joined receive; the others return at once. At the first step of a group all
    have joined and nobody gives: returns at once. A receiver that fails here must leave. */
 MLK_API mlk_status mlk_group_sync(mlk_group *group, const mlk_tensor *tensors, int64_t count);
@@ -1253,6 +1263,24 @@ static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_
 #include <string.h>
 #include <time.h>
 
+/* MLKI_SEGMENTS: memory that processes share, with locks that end with them. */
+#if defined(__linux__)
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#if defined(__linux__) && defined(MAP_ANONYMOUS) && defined(SYS_memfd_create)
+#define MLKI_SEGMENTS 1
+#else
+#define MLKI_SEGMENTS 0
+#define MLKI_NO_SEGMENTS                                                                                               \
+  "this build has no segments: they take Linux, and -std=gnu99, _DEFAULT_SOURCE, or mlk.h before any other header"
+#endif
+
 #if defined(_OPENMP) && !defined(MLK_NO_OPENMP)
 #define MLKI_OPENMP 1
 #include <omp.h>
@@ -1345,6 +1373,44 @@ static double mlki_seconds(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 #else
   return (double)clock() / (double)CLOCKS_PER_SEC;
+#endif
+}
+
+/* Words that several threads or processes share, 8-byte aligned. */
+#if defined(_MSC_VER) && !defined(__clang__)
+static uint64_t mlki_load_word(const void *at) { return (uint64_t)_InterlockedOr64((volatile __int64 *)at, 0); }
+static void mlki_store_word(void *at, uint64_t word) { _InterlockedExchange64((volatile __int64 *)at, (__int64)word); }
+static int mlki_swap_word(void *at, uint64_t expected, uint64_t desired) {
+  return _InterlockedCompareExchange64((volatile __int64 *)at, (__int64)desired, (__int64)expected) ==
+         (__int64)expected;
+}
+static void mlki_fence(void) { _ReadWriteBarrier(); }
+#else
+static uint64_t mlki_load_word(const void *at) { return __atomic_load_n((const uint64_t *)at, __ATOMIC_ACQUIRE); }
+static void mlki_store_word(void *at, uint64_t word) { __atomic_store_n((uint64_t *)at, word, __ATOMIC_RELEASE); }
+static int mlki_swap_word(void *at, uint64_t expected, uint64_t desired) {
+  return __atomic_compare_exchange_n((uint64_t *)at, &expected, desired, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+static void mlki_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+#endif
+
+/* Seconds of a clock that runs while this process waits, for deadlines. */
+static double mlki_wall(void) {
+#if defined(CLOCK_MONOTONIC)
+  return mlki_seconds();
+#else
+  return (double)time(NULL);
+#endif
+}
+
+/* Lets somebody else run: another thread now, or, when that was not enough, whoever wants for 50 microseconds. */
+static void mlki_give_way(int sleep) {
+#if defined(CLOCK_MONOTONIC)
+  struct timespec t;
+  t.tv_sec = 0, t.tv_nsec = sleep ? 50000 : 0;
+  nanosleep(&t, NULL);
+#else
+  (void)sleep;
 #endif
 }
 
@@ -13817,6 +13883,1386 @@ static mlk_status mlki_average_run(mlk_context *ctx, const mlk_average_desc *des
   mlki_average g;
   const mlk_status status = mlki_average_prepare(ctx, desc, 1, &g);
   return status ? status : mlki_average_execute(ctx, &g);
+}
+
+/* >>group ----------------------------------------------------------------------------------------------------------
+   Replica groups: what a rank's part of the common memory holds, and how words are read and waited for.
+
+   A part is written by its owner only; the one exception is the ring of decisions in rank 0's part, which is written by
+   compare-and-swap only. A part:  words | slots (own share x bucket) | averaged ranges (by bucket).
+   Decisions: ring[step % 8] says who is in a step. It is made by the first who begins it; while it is open ranks may
+   only be taken out; when it is committed it stays. A slot is overwritten only when every rank whose result will count has
+   done its reading, or has been taken out of the next step before; one that was taken out looks at the ring after its
+   last read and so learns that it may have read torn data. tests/group.pml is a model of this, checked with spin. */
+
+#define MLKI_RING        8          /* decisions that are kept */
+#define MLKI_RANGE_UNIT  16         /* elements: ranges of a bucket begin at 64-byte lines */
+#define MLKI_TWO_SHOT    (32 << 10) /* bytes of a bucket from which on ranges pay for one more wait */
+#define MLKI_MAX_TIMEOUT 1e6        /* seconds */
+
+/* Words of a part, in units of 8 bytes; lines of 64 bytes that are written at different times are kept apart. */
+enum {
+  MLKI_WORD_SIGNATURE, /* 0: nobody is attached; else MLKI_SIGNATURE */
+  MLKI_WORD_VERSION,
+  MLKI_WORD_SIZES,    /* ranks, shares, buckets */
+  MLKI_WORD_SETTINGS, /* wire, on_loss, min_ranks, skip_nonfinite, shots */
+  MLKI_WORD_ELEMENTS,
+  MLKI_WORD_HASH,         /* of the buckets' sizes and names, in order */
+  MLKI_WORD_WANT = 8,     /* what MLKI_WANT_... says */
+  MLKI_WORD_COMPLETE,     /* the last step for which all was published */
+  MLKI_WORD_DONE,         /* the last step after which this rank reads no part any more */
+  MLKI_WORD_RANGED,       /* step << 16 | the members among whom this rank shares ranges in that step */
+  MLKI_WORD_STATE,        /* mlk_group_sync: bytes of all tensors, */
+  MLKI_WORD_GIVEN,        /* pieces given, */
+  MLKI_WORD_TAKEN,        /* and taken: step << 32 | pieces */
+  MLKI_WORD_RING = 16,    /* of rank 0 */
+  MLKI_WORD_WEIGHTS = 24, /* per own share; after them published[own share][bucket], averaged[bucket][2] */
+};
+enum {
+  MLKI_WANT_NOTHING,
+  MLKI_WANT_IN,
+  MLKI_WANT_REFUSED
+};                                     /* in, or never; in from the next step on; another layout */
+#define MLKI_SIGNATURE 0x31676b6c6dULL /* "mlkg1", little-endian */
+
+/* A decision: committed | failed | step | ranks that joined | ranks that are in. */
+#define MLKI_COMMITTED ((uint64_t)1 << 63)
+#define MLKI_FAILED    ((uint64_t)1 << 62)
+#define MLKI_STEP_MAX  (((int64_t)1 << 30) - 1)
+MLKI_INLINE int64_t mlki_decision_step(uint64_t d) { return (int64_t)(d >> 32 & (uint64_t)MLKI_STEP_MAX); }
+MLKI_INLINE uint32_t mlki_decision_joined(uint64_t d) { return (uint32_t)(d >> 16 & 0xffff); }
+MLKI_INLINE uint32_t mlki_decision_members(uint64_t d) { return (uint32_t)(d & 0xffff); }
+MLKI_INLINE uint64_t mlki_decision(int64_t step, uint32_t joined, uint32_t members) {
+  return (uint64_t)step << 32 | (uint64_t)joined << 16 | members;
+}
+
+MLKI_INLINE int mlki_bits(uint32_t mask) {
+  int n = 0;
+  for (; mask; mask &= mask - 1) n++;
+  return n;
+}
+
+typedef enum mlki_bucket_use { MLKI_BUCKET_IDLE, MLKI_BUCKET_AVERAGED, MLKI_BUCKET_REDUCED } mlki_bucket_use;
+
+/* A bucket, and what this rank did with it in this step. */
+typedef struct mlki_bucket {
+  int64_t elements;
+  uint64_t slot, range; /* bytes from where the slots of a share, and the ranges, begin */
+  int published;        /* own shares */
+  mlki_bucket_use use;
+  const mlk_tensor *means;
+  int64_t count;
+  uint32_t members, shares;             /* with whom it was averaged, */
+  uint32_t range_members, range_shares; /* and with whom the own range of it */
+} mlki_bucket;
+
+typedef enum mlki_group_state { MLKI_GROUP_IDLE, MLKI_GROUP_STEP, MLKI_GROUP_LEFT_OUT } mlki_group_state;
+
+struct mlk_group {
+  mlk_context *ctx;
+  int rank, ranks, shares, first, own, most; /* own shares: [first, first + own); most of any rank */
+  int64_t buckets;
+  mlki_bucket *bucket;
+  mlk_dtype wire;
+  mlk_loss on_loss;
+  int min_ranks, skip_nonfinite, shots;
+  double timeout;
+  uint64_t words, slots, share_bytes, ranges, part_bytes; /* bytes; words, slots, ranges: where they begin and end */
+  char *base, *part;                                      /* base NULL: by transport */
+  mlk_transport transport;
+  char *stage; /* by transport: what was got */
+  uint64_t stage_bytes, private_bytes;
+  int fd; /* -1: the caller's memory, or a transport */
+  mlki_group_state state;
+  int64_t step;
+  int64_t unpublished;   /* buckets of own shares, in this step */
+  uint64_t began;        /* the decision as it was when this rank entered the step */
+  uint32_t final;        /* members of the last step, if it counted */
+  uint32_t slow;         /* ranks whose ranges did not come in time in this step */
+  uint32_t out_of_reach; /* ranks that a transport could not reach */
+  uint32_t ranged; /* members among whom ranges are shared in this step: those of the first average; 0: none yet */
+  int joined;      /* this rank's part says who it is */
+};
+
+static int mlki_group_first(int rank, int ranks, int shares) { return (int)((int64_t)rank * shares / ranks); }
+static int mlki_group_owner(int share, int ranks, int shares) {
+  return (int)(((int64_t)(share + 1) * ranks - 1) / shares);
+}
+
+/* The range of the k-th of n ranks. */
+static int64_t mlki_group_cut(int64_t elements, int k, int n) {
+  const int64_t units = mlki_ceil_div(elements, MLKI_RANGE_UNIT);
+  return mlki_min(elements, (units / n * k + units % n * k / n) * MLKI_RANGE_UNIT);
+}
+
+static uint64_t mlki_group_word_published(const mlk_group *g, int own_share, int64_t bucket) {
+  return 8 * ((uint64_t)MLKI_WORD_WEIGHTS + (uint64_t)g->most + (uint64_t)own_share * (uint64_t)g->buckets +
+              (uint64_t)bucket);
+}
+
+static uint64_t mlki_group_word_averaged(const mlk_group *g, int64_t bucket) {
+  return 8 * ((uint64_t)MLKI_WORD_WEIGHTS + (uint64_t)g->most * (1 + (uint64_t)g->buckets) + 2 * (uint64_t)bucket);
+}
+
+/* Checks the layout and fills in the sizes; bucket may be NULL, then only sizes. Sums stay below 2^60. */
+static mlk_status mlki_group_layout(mlk_context *ctx, const mlk_group_desc *desc, mlk_group *g, mlki_bucket *bucket) {
+  int64_t i, largest = 0, total = 0;
+  uint64_t slot = 0, range = 0;
+  const int64_t limit = (int64_t)1 << 50;
+  if (desc->ranks < 1 || desc->ranks > MLK_MAX_RANKS)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "ranks: is %d, but must be 1 to %d", desc->ranks, MLK_MAX_RANKS);
+  if (desc->shares != 0 && (desc->shares < desc->ranks || desc->shares > MLK_MAX_SHARES))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "shares: is %d, but must be 0 or %d (ranks) to %d", desc->shares,
+                     desc->ranks, MLK_MAX_SHARES);
+  if (desc->wire != MLK_F32 && desc->wire != MLK_F16 && desc->wire != MLK_BF16)
+    return mlki_fail(ctx, MLK_ERR_DTYPE, "wire: is %d, but must be f32, f16 or bf16", (int)desc->wire);
+  if (desc->bucket_count < 1 || desc->bucket_count > 1 << 20)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "bucket_count: is %lld, but must be 1 to %d", (long long)desc->bucket_count,
+                     1 << 20);
+  if (!desc->buckets) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "buckets: is NULL, but the argument is required");
+  g->ranks = desc->ranks, g->shares = desc->shares ? desc->shares : desc->ranks, g->wire = desc->wire;
+  g->most = (g->shares + g->ranks - 1) / g->ranks;
+  g->buckets = desc->bucket_count;
+  for (i = 0; i < g->buckets; i++) {
+    const int64_t elements = desc->buckets[i].elements,
+                  units = mlki_ceil_div(mlki_min(elements, limit), MLKI_RANGE_UNIT);
+    if (elements < 0)
+      return mlki_fail(ctx, MLK_ERR_SHAPE, "buckets[%lld].elements: is %lld, but must be at least 0", (long long)i,
+                       (long long)elements);
+    if (elements > limit || (total += elements) > limit)
+      return mlki_fail(ctx, MLK_ERR_SIZE, "buckets: up to number %lld they have more than 2^50 elements", (long long)i);
+    if (bucket) bucket[i].elements = elements, bucket[i].slot = slot, bucket[i].range = range;
+    slot += (uint64_t)mlki_round_up(elements * mlki_dtype_bytes((int32_t)g->wire), 64);
+    if (g->ranks > 1) range += (uint64_t)mlki_ceil_div(units, 2) * MLKI_RANGE_UNIT * 4;
+    largest = mlki_max(largest, elements);
+  }
+  g->words = mlki_group_word_averaged(g, g->buckets);
+  g->slots = (g->words + 63) / 64 * 64;
+  g->share_bytes = slot;
+  g->ranges = g->slots + (uint64_t)g->most * slot;
+  g->part_bytes = (g->ranges + range + 4095) / 4096 * 4096;
+  g->stage_bytes = desc->transport ? (uint64_t)mlki_round_up(largest * 4, 64) * (uint64_t)g->shares : 0;
+  g->private_bytes = (sizeof *g + 63) / 64 * 64 + ((uint64_t)g->buckets * sizeof(mlki_bucket) + 63) / 64 * 64 +
+                     g->stage_bytes;
+  return MLK_OK;
+}
+
+/* FNV-1a over the buckets' sizes and names. */
+static uint64_t mlki_group_hash(const mlk_group_desc *desc) {
+  uint64_t hash = 14695981039346656037ULL;
+  int64_t i;
+  int k;
+  for (i = 0; i < desc->bucket_count; i++) {
+    const char *name = desc->buckets[i].name ? desc->buckets[i].name : "";
+    for (k = 0; k < 64; k += 8) hash = (hash ^ ((uint64_t)desc->buckets[i].elements >> k & 255)) * 1099511628211ULL;
+    do hash = (hash ^ (unsigned char)*name) * 1099511628211ULL;
+    while (*name++);
+  }
+  return hash;
+}
+
+/* Words. A peer that a transport does not reach reads as 0 and counts as dead. */
+static uint64_t mlki_group_read(mlk_group *g, int rank, uint64_t offset) {
+  uint64_t word = 0;
+  if (g->base) return mlki_load_word(g->base + (uint64_t)rank * g->part_bytes + offset);
+  if (rank == g->rank) return mlki_load_word(g->part + offset);
+  if (g->transport.read(g->transport.user, rank, offset, &word, 1)) g->out_of_reach |= 1u << rank, word = 0;
+  return word;
+}
+
+static void mlki_group_put(mlk_group *g, uint64_t offset, uint64_t word) {
+  if (g->base)
+    mlki_store_word(g->part + offset, word);
+  else if (g->transport.put(g->transport.user, offset, word))
+    g->out_of_reach |= 1u << g->rank;
+}
+
+MLKI_INLINE uint64_t mlki_group_word(mlk_group *g, int rank, int word) {
+  return mlki_group_read(g, rank, 8 * (uint64_t)word);
+}
+
+static uint64_t mlki_group_decided(mlk_group *g, int64_t step) {
+  return mlki_group_word(g, 0, MLKI_WORD_RING + (int)(step % MLKI_RING));
+}
+
+/* Replaces a decision; 1 when it was the expected one. */
+static int mlki_group_decide(mlk_group *g, int64_t step, uint64_t expected, uint64_t desired) {
+  const uint64_t offset = 8 * (uint64_t)(MLKI_WORD_RING + (int)(step % MLKI_RING));
+  uint64_t found = expected;
+  if (g->base) return mlki_swap_word(g->base + offset, expected, desired);
+  if (g->transport.swap(g->transport.user, 0, offset, expected, desired, &found)) return g->out_of_reach |= 1, 0;
+  return found == expected;
+}
+
+/* The newest decision; 0: no step was begun yet. */
+static uint64_t mlki_group_newest(mlk_group *g) {
+  uint64_t newest = 0, d;
+  int i;
+  for (i = 0; i < MLKI_RING; i++)
+    if ((d = mlki_group_word(g, 0, MLKI_WORD_RING + i)) != 0 && mlki_decision_step(d) > mlki_decision_step(newest))
+      newest = d;
+  return newest;
+}
+
+/* A wait: spins, then yields, then sleeps. The clock is looked at before the condition that the caller checks, so one
+   who was stopped himself looks again before he blames others. */
+typedef struct mlki_wait {
+  double until;
+  int rounds, late;
+} mlki_wait;
+
+static mlki_wait mlki_wait_for(double seconds) {
+  mlki_wait w;
+  w.until = mlki_wall() + seconds, w.rounds = 0, w.late = 0;
+  return w;
+}
+
+static void mlki_wait_pause(mlki_wait *w) {
+  if (w->rounds >= 64) mlki_give_way(w->rounds >= 512);
+  w->rounds++;
+  if (w->rounds >= 64 || w->rounds % 16 == 0) w->late = mlki_wall() > w->until;
+}
+
+/* Takes ranks out of an open step. When that leaves too few, or the setting says so, the step fails for all. */
+static void mlki_group_drop(mlk_group *g, int64_t step, uint32_t lost) {
+  for (;;) {
+    const uint64_t d = mlki_group_decided(g, step);
+    const uint32_t left = mlki_decision_members(d) & ~lost;
+    uint64_t next = mlki_decision(step, mlki_decision_joined(d) & left, left);
+    if (mlki_decision_step(d) != step || d & MLKI_COMMITTED || !(mlki_decision_members(d) & lost)) return;
+    if (g->on_loss == MLK_LOSS_FAILS || mlki_bits(left) < g->min_ranks) next |= MLKI_COMMITTED | MLKI_FAILED;
+    if (mlki_group_decide(g, step, d, next) || g->out_of_reach & 1) return;
+  }
+}
+
+/* >>group_memory ---------------------------------------------------------------------------------------------------
+   Segments of memory that processes share, and attaching to them. Linux: memfd or a file, reserved before it is mapped,
+   so that a host short of memory refuses and nobody gets SIGBUS; an open-file-description lock on the byte of each
+   rank, which the kernel drops when its process dies, whatever killed it. */
+
+#if MLKI_SEGMENTS
+#define MLKI_LOCK_MAKER 255 /* the byte whose lock lets one process make the segment */
+#define MLKI_OFD_GETLK  36  /* F_OFD_GETLK and F_OFD_SETLK of Linux 3.15, which <fcntl.h> hides without _GNU_SOURCE */
+#define MLKI_OFD_SETLK  37
+
+/* Takes, or with type F_UNLCK asks for, the lock of bytes [at, at + count); 1: got it, or somebody else has one. */
+static int mlki_segment_lock(int fd, int command, short type, int64_t at, int64_t count) {
+  struct flock lock;
+  int result;
+  memset(&lock, 0, sizeof lock);
+  lock.l_type = type, lock.l_whence = SEEK_SET, lock.l_start = (off_t)at, lock.l_len = (off_t)count;
+  do result = fcntl(fd, command, &lock);
+  while (result < 0 && errno == EINTR);
+  return command == MLKI_OFD_GETLK ? result == 0 && lock.l_type != F_UNLCK : result == 0;
+}
+
+static int mlki_segment_locked(int fd, int rank) { return mlki_segment_lock(fd, MLKI_OFD_GETLK, F_WRLCK, rank, 1); }
+
+/* Makes the file bytes long, all of it reserved and zero. */
+static mlk_status mlki_segment_reserve(mlk_context *ctx, int fd, const char *name, uint64_t bytes) {
+  struct rlimit limit;
+  int error;
+  if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && limit.rlim_cur < bytes)
+    return mlki_fail(ctx, MLK_ERR_MEMORY, "%s: needs %llu bytes, but this process may make files of %llu only", name,
+                     (unsigned long long)bytes, (unsigned long long)limit.rlim_cur);
+  if (ftruncate(fd, 0) != 0) return mlki_fail(ctx, MLK_ERR_SYSTEM, "%s: ftruncate: %s", name, strerror(errno));
+  do error = posix_fallocate(fd, 0, (off_t)bytes);
+  while (error == EINTR);
+  if (error) {
+    if (ftruncate(fd, 0) != 0) errno = 0; /* what is reserved goes with the file */
+    return mlki_fail(ctx, error == ENOSPC || error == ENOMEM || error == EFBIG ? MLK_ERR_MEMORY : MLK_ERR_SYSTEM,
+                     "%s: %llu bytes of shared memory cannot be reserved: %s", name, (unsigned long long)bytes,
+                     strerror(error));
+  }
+  return MLK_OK;
+}
+
+static mlk_status mlki_segment_make(mlk_context *ctx, uint64_t bytes, mlk_group_segment *segment) {
+  mlk_status status;
+  const int fd = (int)syscall(SYS_memfd_create, "mlk_group", 3u /* MFD_CLOEXEC | MFD_ALLOW_SEALING */);
+  if (fd < 0) return mlki_fail(ctx, MLK_ERR_SYSTEM, "segment: memfd_create: %s", strerror(errno));
+  status = fchmod(fd, 0600) == 0 ? mlki_segment_reserve(ctx, fd, "segment", bytes)
+                                 : mlki_fail(ctx, MLK_ERR_SYSTEM, "segment: fchmod: %s", strerror(errno));
+  /* F_ADD_SEALS, of seal, shrink, grow: no peer can cut the memory off under another */
+  if (status == MLK_OK && fcntl(fd, 1033, 7) != 0)
+    status = mlki_fail(ctx, MLK_ERR_SYSTEM, "segment: sealing: %s", strerror(errno));
+  if (status) {
+    close(fd);
+    return status;
+  }
+  segment->fd = fd, segment->bytes = bytes;
+  snprintf(segment->path, sizeof segment->path, "/proc/%ld/fd/%d", (long)getpid(), fd);
+  return MLK_OK;
+}
+
+/* Refuses what is not ours: another user's, open to others, no plain file. */
+static mlk_status mlki_segment_check(mlk_context *ctx, int fd, const char *name, struct stat *s) {
+  if (fstat(fd, s) != 0) return mlki_fail(ctx, MLK_ERR_SYSTEM, "%s: fstat: %s", name, strerror(errno));
+  if (!S_ISREG(s->st_mode)) return mlki_fail(ctx, MLK_ERR_SYSTEM, "%s: is no file", name);
+  if (s->st_uid != geteuid())
+    return mlki_fail(ctx, MLK_ERR_SYSTEM, "%s: belongs to user %ld, not to %ld", name, (long)s->st_uid,
+                     (long)geteuid());
+  if (s->st_mode & 077)
+    return mlki_fail(ctx, MLK_ERR_SYSTEM, "%s: its mode is %03o, but others must have no access (0600)", name,
+                     (unsigned)(s->st_mode & 0777));
+  return MLK_OK;
+}
+
+/* One process at a time makes the file what it must be: bytes long, and zero when nobody is attached. */
+static mlk_status mlki_segment_settle(mlk_context *ctx, int fd, const char *name, int may_make, uint64_t bytes,
+                                      double timeout) {
+  struct stat s;
+  uint64_t signature = 0;
+  mlki_wait wait = mlki_wait_for(timeout);
+  mlk_status status;
+  while (!mlki_segment_lock(fd, MLKI_OFD_SETLK, F_WRLCK, MLKI_LOCK_MAKER, 1)) {
+    if (errno != EAGAIN && errno != EACCES)
+      return mlki_fail(ctx, MLK_ERR_SYSTEM, "%s: locking: %s", name, strerror(errno));
+    if (wait.late)
+      return mlki_fail(ctx, MLK_ERR_REPLICA, "%s: another process is making it, for %g s now", name, timeout);
+    mlki_wait_pause(&wait);
+  }
+  status = mlki_segment_check(ctx, fd, name, &s);
+  if (status == MLK_OK && may_make && s.st_size == 0) {
+    status = mlki_segment_reserve(ctx, fd, name, bytes);
+  } else if (status == MLK_OK && (uint64_t)s.st_size != bytes) {
+    status = mlki_fail(ctx, MLK_ERR_SYSTEM,
+                       "%s: is %lld bytes long, but this group takes %llu: cut off, or of another layout", name,
+                       (long long)s.st_size, (unsigned long long)bytes);
+  } else if (status == MLK_OK && may_make && !mlki_segment_lock(fd, MLKI_OFD_GETLK, F_WRLCK, 0, MLK_MAX_RANKS)) {
+    /* nobody is attached: what a run left behind that was killed is made anew, anything else is not ours to clear */
+    if (pread(fd, &signature, sizeof signature, 0) != (ssize_t)sizeof signature)
+      status = mlki_fail(ctx, MLK_ERR_SYSTEM, "%s: reading: %s", name, strerror(errno));
+    else if (signature != 0 && signature != MLKI_SIGNATURE)
+      status = mlki_fail(ctx, MLK_ERR_SYSTEM, "%s: is there already, but is no memory of a group", name);
+    else
+      status = mlki_segment_reserve(ctx, fd, name, bytes);
+  }
+  return status;
+}
+
+static mlk_status mlki_segment_attach(mlk_group *g, const mlk_group_desc *desc, uint64_t bytes) {
+  char own[32];
+  const char *path = desc->path, *name = desc->path ? "path" : "fd";
+  const int may_make = desc->path && strncmp(path, "/proc/", 6) != 0;
+  mlk_status status;
+  if (!path) snprintf(own, sizeof own, "/proc/self/fd/%d", desc->fd), path = own;
+  /* a description of its own: locks belong to it, and end with it */
+  do g->fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | (may_make ? O_CREAT | O_NOFOLLOW : 0), 0600);
+  while (g->fd < 0 && errno == EINTR);
+  if (g->fd < 0)
+    return desc->path
+               ? mlki_fail(g->ctx, MLK_ERR_SYSTEM, "path: %s: %s", path, strerror(errno))
+               : mlki_fail(g->ctx, MLK_ERR_SYSTEM, "fd: %d cannot be opened anew: %s", desc->fd, strerror(errno));
+  status = mlki_segment_settle(g->ctx, g->fd, name, may_make, bytes, g->timeout);
+  if (status == MLK_OK && !mlki_segment_lock(g->fd, MLKI_OFD_SETLK, F_WRLCK, g->rank, 1))
+    status = errno == EAGAIN || errno == EACCES
+                 ? mlki_fail(g->ctx, MLK_ERR_REPLICA, "rank: %d is taken by a process that is alive", g->rank)
+                 : mlki_fail(g->ctx, MLK_ERR_SYSTEM, "%s: locking: %s", name, strerror(errno));
+  mlki_segment_lock(g->fd, MLKI_OFD_SETLK, F_UNLCK, MLKI_LOCK_MAKER, 1);
+  if (status) return status;
+  g->base = (char *)mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, g->fd, 0);
+  if (g->base == (char *)MAP_FAILED) {
+    g->base = NULL;
+    return mlki_fail(g->ctx, MLK_ERR_MEMORY, "%s: %llu bytes cannot be mapped: %s", name, (unsigned long long)bytes,
+                     strerror(errno));
+  }
+  return MLK_OK;
+}
+
+static void mlki_segment_detach(mlk_group *g) {
+  if (g->base) munmap(g->base, (size_t)(g->part_bytes * (uint64_t)g->ranks));
+  close(g->fd);
+}
+
+/* The file's name goes when all have come; but only this file's. */
+static void mlki_segment_unlink(mlk_group *g, const char *path) {
+  struct stat by_name, own;
+  if (strncmp(path, "/proc/", 6) == 0) return;
+  if (lstat(path, &by_name) == 0 && fstat(g->fd, &own) == 0 && by_name.st_ino == own.st_ino &&
+      by_name.st_dev == own.st_dev)
+    unlink(path);
+}
+#else
+static int mlki_segment_locked(int fd, int rank) { return (void)fd, (void)rank, 1; }
+static mlk_status mlki_segment_make(mlk_context *ctx, uint64_t bytes, mlk_group_segment *segment) {
+  (void)bytes, (void)segment;
+  return mlki_fail(ctx, MLK_ERR_UNSUPPORTED, "segment: " MLKI_NO_SEGMENTS);
+}
+static mlk_status mlki_segment_attach(mlk_group *g, const mlk_group_desc *desc, uint64_t bytes) {
+  (void)bytes;
+  return mlki_fail(g->ctx, MLK_ERR_UNSUPPORTED, "%s: " MLKI_NO_SEGMENTS, desc->path ? "path" : "fd");
+}
+static void mlki_segment_detach(mlk_group *g) { (void)g; }
+static void mlki_segment_unlink(mlk_group *g, const char *path) { (void)g, (void)path; }
+#endif
+
+/* Is the rank there? Without locks only its own word is known, and deadlines have to tell. */
+static int mlki_group_alive(mlk_group *g, int rank) {
+  if (rank == g->rank) return 1;
+  if (mlki_group_word(g, rank, MLKI_WORD_SIGNATURE) != MLKI_SIGNATURE) return 0;
+  if (g->fd >= 0) return mlki_segment_locked(g->fd, rank);
+  if (!g->base && g->transport.alive && !g->transport.alive(g->transport.user, rank)) return 0;
+  return !(g->out_of_reach >> rank & 1);
+}
+
+/* What a part says of its group, in the order of the words from MLKI_WORD_VERSION. */
+typedef struct mlki_group_facts {
+  uint64_t word[5];
+} mlki_group_facts;
+
+static const char *const mlki_fact_names[5] = {"version of mlk.h", "ranks, shares or number of buckets",
+                                               "wire, on_loss, min_ranks, skip_nonfinite or shots",
+                                               "elements of all buckets", "sizes, names or order of the buckets"};
+
+static mlki_group_facts mlki_group_facts_of(const mlk_group *g, const mlk_group_desc *desc) {
+  mlki_group_facts f;
+  int64_t i;
+  f.word[0] = MLK_VERSION;
+  f.word[1] = (uint64_t)g->ranks << 48 | (uint64_t)g->shares << 32 | (uint64_t)g->buckets;
+  f.word[2] = (uint64_t)g->wire << 32 | (uint64_t)g->on_loss << 24 | (uint64_t)g->min_ranks << 8 |
+              (uint64_t)(g->skip_nonfinite != 0) << 4 | (uint64_t)g->shots;
+  for (f.word[3] = 0, i = 0; i < g->buckets; i++) f.word[3] += (uint64_t)g->bucket[i].elements;
+  f.word[4] = mlki_group_hash(desc);
+  return f;
+}
+
+/* Compares every part with ours whose rank is there, or was here and refused; *there: the ranks that are attached. */
+static mlk_status mlki_group_compare(mlk_group *g, const mlki_group_facts *f, uint32_t *there) {
+  int rank, i;
+  *there = 1u << g->rank;
+  for (rank = 0; rank < g->ranks; rank++) {
+    const int alive = mlki_group_alive(g, rank);
+    if (rank == g->rank || (!alive && mlki_group_word(g, rank, MLKI_WORD_WANT) != MLKI_WANT_REFUSED)) continue;
+    for (i = 0; i < 5; i++)
+      if (mlki_group_word(g, rank, MLKI_WORD_VERSION + i) != f->word[i]) {
+        mlki_group_put(g, 8 * MLKI_WORD_WANT, MLKI_WANT_REFUSED); /* so that who waits for this rank hears of it */
+        return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "rank %d has another layout than rank %d: they differ in %s", rank,
+                         g->rank, mlki_fact_names[i]);
+      }
+    if (alive) *there |= 1u << rank;
+  }
+  return MLK_OK;
+}
+
+/* Writes what this rank is into its part, the signature last; then waits for the others, unless they have begun. */
+static mlk_status mlki_group_join(mlk_group *g, const mlk_group_desc *desc) {
+  const mlki_group_facts f = mlki_group_facts_of(g, desc);
+  const uint32_t all = (uint32_t)((1u << g->ranks) - 1u);
+  mlki_wait wait = mlki_wait_for(g->timeout);
+  uint32_t there;
+  uint64_t newest;
+  mlk_status status;
+  int i;
+  if (g->fd < 0 && mlki_group_word(g, g->rank, MLKI_WORD_SIGNATURE) == MLKI_SIGNATURE)
+    return mlki_fail(g->ctx, MLK_ERR_REPLICA, "rank: %d is taken", g->rank);
+  g->joined = 1;
+  mlki_group_put(g, 8 * MLKI_WORD_SIGNATURE, 0);
+  for (i = 0; i < 5; i++) mlki_group_put(g, 8 * (uint64_t)(MLKI_WORD_VERSION + i), f.word[i]);
+  for (i = MLKI_WORD_WANT; i <= MLKI_WORD_TAKEN; i++) mlki_group_put(g, 8 * (uint64_t)i, 0);
+  if ((status = mlki_group_compare(g, &f, &there)) != MLK_OK) return status;
+  /* a predecessor of this rank may be in the step that is under way: it will not end it */
+  while ((newest = mlki_group_newest(g)) != 0 && mlki_decision_members(newest) >> g->rank & 1 &&
+         !(newest & MLKI_COMMITTED))
+    mlki_group_drop(g, mlki_decision_step(newest), 1u << g->rank);
+  mlki_group_put(g, 8 * MLKI_WORD_WANT, MLKI_WANT_IN);
+  mlki_group_put(g, 8 * MLKI_WORD_SIGNATURE, MLKI_SIGNATURE);
+  for (;; mlki_wait_pause(&wait)) {
+    if ((status = mlki_group_compare(g, &f, &there)) != MLK_OK) return status;
+    if (there == all || mlki_group_newest(g)) return MLK_OK;
+    if (!wait.late) continue;
+    if (g->on_loss == MLK_LOSS_SHRINKS && mlki_bits(there) >= g->min_ranks) return MLK_OK;
+    for (i = 0; there >> i & 1; i++) continue;
+    return mlki_fail(g->ctx, MLK_ERR_REPLICA, "rank %d has not come within %g s", i, g->timeout);
+  }
+}
+
+/* >>group_steps ----------------------------------------------------------------------------------------------------
+   Who is in a step, and the mean of a bucket over them. */
+
+static mlk_status mlki_group_left_out(mlk_group *g) {
+  g->state = MLKI_GROUP_LEFT_OUT;
+  if (g->out_of_reach & 1)
+    return mlki_fail(g->ctx, MLK_ERR_SYSTEM, "transport: rank 0 is out of reach, and the decisions with it");
+  return mlki_fail(g->ctx, MLK_ERR_REPLICA, "rank %d was left out of step %lld: it was late, or another took its place",
+                   g->rank, (long long)g->step);
+}
+
+/* Ends a step that does not count. */
+static mlk_status mlki_group_failed(mlk_group *g, uint64_t d) {
+  const uint32_t missing = mlki_decision_members(g->began) & ~mlki_decision_members(d);
+  const uint32_t away = missing ? missing : (uint32_t)((1u << g->ranks) - 1u) & ~mlki_decision_members(d);
+  int rank = 0;
+  mlki_group_put(g, 8 * MLKI_WORD_DONE, (uint64_t)g->step);
+  g->state = MLKI_GROUP_IDLE;
+  if (!away) return mlki_fail(g->ctx, MLK_ERR_REPLICA, "step %lld failed", (long long)g->step);
+  while (!(away >> rank & 1)) rank++;
+  return mlki_fail(g->ctx, MLK_ERR_REPLICA, "step %lld failed: rank %d is %s; ranks in it: mask 0x%x",
+                   (long long)g->step, rank, mlki_group_alive(g, rank) ? "late" : "dead",
+                   (unsigned)mlki_decision_members(d));
+}
+
+/* The decision on this step as it stands: MLK_OK while this rank is in it and it has not failed. */
+static mlk_status mlki_group_standing(mlk_group *g, uint64_t *d) {
+  *d = mlki_group_decided(g, g->step);
+  if (mlki_decision_step(*d) != g->step || !(mlki_decision_members(*d) >> g->rank & 1)) return mlki_group_left_out(g);
+  return *d & MLKI_FAILED ? mlki_group_failed(g, *d) : MLK_OK;
+}
+
+static uint32_t mlki_group_shares_of(const mlk_group *g, uint32_t ranks) {
+  uint32_t mask = 0;
+  int s;
+  for (s = 0; s < g->shares; s++)
+    if (ranks >> mlki_group_owner(s, g->ranks, g->shares) & 1) mask |= 1u << s;
+  return mask;
+}
+
+/* The published word of any share: step << 2 | 1 finite, 2 not finite. */
+static uint64_t mlki_group_published(mlk_group *g, int share, int64_t bucket) {
+  const int owner = mlki_group_owner(share, g->ranks, g->shares);
+  return mlki_group_read(g, owner,
+                         mlki_group_word_published(g, share - mlki_group_first(owner, g->ranks, g->shares), bucket));
+}
+
+static float mlki_group_weight(mlk_group *g, int owner, int own_share) {
+  const uint32_t bits = (uint32_t)mlki_group_read(g, owner, 8 * (uint64_t)(MLKI_WORD_WEIGHTS + own_share));
+  float weight;
+  memcpy(&weight, &bits, sizeof weight);
+  return weight;
+}
+
+/* Those of shares that have a weight above 0; *sum of their weights, ascending. */
+static uint32_t mlki_group_weighted(mlk_group *g, uint32_t shares, double *sum) {
+  uint32_t weighted = 0;
+  int s;
+  *sum = 0;
+  for (s = 0; s < g->shares; s++) {
+    const int owner = mlki_group_owner(s, g->ranks, g->shares);
+    float weight;
+    if (!(shares >> s & 1)) continue;
+    weight = mlki_group_weight(g, owner, s - mlki_group_first(owner, g->ranks, g->shares));
+    if (weight > 0.0f) weighted |= 1u << s, *sum += (double)weight;
+  }
+  return weighted;
+}
+
+/* Of members, those that have not yet published a bucket (of -1: everything). *finite: shares of the others that
+   are finite and have a weight. */
+static uint32_t mlki_group_unpublished(mlk_group *g, uint32_t members, int64_t bucket, uint32_t *finite) {
+  uint32_t waits = 0;
+  double sum;
+  int64_t b;
+  int s, rank;
+  *finite = mlki_group_shares_of(g, members);
+  if (bucket < 0) {
+    for (rank = 0; rank < g->ranks; rank++)
+      if (members >> rank & 1 && mlki_group_word(g, rank, MLKI_WORD_COMPLETE) != (uint64_t)g->step) waits |= 1u << rank;
+    if (waits) return waits;
+    if (!g->skip_nonfinite) return *finite = mlki_group_weighted(g, *finite, &sum), 0;
+  }
+  for (s = 0; s < g->shares; s++)
+    if (*finite >> s & 1)
+      for (b = bucket < 0 ? 0 : bucket; b < (bucket < 0 ? g->buckets : bucket + 1); b++) {
+        const uint64_t word = mlki_group_published(g, s, b);
+        if (word >> 2 != (uint64_t)g->step) waits |= 1u << mlki_group_owner(s, g->ranks, g->shares);
+        if (word == ((uint64_t)g->step << 2 | 2)) *finite &= ~(1u << s);
+      }
+  if (!waits) *finite = mlki_group_weighted(g, *finite, &sum);
+  return waits;
+}
+
+/* Of ranks, those that are gone, or late when the wait is over. */
+static uint32_t mlki_group_lost(mlk_group *g, uint32_t ranks, const mlki_wait *wait) {
+  uint32_t lost = 0;
+  int rank;
+  if (wait->late) return ranks & ~(1u << g->rank);
+  if (wait->rounds % 16 != 15) return 0; /* asking the kernel each time would cost more than waiting */
+  for (rank = 0; rank < g->ranks; rank++)
+    if (ranks >> rank & 1 && !mlki_group_alive(g, rank)) lost |= 1u << rank;
+  return lost;
+}
+
+/* Waits until all members have published a bucket; takes out who does not. */
+static mlk_status mlki_group_await(mlk_group *g, int64_t bucket, uint32_t *members, uint32_t *finite) {
+  mlki_wait wait = mlki_wait_for(g->timeout);
+  for (;; mlki_wait_pause(&wait)) {
+    uint64_t d;
+    uint32_t waits, lost;
+    const mlk_status status = mlki_group_standing(g, &d);
+    if (status) return status;
+    *members = mlki_decision_members(d);
+    if (!(waits = mlki_group_unpublished(g, *members, bucket, finite))) return MLK_OK;
+    if ((lost = mlki_group_lost(g, waits, &wait)) != 0) mlki_group_drop(g, g->step, lost);
+  }
+}
+
+/* bytes at offset of a rank's part: there, or got into the stage at *used. NULL: out of reach. */
+static char *mlki_group_data(mlk_group *g, int rank, uint64_t offset, uint64_t bytes, uint64_t *used) {
+  char *at;
+  if (g->base) return g->base + (uint64_t)rank * g->part_bytes + offset;
+  if (rank == g->rank) return g->part + offset;
+  at = g->stage + *used;
+  *used += (bytes + 63) / 64 * 64;
+  if (bytes && g->transport.get(g->transport.user, rank, offset, at, bytes))
+    return g->out_of_reach |= 1u << rank, (char *)NULL;
+  return at;
+}
+
+static mlk_tensor mlki_group_view(void *data, mlk_dtype dtype, int64_t elements) {
+  mlk_tensor t;
+  memset(&t, 0, sizeof t);
+  t.data = data, t.dtype = (int32_t)dtype, t.rank = 1, t.shape[0] = elements;
+  return t;
+}
+
+static uint64_t mlki_group_slot_at(const mlk_group *g, int own_share, int64_t bucket) {
+  return g->slots + (uint64_t)own_share * g->share_bytes + g->bucket[bucket].slot;
+}
+
+/* Elements [from, to) of the mean of a bucket over shares, into tensors that have as many together. */
+static mlk_status mlki_group_mean(mlk_group *g, int64_t bucket, uint32_t shares, int64_t from, int64_t to,
+                                  const mlk_tensor *means, int64_t count) {
+  mlk_tensor slot[MLK_MAX_SHARES];
+  float weight[MLK_MAX_SHARES];
+  mlk_average_desc desc;
+  const int64_t size = mlki_dtype_bytes((int32_t)g->wire);
+  uint64_t used = 0;
+  int s, n = 0;
+  if (from == to) return MLK_OK;
+  for (s = 0; s < g->shares; s++) {
+    const int owner = mlki_group_owner(s, g->ranks, g->shares), own = s - mlki_group_first(owner, g->ranks, g->shares);
+    char *data;
+    if (!(shares >> s & 1)) continue;
+    data = mlki_group_data(g, owner, mlki_group_slot_at(g, own, bucket) + (uint64_t)(from * size),
+                           (uint64_t)((to - from) * size), &used);
+    if (!data) return mlki_fail(g->ctx, MLK_ERR_SYSTEM, "transport: rank %d is out of reach", owner);
+    weight[n] = mlki_group_weight(g, owner, own);
+    slot[n++] = mlki_group_view(data, g->wire, to - from);
+  }
+  memset(&desc, 0, sizeof desc);
+  desc.inputs = slot, desc.replicas = n, desc.count = 1, desc.weights = weight;
+  desc.outputs = means, desc.output_count = count, desc.to = to - from;
+  return mlki_average_run(g->ctx, &desc);
+}
+
+/* tensors, one after another, into others that have as many elements together; converts f32 and the wire's type. */
+static mlk_status mlki_group_copy(mlk_group *g, const mlk_tensor *in, int64_t count, const mlk_tensor *out,
+                                  int64_t out_count, int64_t elements) {
+  mlk_average_desc desc;
+  if (!elements) return MLK_OK;
+  memset(&desc, 0, sizeof desc);
+  desc.inputs = in, desc.replicas = 1, desc.count = count, desc.outputs = out, desc.output_count = out_count;
+  desc.to = elements;
+  return mlki_average_run(g->ctx, &desc);
+}
+
+/* The two words that say what stands in the averaged range of a bucket: parameters, or the mean over members and
+   shares. */
+static void mlki_group_range_words(const mlk_group *g, int parameters, uint32_t members, uint32_t shares,
+                                   uint64_t word[2]) {
+  word[0] = (uint64_t)g->step << 32 | (uint64_t)(parameters != 0) << 16 | members;
+  word[1] = (uint64_t)g->step << 32 | shares;
+}
+
+/* The own range of a bucket: before and after it is written. */
+static void mlki_group_range_open(mlk_group *g, int64_t bucket) {
+  mlki_group_put(g, mlki_group_word_averaged(g, bucket) + 8, 0);
+}
+static void mlki_group_range_close(mlk_group *g, int64_t bucket, const uint64_t word[2]) {
+  mlki_group_put(g, mlki_group_word_averaged(g, bucket), word[0]);
+  mlki_group_put(g, mlki_group_word_averaged(g, bucket) + 8, word[1]);
+}
+
+static int mlki_rank_place(uint32_t members, int rank) { return mlki_bits(members & ((1u << rank) - 1u)); }
+
+/* Do ranges pay, and are they still shared among these members? One shot moves shares + 1 times the bucket; two 1 / n of that and two more times, and a wait. */
+static int mlki_group_two_shots(const mlk_group *g, int64_t bucket, uint32_t members, uint32_t shares) {
+  const int n = mlki_bits(members), moved = mlki_bits(shares) + 1;
+  if (n < 2 || g->shots == 1 || (g->ranged && g->ranged != members)) return 0;
+  return g->shots == 2 || (g->bucket[bucket].elements * 4 >= MLKI_TWO_SHOT && moved * (n - 1) > 2 * n);
+}
+
+/* The own range of a bucket, for the others to read. */
+static mlk_status mlki_group_range_now(mlk_group *g, int64_t bucket, uint32_t members, uint32_t shares) {
+  mlki_bucket *b = &g->bucket[bucket];
+  const int n = mlki_bits(members), k = mlki_rank_place(members, g->rank);
+  const int64_t from = mlki_group_cut(b->elements, k, n), to = mlki_group_cut(b->elements, k + 1, n);
+  const mlk_tensor range = mlki_group_view(g->part + g->ranges + b->range, MLK_F32, to - from);
+  uint64_t word[2];
+  mlk_status status;
+  if (b->range_members == members && b->range_shares == shares) return MLK_OK;
+  b->range_members = members, b->range_shares = shares;
+  mlki_group_range_words(g, 0, members, shares, word);
+  mlki_group_range_open(g, bucket);
+  if ((status = mlki_group_mean(g, bucket, shares, from, to, &range, 1)) == MLK_OK)
+    mlki_group_range_close(g, bucket, word);
+  else
+    b->range_members = 0;
+  return status;
+}
+
+/* While this rank waits for a range, others may wait for its ranges of other buckets, which they average first. */
+static mlk_status mlki_group_help(mlk_group *g, uint32_t members) {
+  mlk_status status = MLK_OK;
+  int64_t i;
+  for (i = 0; i < g->buckets && !status; i++) {
+    const mlki_bucket *b = &g->bucket[i];
+    uint32_t shares;
+    if (b->published == g->own && b->use != MLKI_BUCKET_REDUCED && !b->range_members &&
+        !mlki_group_unpublished(g, members, i, &shares) && mlki_group_two_shots(g, i, members, shares))
+      status = mlki_group_range_now(g, i, members, shares);
+  }
+  return status;
+}
+
+/* Of ranks, those that share ranges among others than members in this step, since somebody was lost in between. */
+static uint32_t mlki_group_apart(mlk_group *g, uint32_t ranks, uint32_t members) {
+  uint32_t apart = 0;
+  int rank;
+  for (rank = 0; rank < g->ranks; rank++)
+    if (ranks >> rank & 1) {
+      const uint64_t word = mlki_group_word(g, rank, MLKI_WORD_RANGED);
+      if ((int64_t)(word >> 16) == g->step && (uint32_t)(word & 0xffff) != members) apart |= 1u << rank;
+    }
+  return apart;
+}
+
+/* Reads the ranges of all members into whole. *lost: a member is gone or late and its range is not there: nothing was
+   written. */
+static mlk_status mlki_group_collect(mlk_group *g, int64_t bucket, uint32_t members, const uint64_t word[2],
+                                     const mlk_tensor *whole, int64_t count, uint32_t *lost) {
+  mlk_tensor range[MLK_MAX_RANKS];
+  const int64_t elements = g->bucket[bucket].elements;
+  const int n = mlki_bits(members);
+  mlki_wait wait = mlki_wait_for(g->timeout);
+  uint64_t used = 0;
+  mlk_status status;
+  int rank, k = 0;
+  for (;; mlki_wait_pause(&wait)) {
+    uint32_t waits = 0;
+    for (rank = 0; rank < g->ranks; rank++)
+      if (members >> rank & 1 && (mlki_group_read(g, rank, mlki_group_word_averaged(g, bucket) + 8) != word[1] ||
+                                  mlki_group_read(g, rank, mlki_group_word_averaged(g, bucket)) != word[0]))
+        waits |= 1u << rank;
+    if (!waits) break;
+    if ((*lost = waits & (g->slow | mlki_group_apart(g, waits, members))) != 0) return MLK_OK;
+    if ((*lost = mlki_group_lost(g, waits, &wait)) != 0) return g->slow |= *lost, MLK_OK;
+    if (mlki_decision_members(mlki_group_decided(g, g->step)) != members) return *lost = members, MLK_OK;
+    if (g->state == MLKI_GROUP_STEP && wait.rounds % 64 == 32 && (status = mlki_group_help(g, members)) != MLK_OK)
+      return status;
+  }
+  for (rank = 0; rank < g->ranks; rank++) {
+    int64_t length;
+    char *data;
+    if (!(members >> rank & 1)) continue;
+    length = mlki_group_cut(elements, k + 1, n) - mlki_group_cut(elements, k, n);
+    data = mlki_group_data(g, rank, g->ranges + g->bucket[bucket].range, (uint64_t)length * 4, &used);
+    if (!data) return *lost = 1u << rank, MLK_OK;
+    range[k++] = mlki_group_view(data, MLK_F32, length);
+  }
+  return mlki_group_copy(g, range, n, whole, count, elements);
+}
+
+/* The mean of a bucket over members and shares, as they are now. */
+static mlk_status mlki_group_average_now(mlk_group *g, int64_t bucket, uint32_t members, uint32_t shares, int again) {
+  mlki_bucket *b = &g->bucket[bucket];
+  const int n = mlki_bits(members), k = mlki_rank_place(members, g->rank);
+  uint64_t word[2];
+  uint32_t lost = 0;
+  mlk_status status;
+  b->members = members, b->shares = shares;
+  if (!g->ranged) {
+    g->ranged = members;
+    mlki_group_put(g, 8 * MLKI_WORD_RANGED, (uint64_t)g->step << 16 | members);
+  }
+  if (!shares) return MLK_OK; /* nothing finite: finish will say so */
+  if (b->use == MLKI_BUCKET_REDUCED)
+    return mlki_group_mean(g, bucket, shares, mlki_group_cut(b->elements, k, n), mlki_group_cut(b->elements, k + 1, n),
+                           b->means, b->count);
+  if (!again && mlki_group_two_shots(g, bucket, members, shares)) {
+    if ((status = mlki_group_range_now(g, bucket, members, shares)) != MLK_OK) return status;
+    mlki_group_range_words(g, 0, members, shares, word);
+    if ((status = mlki_group_collect(g, bucket, members, word, b->means, b->count, &lost)) != MLK_OK) return status;
+    if (!lost) return MLK_OK;
+  }
+  return mlki_group_mean(g, bucket, shares, 0, b->elements, b->means, b->count);
+}
+
+/* Averages again what was averaged with others than those the step was decided with. */
+static mlk_status mlki_group_settle(mlk_group *g, uint32_t members, uint32_t shares) {
+  int64_t i;
+  mlk_status status = MLK_OK;
+  for (i = 0; i < g->buckets && !status; i++) {
+    const mlki_bucket *b = &g->bucket[i];
+    if (b->use != MLKI_BUCKET_IDLE && (b->members != members || b->shares != shares))
+      status = mlki_group_average_now(g, i, members, shares, 1);
+  }
+  return status;
+}
+
+/* >>group_calls ----------------------------------------------------------------------------------------------------
+   The calls of a group, public ones included. */
+
+MLK_API mlk_status mlk_group_get_plan(mlk_context *ctx, const mlk_group_desc *desc, mlk_group_plan *plan) {
+  mlk_group g;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!desc || !plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: is NULL", desc ? "plan" : "desc");
+  memset(&g, 0, sizeof g);
+  if ((status = mlki_group_layout(ctx, desc, &g, NULL)) != MLK_OK) return status;
+  plan->bytes = g.part_bytes * (uint64_t)g.ranks, plan->part_bytes = g.part_bytes,
+  plan->private_bytes = g.private_bytes;
+  return MLK_OK;
+}
+
+MLK_API mlk_status mlk_group_segment_open(mlk_context *ctx, const mlk_group_desc *desc, mlk_group_segment *segment) {
+  mlk_group_plan plan;
+  mlk_status status;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!segment) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "segment: is NULL");
+  memset(segment, 0, sizeof *segment);
+  segment->fd = -1;
+  if ((status = mlk_group_get_plan(ctx, desc, &plan)) != MLK_OK) return status;
+  return mlki_segment_make(ctx, plan.bytes, segment);
+}
+
+MLK_API void mlk_group_segment_close(mlk_group_segment *segment) {
+  if (!segment || segment->bytes == 0) return;
+#if MLKI_SEGMENTS
+  close(segment->fd);
+#endif
+  segment->fd = -1, segment->bytes = 0;
+}
+
+static mlk_status mlki_group_check(mlk_context *ctx, const mlk_group_desc *desc, mlk_group *g) {
+  const int sources = (desc->memory != NULL) + (desc->fd != 0) + (desc->path != NULL) + (desc->transport != NULL);
+  const mlk_transport *t = desc->transport;
+  const mlk_status status = mlki_group_layout(ctx, desc, g, NULL);
+  if (status) return status;
+  if (desc->rank < 0 || desc->rank >= desc->ranks)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "rank: is %d, but must be 0 to %d (ranks - 1)", desc->rank,
+                     desc->ranks - 1);
+  if ((int)desc->on_loss < 0 || desc->on_loss >= MLK_LOSS_COUNT)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "on_loss: is %d, but must be 0 to %d", (int)desc->on_loss,
+                     MLK_LOSS_COUNT - 1);
+  if (desc->min_ranks < 0 || desc->min_ranks > desc->ranks)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "min_ranks: is %d, but must be 0 to %d (ranks)", desc->min_ranks,
+                     desc->ranks);
+  if (!(desc->timeout >= 0 && desc->timeout <= MLKI_MAX_TIMEOUT))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "timeout: is %g, but must be 0 to %g", desc->timeout, MLKI_MAX_TIMEOUT);
+  if (desc->shots < 0 || desc->shots > 2)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "shots: is %d, but must be 0, 1 or 2", desc->shots);
+  if (sources != 1)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "memory, fd, path, transport: %d of them are given, but it must be one",
+                     sources);
+  if (desc->fd < 0) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "fd: is %d, but must be an open segment", desc->fd);
+  if (t && (!t->part || !t->get || !t->read || !t->put || !t->swap))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "transport: part, get, read, put and swap are required");
+  if (((uintptr_t)desc->memory | (uintptr_t)(t ? t->part : NULL)) % 64)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: must be 64-byte aligned", t ? "transport.part" : "memory");
+  if (g->part_bytes * (uint64_t)g->ranks > SIZE_MAX / 2)
+    return mlki_fail(ctx, MLK_ERR_SIZE, "buckets: the common memory does not fit in %d bits",
+                     (int)(8 * sizeof(size_t)));
+  return MLK_OK;
+}
+
+MLK_API mlk_status mlk_group_open(mlk_context *ctx, mlk_group **group, const mlk_group_desc *desc) {
+  mlk_group local, *g;
+  mlk_status status;
+  char *memory;
+  if (!ctx) return MLK_ERR_ARGUMENT;
+  if (!group || !desc) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: is NULL", group ? "desc" : "group");
+  *group = NULL;
+  memset(&local, 0, sizeof local);
+  if ((status = mlki_group_check(ctx, desc, &local)) != MLK_OK) return status;
+  memory = (char *)mlki_alloc(ctx, local.private_bytes);
+  if (!memory)
+    return mlki_fail(ctx, MLK_ERR_MEMORY, "group: the allocator could not give %llu bytes",
+                     (unsigned long long)local.private_bytes);
+  memset(memory, 0, (size_t)(local.private_bytes - local.stage_bytes));
+  g = (mlk_group *)(void *)memory;
+  *g = local;
+  g->ctx = ctx, g->rank = desc->rank, g->fd = -1;
+  g->bucket = (mlki_bucket *)(void *)(memory + (sizeof *g + 63) / 64 * 64);
+  g->stage = memory + (local.private_bytes - local.stage_bytes);
+  (void)mlki_group_layout(ctx, desc, g, g->bucket);
+  g->first = mlki_group_first(g->rank, g->ranks, g->shares);
+  g->own = mlki_group_first(g->rank + 1, g->ranks, g->shares) - g->first;
+  g->on_loss = desc->on_loss, g->min_ranks = desc->min_ranks ? desc->min_ranks : 1;
+  g->skip_nonfinite = desc->skip_nonfinite, g->shots = desc->shots;
+  g->timeout = desc->timeout > 0 ? desc->timeout : 30.0;
+  if (desc->transport) g->transport = *desc->transport;
+  if (desc->memory) g->base = (char *)desc->memory;
+  if (desc->fd || desc->path) status = mlki_segment_attach(g, desc, g->part_bytes * (uint64_t)g->ranks);
+  if (status == MLK_OK) {
+    g->part = g->base ? g->base + (uint64_t)g->rank * g->part_bytes : (char *)g->transport.part;
+    status = mlki_group_join(g, desc);
+  }
+  if (status) {
+    mlk_group_close(g);
+    return status;
+  }
+  if (desc->path) mlki_segment_unlink(g, desc->path);
+  *group = g;
+  return MLK_OK;
+}
+
+MLK_API void mlk_group_close(mlk_group *g) {
+  if (!g) return;
+  if (g->joined) mlki_group_put(g, 8 * MLKI_WORD_SIGNATURE, 0);
+  if (g->fd >= 0) mlki_segment_detach(g);
+  mlki_free(g->ctx, g, g->private_bytes);
+}
+
+/* The next step of a rank that is in: made, when nobody has, of those who were in the last one and are alive, and of
+   those who want to be. FAILS waits until that is everybody. */
+static mlk_status mlki_group_next(mlk_group *g, int64_t step) {
+  const uint32_t all = (uint32_t)((1u << g->ranks) - 1u);
+  mlki_wait wait = mlki_wait_for(g->timeout);
+  for (;; mlki_wait_pause(&wait)) {
+    const uint64_t old = mlki_group_decided(g, step);
+    const uint64_t before = step > 1 ? mlki_group_decided(g, step - 1) : 0;
+    uint32_t joined = 0, members = 0;
+    uint64_t next;
+    int rank;
+    if (g->out_of_reach & 1) return mlki_group_left_out(g);
+    if (mlki_decision_step(old) >= step) return MLK_OK;
+    for (rank = 0; rank < g->ranks; rank++) {
+      if (!mlki_group_alive(g, rank)) continue;
+      if (mlki_group_word(g, rank, MLKI_WORD_WANT) == MLKI_WANT_IN)
+        joined |= 1u << rank;
+      else if (mlki_decision_members(before) >> rank & 1)
+        members |= 1u << rank;
+    }
+    members |= joined;
+    next = mlki_decision(step, joined, members);
+    if (g->on_loss == MLK_LOSS_FAILS ? members != all : mlki_bits(members) < g->min_ranks) {
+      if (!wait.late) continue;
+      next |= MLKI_COMMITTED | MLKI_FAILED;
+    }
+    (void)mlki_group_decide(g, step, old, next);
+  }
+}
+
+/* The first step of a rank that wants to be in. */
+static mlk_status mlki_group_enter(mlk_group *g) {
+  mlki_wait wait = mlki_wait_for(g->timeout);
+  for (;; mlki_wait_pause(&wait)) {
+    const uint64_t d = mlki_group_newest(g);
+    const int64_t step = mlki_decision_step(d);
+    if (!d) {
+      const mlk_status status = mlki_group_next(g, 1);
+      if (status) return status;
+      continue;
+    }
+    if (!(d & MLKI_COMMITTED) && mlki_decision_members(d) >> g->rank & 1) {
+      if (mlki_decision_joined(d) >> g->rank & 1) {
+        g->step = step;
+        mlki_group_put(g, 8 * MLKI_WORD_WANT, MLKI_WANT_NOTHING);
+        return MLK_OK;
+      }
+      mlki_group_drop(g, step, 1u << g->rank); /* that was this rank's predecessor */
+    }
+    if (wait.late)
+      return mlki_fail(g->ctx, MLK_ERR_REPLICA, "rank %d was not taken in within %g s: nobody begins a step", g->rank,
+                       g->timeout);
+  }
+}
+
+/* Own slots and weights may be written when nobody who is in this step still reads those of the last one. */
+static mlk_status mlki_group_clear(mlk_group *g, uint64_t *d) {
+  mlki_wait wait = mlki_wait_for(g->timeout);
+  for (;; mlki_wait_pause(&wait)) {
+    uint32_t waits, reads = 0, lost;
+    int rank;
+    const mlk_status status = mlki_group_standing(g, d);
+    if (status) return status;
+    waits = mlki_decision_members(*d) & ~mlki_decision_joined(*d) & ~(1u << g->rank);
+    for (rank = 0; rank < g->ranks; rank++)
+      if (waits >> rank & 1 && (int64_t)mlki_group_word(g, rank, MLKI_WORD_DONE) < g->step - 1) reads |= 1u << rank;
+    if (!reads) return MLK_OK;
+    if ((lost = mlki_group_lost(g, reads, &wait)) != 0) mlki_group_drop(g, g->step, lost);
+  }
+}
+
+static void mlki_group_tell(const mlk_group *g, uint64_t d, uint32_t before, mlk_group_report *report) {
+  if (!report) return;
+  memset(report, 0, sizeof *report);
+  report->step = g->step, report->members = mlki_decision_members(d), report->joined = mlki_decision_joined(d);
+  report->lost = before & ~report->members;
+}
+
+/* Is the group in the state that a call needs? */
+static mlk_status mlki_group_in(mlk_group *g, mlki_group_state state) {
+  if (g->state == MLKI_GROUP_LEFT_OUT)
+    return mlki_fail(g->ctx, MLK_ERR_REPLICA, "rank %d was left out of step %lld: close the group, and open it anew",
+                     g->rank, (long long)g->step);
+  if (g->state != state && state == MLKI_GROUP_STEP)
+    return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "no step is under way: mlk_group_begin comes first");
+  if (g->state != state)
+    return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "step %lld is under way: mlk_group_finish comes first",
+                     (long long)g->step);
+  return MLK_OK;
+}
+
+MLK_API mlk_status mlk_group_begin(mlk_group *g, const float *weights, mlk_group_report *report) {
+  mlk_status status;
+  uint64_t d;
+  int64_t i;
+  if (!g) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_group_in(g, MLKI_GROUP_IDLE)) != MLK_OK) return status;
+  for (i = 0; weights && i < g->own; i++)
+    if (!(weights[i] >= 0.0f && weights[i] <= FLT_MAX))
+      return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "weights[%lld]: is %g, but must be finite and at least 0",
+                       (long long)i, (double)weights[i]);
+  if (g->step == MLKI_STEP_MAX)
+    return mlki_fail(g->ctx, MLK_ERR_SIZE, "step: a group makes %lld at most", (long long)MLKI_STEP_MAX);
+  if (g->step) {
+    if ((status = mlki_group_next(g, g->step + 1)) != MLK_OK) return status;
+    g->step++;
+  } else if ((status = mlki_group_enter(g)) != MLK_OK) {
+    return status;
+  }
+  g->slow = 0, g->ranged = 0;
+  g->began = mlki_group_decided(g, g->step);
+  if ((status = mlki_group_clear(g, &d)) != MLK_OK) return status;
+  for (i = 0; i < g->own; i++) {
+    const float weight = weights ? weights[i] : 1.0f;
+    uint32_t bits;
+    memcpy(&bits, &weight, sizeof bits);
+    mlki_group_put(g, 8 * (uint64_t)(MLKI_WORD_WEIGHTS + i), bits);
+  }
+  for (i = 0; i < g->buckets; i++)
+    g->bucket[i].published = 0, g->bucket[i].use = MLKI_BUCKET_IDLE, g->bucket[i].range_members = 0;
+  g->unpublished = g->own * g->buckets;
+  g->state = MLKI_GROUP_STEP;
+  mlki_group_tell(g, d, g->step > 1 ? mlki_decision_members(mlki_group_decided(g, g->step - 1)) : 0, report);
+  return MLK_OK;
+}
+
+MLK_API mlk_tensor mlk_group_slot(const mlk_group *g, int share, int64_t bucket) {
+  mlk_tensor none;
+  memset(&none, 0, sizeof none);
+  if (!g || share < g->first || share >= g->first + g->own || bucket < 0 || bucket >= g->buckets) return none;
+  return mlki_group_view(g->part + mlki_group_slot_at(g, share - g->first, bucket), g->wire,
+                         g->bucket[bucket].elements);
+}
+
+/* Are all elements finite? An exponent of ones says no. */
+static int mlki_group_finite(const void *data, mlk_dtype wire, int64_t count) {
+  const uint32_t *word = (const uint32_t *)data;
+  const uint16_t *half = (const uint16_t *)data, ones = wire == MLK_F16 ? 0x7c00 : 0x7f80;
+  uint32_t bad = 0;
+  int64_t i;
+  if (wire == MLK_F32)
+    for (i = 0; i < count; i++) bad |= (uint32_t)((word[i] & 0x7f800000u) == 0x7f800000u);
+  else
+    for (i = 0; i < count; i++) bad |= (uint32_t)((half[i] & ones) == ones);
+  return !bad;
+}
+
+static mlk_status mlki_group_bucket(mlk_group *g, int64_t bucket) {
+  if (bucket < 0 || bucket >= g->buckets)
+    return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "bucket: is %lld, but must be 0 to %lld", (long long)bucket,
+                     (long long)g->buckets - 1);
+  return MLK_OK;
+}
+
+/* f32 tensors with elements together. */
+static mlk_status mlki_group_list(mlk_group *g, const char *name, const mlk_tensor *tensors, int64_t count,
+                                  int64_t elements) {
+  int64_t i, total = 0;
+  if (count < 0 || (count && !tensors))
+    return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "%s: %s", name,
+                     count < 0 ? "their count is below 0" : "is NULL, but the argument is required");
+  for (i = 0; i < count; i++) {
+    char one[48];
+    mlki_extent extent;
+    mlk_tensor t = tensors[i];
+    mlk_status status;
+    snprintf(one, sizeof one, "%s[%lld]", name, (long long)i);
+    if ((status = mlki_check_tensor(g->ctx, one, &t, MLK_F32, 1, MLK_MAX_RANK, &extent)) != MLK_OK) return status;
+    if (mlki_add_overflows(total, extent.count, &total)) total = INT64_MAX;
+  }
+  if (total != elements)
+    return mlki_fail(g->ctx, MLK_ERR_SHAPE, "%s: have %lld elements together, but it must be %lld", name,
+                     (long long)total, (long long)elements);
+  return MLK_OK;
+}
+
+MLK_API mlk_status mlk_group_publish(mlk_group *g, int share, int64_t bucket, const mlk_tensor *grads, int64_t count) {
+  const int own = g ? share - g->first : 0;
+  mlk_tensor slot;
+  mlk_status status;
+  uint64_t d;
+  if (!g) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_group_in(g, MLKI_GROUP_STEP)) != MLK_OK || (status = mlki_group_bucket(g, bucket)) != MLK_OK)
+    return status;
+  if (own < 0 || own >= g->own)
+    return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "share: is %d, but rank %d has %d to %d", share, g->rank, g->first,
+                     g->first + g->own - 1);
+  if (mlki_group_published(g, share, bucket) >> 2 == (uint64_t)g->step)
+    return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "bucket %lld of share %d was published in this step already",
+                     (long long)bucket, share);
+  slot = mlk_group_slot(g, share, bucket);
+  if (grads || count) {
+    if ((status = mlki_group_list(g, "grads", grads, count, slot.shape[0])) != MLK_OK) return status;
+    if ((status = mlki_group_copy(g, grads, count, &slot, 1, slot.shape[0])) != MLK_OK) return status;
+  }
+  if ((status = mlki_group_standing(g, &d)) != MLK_OK) return status;
+  mlki_group_put(g, mlki_group_word_published(g, own, bucket),
+                 (uint64_t)g->step << 2 |
+                     (g->skip_nonfinite && !mlki_group_finite(slot.data, g->wire, slot.shape[0]) ? 2 : 1));
+  g->bucket[bucket].published++;
+  if (--g->unpublished == 0) mlki_group_put(g, 8 * MLKI_WORD_COMPLETE, (uint64_t)g->step);
+  return MLK_OK;
+}
+
+/* May this bucket be averaged: is a step under way, and has this rank published it itself? */
+static mlk_status mlki_group_ready(mlk_group *g, int64_t bucket) {
+  mlk_status status = mlki_group_in(g, MLKI_GROUP_STEP);
+  if (status || (status = mlki_group_bucket(g, bucket)) != MLK_OK) return status;
+  if (g->bucket[bucket].published != g->own)
+    return mlki_fail(g->ctx, MLK_ERR_ARGUMENT,
+                     "bucket: %lld is published for %d of the %d own shares: publish it first", (long long)bucket,
+                     g->bucket[bucket].published, g->own);
+  return MLK_OK;
+}
+
+/* Averages a bucket as things stand, for all or for the own range; finish may come back to it. */
+static mlk_status mlki_group_use(mlk_group *g, mlki_bucket_use use, int64_t bucket, const mlk_tensor *means,
+                                 int64_t count) {
+  mlki_bucket *b = &g->bucket[bucket];
+  uint32_t members, shares;
+  mlk_status status = mlki_group_await(g, bucket, &members, &shares);
+  if (status) return status;
+  b->use = use, b->means = means, b->count = count;
+  if ((status = mlki_group_average_now(g, bucket, members, shares, 0)) != MLK_OK) b->use = MLKI_BUCKET_IDLE;
+  return status;
+}
+
+MLK_API mlk_status mlk_group_average(mlk_group *g, int64_t bucket, const mlk_tensor *means, int64_t count) {
+  mlk_status status;
+  if (!g) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_group_ready(g, bucket)) != MLK_OK) return status;
+  if ((status = mlki_group_list(g, "means", means, count, g->bucket[bucket].elements)) != MLK_OK) return status;
+  return mlki_group_use(g, MLKI_BUCKET_AVERAGED, bucket, means, count);
+}
+
+/* Waits until the step is decided, or decides it. */
+static mlk_status mlki_group_commit(mlk_group *g, uint64_t *d, uint32_t *shares) {
+  mlki_wait wait = mlki_wait_for(g->timeout);
+  for (;; mlki_wait_pause(&wait)) {
+    uint32_t waits, lost;
+    const mlk_status status = mlki_group_standing(g, d);
+    if (status) return status;
+    waits = mlki_group_unpublished(g, mlki_decision_members(*d), -1, shares);
+    if (*d & MLKI_COMMITTED) return MLK_OK;
+    if (!waits)
+      (void)mlki_group_decide(g, g->step, *d, *d | MLKI_COMMITTED);
+    else if ((lost = mlki_group_lost(g, waits, &wait)) != 0)
+      mlki_group_drop(g, g->step, lost);
+  }
+}
+
+MLK_API mlk_status mlk_group_finish(mlk_group *g, mlk_group_report *report) {
+  uint32_t shares, members;
+  uint64_t d, next;
+  mlk_status status;
+  if (!g) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_group_in(g, MLKI_GROUP_STEP)) != MLK_OK) return status;
+  if (g->unpublished)
+    return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "step %lld: %lld buckets of own shares are not published yet",
+                     (long long)g->step, (long long)g->unpublished);
+  if ((status = mlki_group_commit(g, &d, &shares)) != MLK_OK) return status;
+  members = mlki_decision_members(d);
+  status = shares ? mlki_group_settle(g, members, shares)
+                  : mlki_fail(g->ctx, MLK_ERR_REPLICA, "step %lld: no share has finite gradients and a weight above 0",
+                              (long long)g->step);
+  mlki_group_tell(g, d, mlki_decision_members(g->began), report);
+  if (report) {
+    report->nonfinite = mlki_group_weighted(g, mlki_group_shares_of(g, members), &report->weight) & ~shares;
+    report->shares = mlki_group_weighted(g, shares, &report->weight);
+  }
+  g->state = MLKI_GROUP_IDLE;
+  g->final = status == MLK_OK ? members : 0;
+  mlki_group_put(g, 8 * MLKI_WORD_DONE, (uint64_t)g->step);
+  mlki_fence(); /* what was read above was read before the next decision is looked at */
+  next = mlki_group_decided(g, g->step + 1);
+  if (mlki_decision_step(next) > g->step + 1 ||
+      (mlki_decision_step(next) == g->step + 1 && !(mlki_decision_members(next) >> g->rank & 1)))
+    return mlki_group_left_out(g);
+  return status;
+}
+
+/* ZeRO-1. */
+static mlk_status mlki_group_sharded(mlk_group *g) {
+  if (g->on_loss != MLK_LOSS_FAILS)
+    return mlki_fail(g->ctx, MLK_ERR_ARGUMENT,
+                     "on_loss: is MLK_LOSS_SHRINKS, but a lost rank's range cannot be replaced: MLK_LOSS_FAILS");
+  return MLK_OK;
+}
+
+MLK_API mlk_status mlk_group_range(const mlk_group *g, int64_t bucket, int64_t *from, int64_t *to) {
+  if (!g || !from || !to || bucket < 0 || bucket >= g->buckets) return MLK_ERR_ARGUMENT;
+  *from = mlki_group_cut(g->bucket[bucket].elements, g->rank, g->ranks);
+  *to = mlki_group_cut(g->bucket[bucket].elements, g->rank + 1, g->ranks);
+  return MLK_OK;
+}
+
+MLK_API mlk_status mlk_group_reduce(mlk_group *g, int64_t bucket, const mlk_tensor *means, int64_t count) {
+  int64_t from, to;
+  mlk_status status;
+  if (!g) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_group_sharded(g)) != MLK_OK || (status = mlki_group_ready(g, bucket)) != MLK_OK) return status;
+  (void)mlk_group_range(g, bucket, &from, &to);
+  if ((status = mlki_group_list(g, "means", means, count, to - from)) != MLK_OK) return status;
+  return mlki_group_use(g, MLKI_BUCKET_REDUCED, bucket, means, count);
+}
+
+MLK_API mlk_status mlk_group_gather(mlk_group *g, int64_t bucket, const mlk_tensor *mine, int64_t mine_count,
+                                    const mlk_tensor *whole, int64_t count) {
+  int64_t from, to;
+  uint32_t lost = 0;
+  uint64_t word[2];
+  mlk_tensor range;
+  mlk_status status;
+  if (!g) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_group_sharded(g)) != MLK_OK || (status = mlki_group_in(g, MLKI_GROUP_IDLE)) != MLK_OK)
+    return status;
+  if (!g->final)
+    return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "gather: comes after a step that mlk_group_finish ended well");
+  if ((status = mlki_group_bucket(g, bucket)) != MLK_OK) return status;
+  (void)mlk_group_range(g, bucket, &from, &to);
+  if ((status = mlki_group_list(g, "mine", mine, mine_count, to - from)) != MLK_OK ||
+      (status = mlki_group_list(g, "whole", whole, count, g->bucket[bucket].elements)) != MLK_OK)
+    return status;
+  if (g->ranks == 1) return mlki_group_copy(g, mine, mine_count, whole, count, to);
+  range = mlki_group_view(g->part + g->ranges + g->bucket[bucket].range, MLK_F32, to - from);
+  mlki_group_range_words(g, 1, g->final, 0, word);
+  mlki_group_range_open(g, bucket);
+  if ((status = mlki_group_copy(g, mine, mine_count, &range, 1, to - from)) != MLK_OK) return status;
+  mlki_group_range_close(g, bucket, word);
+  if ((status = mlki_group_collect(g, bucket, g->final, word, whole, count, &lost)) != MLK_OK || !lost) return status;
+  for (from = 0; !(lost >> from & 1); from++) continue;
+  return mlki_fail(g->ctx, MLK_ERR_REPLICA, "gather of step %lld: rank %lld is %s", (long long)g->step, (long long)from,
+                   mlki_group_alive(g, (int)from) ? "late" : "dead");
+}
+
+/* The bytes of the tensors, one after another, to or from a piece. */
+static void mlki_group_piece(const mlk_tensor *tensors, int64_t count, uint64_t at, char *piece, uint64_t bytes,
+                             int give) {
+  uint64_t begin = 0;
+  int64_t i, k;
+  for (i = 0; i < count; i++) {
+    uint64_t size = (uint64_t)mlki_dtype_bytes(tensors[i].dtype), from, to;
+    for (k = 0; k < tensors[i].rank; k++) size *= (uint64_t)tensors[i].shape[k];
+    from = begin > at ? begin : at, to = begin + size < at + bytes ? begin + size : at + bytes;
+    if (from < to && give)
+      memcpy(piece + (from - at), (const char *)tensors[i].data + (from - begin), (size_t)(to - from));
+    if (from < to && !give) memcpy((char *)tensors[i].data + (from - begin), piece + (from - at), (size_t)(to - from));
+    begin += size;
+  }
+}
+
+/* Bytes of all tensors, which must be dense. */
+static mlk_status mlki_group_state_bytes(mlk_group *g, const mlk_tensor *tensors, int64_t count, uint64_t *bytes) {
+  int64_t i;
+  int k;
+  *bytes = 0;
+  if (count < 0 || (count && !tensors))
+    return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "tensors: %s",
+                     count < 0 ? "their count is below 0" : "is NULL, but the argument is required");
+  for (i = 0; i < count; i++) {
+    char name[48];
+    mlk_tensor t = tensors[i], dense = tensors[i];
+    mlki_extent extent;
+    mlk_status status;
+    snprintf(name, sizeof name, "tensors[%lld]", (long long)i);
+    if (t.dtype < 0 || t.dtype >= MLK_DTYPE_COUNT)
+      return mlki_fail(g->ctx, MLK_ERR_DTYPE, "%s: dtype is %d", name, (int)t.dtype);
+    if ((status = mlki_check_tensor(g->ctx, name, &t, (mlk_dtype)t.dtype, 1, MLK_MAX_RANK, &extent)) != MLK_OK)
+      return status;
+    memset(dense.stride, 0, sizeof dense.stride);
+    dense = mlki_explicit_strides(dense);
+    for (k = 0; k < t.rank && extent.count; k++)
+      if (t.shape[k] > 1 && t.stride[k] != dense.stride[k])
+        return mlki_fail(g->ctx, MLK_ERR_SHAPE, "%s: stride of axis %d is %lld, but the tensor must be dense", name, k,
+                         (long long)t.stride[k]);
+    *bytes += (uint64_t)extent.count * (uint64_t)mlki_dtype_bytes(t.dtype);
+  }
+  return MLK_OK;
+}
+
+/* Gives or takes piece after piece through the giver's slots, which nobody else uses before the first publish. */
+static mlk_status mlki_group_pass(mlk_group *g, int giver, const mlk_tensor *tensors, int64_t count, uint64_t bytes,
+                                  uint64_t piece) {
+  const uint64_t tag = (uint64_t)g->step << 32;
+  uint64_t i, n = (bytes + piece - 1) / piece;
+  mlki_wait wait = mlki_wait_for(g->timeout);
+  for (i = 0; i < n; i++, wait = mlki_wait_for(g->timeout)) {
+    const uint64_t at = i * piece, length = bytes - at < piece ? bytes - at : piece;
+    uint64_t d, used = 0;
+    uint32_t lost;
+    mlk_status status;
+    char *data;
+    if (giver == g->rank) {
+      if (i == 0) mlki_group_put(g, 8 * MLKI_WORD_STATE, bytes);
+      mlki_group_piece(tensors, count, at, g->part + g->slots, length, 1);
+      mlki_group_put(g, 8 * MLKI_WORD_GIVEN, tag | (i + 1));
+    } else {
+      for (; mlki_group_word(g, giver, MLKI_WORD_GIVEN) != (tag | (i + 1)); mlki_wait_pause(&wait)) {
+        if ((status = mlki_group_standing(g, &d)) != MLK_OK) return status;
+        if (!mlki_group_lost(g, 1u << giver, &wait)) continue;
+        mlki_group_drop(g, g->step, 1u << g->rank);
+        return mlki_group_left_out(g);
+      }
+      if (mlki_group_word(g, giver, MLKI_WORD_STATE) != bytes) {
+        mlki_group_drop(g, g->step, 1u << g->rank);
+        return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "tensors: have %llu bytes, but those of rank %d have %llu",
+                         (unsigned long long)bytes, giver,
+                         (unsigned long long)mlki_group_word(g, giver, MLKI_WORD_STATE));
+      }
+      data = mlki_group_data(g, giver, g->slots, length, &used);
+      if (!data) return mlki_group_left_out(g);
+      mlki_group_piece(tensors, count, at, data, length, 0);
+      mlki_group_put(g, 8 * MLKI_WORD_TAKEN, tag | (i + 1));
+    }
+    for (; giver == g->rank; mlki_wait_pause(&wait)) {
+      uint32_t waits = 0;
+      int rank;
+      if ((status = mlki_group_standing(g, &d)) != MLK_OK) return status;
+      for (rank = 0; rank < g->ranks; rank++)
+        if (mlki_decision_joined(d) >> rank & 1 && mlki_group_word(g, rank, MLKI_WORD_TAKEN) != (tag | (i + 1)))
+          waits |= 1u << rank;
+      if (!waits) break;
+      if ((lost = mlki_group_lost(g, waits, &wait)) != 0) mlki_group_drop(g, g->step, lost);
+    }
+  }
+  return MLK_OK;
+}
+
+MLK_API mlk_status mlk_group_sync(mlk_group *g, const mlk_tensor *tensors, int64_t count) {
+  uint64_t d, bytes, piece;
+  uint32_t old;
+  int giver = 0;
+  mlk_status status;
+  if (!g) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_group_in(g, MLKI_GROUP_STEP)) != MLK_OK) return status;
+  if (g->unpublished != g->own * g->buckets)
+    return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "sync: comes before the first mlk_group_publish of a step");
+  if ((status = mlki_group_state_bytes(g, tensors, count, &bytes)) != MLK_OK) return status;
+  if ((status = mlki_group_standing(g, &d)) != MLK_OK) return status;
+  old = mlki_decision_members(d) & ~mlki_decision_joined(d);
+  if (!mlki_decision_joined(d) || !old || !bytes) return MLK_OK;
+  while (!(old >> giver & 1)) giver++;
+  if (giver != g->rank && !(mlki_decision_joined(d) >> g->rank & 1)) return MLK_OK;
+  piece = g->ranges - g->slots;
+  if (!g->base && g->stage_bytes < piece) piece = g->stage_bytes;
+  if (!piece)
+    return mlki_fail(g->ctx, MLK_ERR_ARGUMENT,
+                     "sync: the buckets have no elements, so there is no memory to pass pieces through");
+  return mlki_group_pass(g, giver, tensors, count, bytes, piece);
 }
 
 /* >>public --------------------------------------------------------------------------------------------------------- */
