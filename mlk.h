@@ -14179,7 +14179,11 @@ static mlk_status mlki_segment_reserve(mlk_context *ctx, int fd, const char *nam
 
 static mlk_status mlki_segment_make(mlk_context *ctx, uint64_t bytes, mlk_group_segment *segment) {
   mlk_status status;
-  const int fd = (int)syscall(SYS_memfd_create, "mlk_group", 3u /* MFD_CLOEXEC | MFD_ALLOW_SEALING */);
+  int fd = (int)syscall(SYS_memfd_create, "mlk_group", 3u /* MFD_CLOEXEC | MFD_ALLOW_SEALING */);
+  if (fd == 0) { /* standard input is closed; in a descriptor 0 means: none */
+    fd = fcntl(0, F_DUPFD_CLOEXEC, 3);
+    close(0);
+  }
   if (fd < 0) return mlki_fail(ctx, MLK_ERR_SYSTEM, "segment: memfd_create: %s", strerror(errno));
   status = fchmod(fd, 0600) == 0 ? mlki_segment_reserve(ctx, fd, "segment", bytes)
                                  : mlki_fail(ctx, MLK_ERR_SYSTEM, "segment: fchmod: %s", strerror(errno));
@@ -15049,6 +15053,15 @@ MLK_API mlk_status mlk_group_average(mlk_group *g, int64_t bucket, const mlk_ten
   return mlki_group_use(g, MLKI_BUCKET_AVERAGED, bucket, means, count);
 }
 
+/* After the last read of a step: has the group gone on without this rank? Then what was read may be torn. */
+static int mlki_group_outrun(mlk_group *g) {
+  uint64_t next;
+  mlki_fence(); /* what was read was read before the next decision is looked at */
+  next = mlki_group_decided(g, g->step + 1);
+  return mlki_decision_step(next) > g->step + 1 ||
+         (mlki_decision_step(next) == g->step + 1 && !(mlki_decision_members(next) >> g->rank & 1));
+}
+
 /* Waits until the step is decided, or decides it. */
 static mlk_status mlki_group_commit(mlk_group *g, uint64_t *d, uint32_t *shares) {
   mlki_wait wait = mlki_wait_for(g->timeout);
@@ -15067,7 +15080,7 @@ static mlk_status mlki_group_commit(mlk_group *g, uint64_t *d, uint32_t *shares)
 
 MLK_API mlk_status mlk_group_finish(mlk_group *g, mlk_group_report *report) {
   uint32_t shares, members;
-  uint64_t d, next;
+  uint64_t d;
   mlk_status status;
   if (!g) return MLK_ERR_ARGUMENT;
   if ((status = mlki_group_in(g, MLKI_GROUP_STEP)) != MLK_OK) return status;
@@ -15087,12 +15100,7 @@ MLK_API mlk_status mlk_group_finish(mlk_group *g, mlk_group_report *report) {
   g->state = MLKI_GROUP_IDLE;
   g->final = status == MLK_OK ? members : 0;
   mlki_group_put(g, 8 * MLKI_WORD_DONE, (uint64_t)g->step);
-  mlki_fence(); /* what was read above was read before the next decision is looked at */
-  next = mlki_group_decided(g, g->step + 1);
-  if (mlki_decision_step(next) > g->step + 1 ||
-      (mlki_decision_step(next) == g->step + 1 && !(mlki_decision_members(next) >> g->rank & 1)))
-    return mlki_group_left_out(g);
-  return status;
+  return mlki_group_outrun(g) ? mlki_group_left_out(g) : status;
 }
 
 /* ZeRO-1. */
@@ -15143,7 +15151,9 @@ MLK_API mlk_status mlk_group_gather(mlk_group *g, int64_t bucket, const mlk_tens
   mlki_group_range_open(g, bucket);
   if ((status = mlki_group_copy(g, mine, mine_count, &range, 1, to - from)) != MLK_OK) return status;
   mlki_group_range_close(g, bucket, word);
-  if ((status = mlki_group_collect(g, bucket, g->final, word, whole, count, &lost)) != MLK_OK || !lost) return status;
+  if ((status = mlki_group_collect(g, bucket, g->final, word, whole, count, &lost)) != MLK_OK) return status;
+  if (mlki_group_outrun(g)) return mlki_group_left_out(g);
+  if (!lost) return MLK_OK;
   for (from = 0; !(lost >> from & 1); from++) continue;
   return mlki_fail(g->ctx, MLK_ERR_REPLICA, "gather of step %lld: rank %lld is %s", (long long)g->step, (long long)from,
                    mlki_group_alive(g, (int)from) ? "late" : "dead");
