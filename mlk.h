@@ -1391,6 +1391,9 @@ static void mlki_store_word(void *at, uint64_t word) { __atomic_store_n((uint64_
 static int mlki_swap_word(void *at, uint64_t expected, uint64_t desired) {
   return __atomic_compare_exchange_n((uint64_t *)at, &expected, desired, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
+#if defined(__SANITIZE_THREAD__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wtsan" /* it does not model fences; words alone order what tests look at */
+#endif
 static void mlki_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 #endif
 
@@ -14349,7 +14352,8 @@ static mlk_status mlki_group_compare(mlk_group *g, const mlki_group_facts *f, ui
   return MLK_OK;
 }
 
-/* Writes what this rank is into its part, the signature last; then waits for the others, unless they have begun. */
+/* Writes what this rank is into its part, the signature last; then waits for the others, unless they have begun. What a
+   predecessor has published stays: survivors may still read it. */
 static mlk_status mlki_group_join(mlk_group *g, const mlk_group_desc *desc) {
   const mlki_group_facts f = mlki_group_facts_of(g, desc);
   const uint32_t all = (uint32_t)((1u << g->ranks) - 1u);
@@ -14363,7 +14367,7 @@ static mlk_status mlki_group_join(mlk_group *g, const mlk_group_desc *desc) {
   g->joined = 1;
   mlki_group_put(g, 8 * MLKI_WORD_SIGNATURE, 0);
   for (i = 0; i < 5; i++) mlki_group_put(g, 8 * (uint64_t)(MLKI_WORD_VERSION + i), f.word[i]);
-  for (i = MLKI_WORD_WANT; i <= MLKI_WORD_TAKEN; i++) mlki_group_put(g, 8 * (uint64_t)i, 0);
+  mlki_group_put(g, 8 * MLKI_WORD_WANT, MLKI_WANT_NOTHING);
   if ((status = mlki_group_compare(g, &f, &there)) != MLK_OK) return status;
   /* a predecessor of this rank may be in the step that is under way: it will not end it */
   while ((newest = mlki_group_newest(g)) != 0 && mlki_decision_members(newest) >> g->rank & 1 &&
@@ -14826,6 +14830,8 @@ static mlk_status mlki_group_next(mlk_group *g, int64_t step) {
   for (;; mlki_wait_pause(&wait)) {
     const uint64_t old = mlki_group_decided(g, step);
     const uint64_t before = step > 1 ? mlki_group_decided(g, step - 1) : 0;
+    /* who joined a step that failed has not been brought up to date for sure: he joins again */
+    const uint32_t fresh = before & MLKI_FAILED ? mlki_decision_joined(before) : 0;
     uint32_t joined = 0, members = 0;
     uint64_t next;
     int rank;
@@ -14833,7 +14839,7 @@ static mlk_status mlki_group_next(mlk_group *g, int64_t step) {
     if (mlki_decision_step(old) >= step) return MLK_OK;
     for (rank = 0; rank < g->ranks; rank++) {
       if (!mlki_group_alive(g, rank)) continue;
-      if (mlki_group_word(g, rank, MLKI_WORD_WANT) == MLKI_WANT_IN)
+      if (mlki_group_word(g, rank, MLKI_WORD_WANT) == MLKI_WANT_IN || (fresh >> rank & 1))
         joined |= 1u << rank;
       else if (mlki_decision_members(before) >> rank & 1)
         members |= 1u << rank;
@@ -15252,6 +15258,16 @@ static mlk_status mlki_group_pass(mlk_group *g, int giver, const mlk_tensor *ten
   return MLK_OK;
 }
 
+/* Has any step of the group counted, as far back as decisions are kept? */
+static int mlki_group_trained(mlk_group *g) {
+  int64_t step = g->step - 1;
+  for (; step > 0 && step > g->step - MLKI_RING; step--) {
+    const uint64_t d = mlki_group_decided(g, step);
+    if (mlki_decision_step(d) != step || !(d & MLKI_FAILED)) return 1;
+  }
+  return step > 0;
+}
+
 MLK_API mlk_status mlk_group_sync(mlk_group *g, const mlk_tensor *tensors, int64_t count) {
   uint64_t d, bytes, piece;
   uint32_t old;
@@ -15264,7 +15280,13 @@ MLK_API mlk_status mlk_group_sync(mlk_group *g, const mlk_tensor *tensors, int64
   if ((status = mlki_group_state_bytes(g, tensors, count, &bytes)) != MLK_OK) return status;
   if ((status = mlki_group_standing(g, &d)) != MLK_OK) return status;
   old = mlki_decision_members(d) & ~mlki_decision_joined(d);
-  if (!mlki_decision_joined(d) || !old || !bytes) return MLK_OK;
+  if (!mlki_decision_joined(d) || !bytes) return MLK_OK;
+  if (!old && !mlki_group_trained(g)) return MLK_OK;
+  if (!old) {
+    mlki_group_drop(g, g->step, 1u << g->rank);
+    return mlki_fail(g->ctx, MLK_ERR_REPLICA, "sync: nobody is left in step %lld who could bring rank %d up to date",
+                     (long long)g->step, g->rank);
+  }
   while (!(old >> giver & 1)) giver++;
   if (giver != g->rank && !(mlki_decision_joined(d) >> g->rank & 1)) return MLK_OK;
   piece = g->ranges - g->slots;
