@@ -1087,8 +1087,9 @@ MLK_API mlk_status mlk_group_gather(mlk_group *group, int64_t bucket, const mlk_
 
 /* Brings replicas that joined up to date. Call it after mlk_group_begin, before the first publish, when report.joined
    is not 0, with the same tensors in all replicas (parameters, moments, counters: any dtype, dense): the lowest rank
-   that was a member before gives, those who joined receive; the others return at once. At the first step of a group all
-   have joined and nobody gives: returns at once. A receiver that fails here must leave. */
+   that was a member before gives, those who joined receive; the others return at once. Until a step of the group has
+   counted there is nothing to give: returns at once. A receiver for whom nobody is left gets MLK_ERR_REPLICA; who
+   fails here must leave. */
 MLK_API mlk_status mlk_group_sync(mlk_group *group, const mlk_tensor *tensors, int64_t count);
 
 /* Views. mlk_f32(data, 3, 4) is a dense row-major 3 x 4 matrix of float; up to
