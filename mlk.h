@@ -14065,12 +14065,19 @@ static uint64_t mlki_group_hash(const mlk_group_desc *desc) {
   return hash;
 }
 
-/* Words. A peer that a transport does not reach reads as 0 and counts as dead. */
+/* count words of a part. A peer that a transport does not reach reads as 0 and counts as dead. */
+static void mlki_group_read_words(mlk_group *g, int rank, uint64_t offset, uint64_t *words, int count) {
+  const char *part = g->base ? g->base + (uint64_t)rank * g->part_bytes : rank == g->rank ? g->part : NULL;
+  int i;
+  for (i = 0; i < count; i++) words[i] = part ? mlki_load_word(part + offset + 8 * i) : 0;
+  if (part || !g->transport.read(g->transport.user, rank, offset, words, count)) return;
+  g->out_of_reach |= 1u << rank;
+  for (i = 0; i < count; i++) words[i] = 0;
+}
+
 static uint64_t mlki_group_read(mlk_group *g, int rank, uint64_t offset) {
-  uint64_t word = 0;
-  if (g->base) return mlki_load_word(g->base + (uint64_t)rank * g->part_bytes + offset);
-  if (rank == g->rank) return mlki_load_word(g->part + offset);
-  if (g->transport.read(g->transport.user, rank, offset, &word, 1)) g->out_of_reach |= 1u << rank, word = 0;
+  uint64_t word;
+  mlki_group_read_words(g, rank, offset, &word, 1);
   return word;
 }
 
@@ -14100,11 +14107,11 @@ static int mlki_group_decide(mlk_group *g, int64_t step, uint64_t expected, uint
 
 /* The newest decision; 0: no step was begun yet. */
 static uint64_t mlki_group_newest(mlk_group *g) {
-  uint64_t newest = 0, d;
+  uint64_t ring[MLKI_RING], newest = 0;
   int i;
+  mlki_group_read_words(g, 0, 8 * MLKI_WORD_RING, ring, MLKI_RING);
   for (i = 0; i < MLKI_RING; i++)
-    if ((d = mlki_group_word(g, 0, MLKI_WORD_RING + i)) != 0 && mlki_decision_step(d) > mlki_decision_step(newest))
-      newest = d;
+    if (mlki_decision_step(ring[i]) > mlki_decision_step(newest)) newest = ring[i];
   return newest;
 }
 
@@ -14337,13 +14344,15 @@ static mlki_group_facts mlki_group_facts_of(const mlk_group *g, const mlk_group_
 
 /* Compares every part with ours whose rank is there, or was here and refused; *there: the ranks that are attached. */
 static mlk_status mlki_group_compare(mlk_group *g, const mlki_group_facts *f, uint32_t *there) {
+  mlki_group_facts theirs;
   int rank, i;
   *there = 1u << g->rank;
   for (rank = 0; rank < g->ranks; rank++) {
     const int alive = mlki_group_alive(g, rank);
     if (rank == g->rank || (!alive && mlki_group_word(g, rank, MLKI_WORD_WANT) != MLKI_WANT_REFUSED)) continue;
+    mlki_group_read_words(g, rank, 8 * MLKI_WORD_VERSION, theirs.word, 5);
     for (i = 0; i < 5; i++)
-      if (mlki_group_word(g, rank, MLKI_WORD_VERSION + i) != f->word[i]) {
+      if (theirs.word[i] != f->word[i]) {
         mlki_group_put(g, 8 * MLKI_WORD_WANT, MLKI_WANT_REFUSED); /* so that who waits for this rank hears of it */
         return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "rank %d has another layout than rank %d: they differ in %s", rank,
                          g->rank, mlki_fact_names[i]);
@@ -14584,7 +14593,8 @@ static void mlki_group_range_close(mlk_group *g, int64_t bucket, const uint64_t 
 
 static int mlki_rank_place(uint32_t members, int rank) { return mlki_bits(members & ((1u << rank) - 1u)); }
 
-/* Do ranges pay, and are they still shared among these members? One shot moves shares + 1 times the bucket; two 1 / n of that and two more times, and a wait. */
+/* Do ranges pay, and are they still shared among these members? One shot moves shares + 1 times the bucket; two move
+   1 / n of that, and twice the bucket more, and wait once more. */
 static int mlki_group_two_shots(const mlk_group *g, int64_t bucket, uint32_t members, uint32_t shares) {
   const int n = mlki_bits(members), moved = mlki_bits(shares) + 1;
   if (n < 2 || g->shots == 1 || (g->ranged && g->ranged != members)) return 0;
