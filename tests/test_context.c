@@ -50,6 +50,7 @@
   X(attention, attended, attended_lse)                                                                                 \
   X(attention_grad, attn_dq, attn_dsinks)                                                                              \
   X(attention_merge, merged, merged_lse)                                                                               \
+  X(average, averaged, averaged_norm)                                                                                  \
   X(clip_norm, clipped, length)                                                                                        \
   X(sgd, sgd_param, velocity)                                                                                          \
   X(adamw, adamw_param, second)
@@ -82,6 +83,7 @@ typedef struct outputs {
   float embedded[LR * LD], dtable[LV * LD], rotated[LR * LD];
   float attended[AO], attended_lse[AB * AH * AS], attn_dq[AQ], attn_dk[AK], attn_dv[AV], attn_dsinks[AH];
   float merged[AO], merged_lse[AB * AH * AS];
+  float averaged[LR * LD], averaged_bias[LD], averaged_norm;
   float clipped[LR * LD], length, sgd_param[LR * LD], velocity[LR * LD], adamw_param[LR * LD], first[LR * LD],
       second[LR * LD];
 } outputs;
@@ -95,7 +97,7 @@ typedef struct work {
   int64_t tokens[LR];
   float attn_q[AQ], attn_k[AK], attn_v[AV], attn_sinks[AH], attn_out[AO], attn_lse[AB * AH * AS], attn_dout[AO];
   float parts[AP * AO], parts_lse[AP * AB * AH * AS];
-  mlk_tensor to_clip[1];
+  mlk_tensor to_clip[1], to_average[AP * 2], averages[2];
   outputs out;
   outputs start; /* what out holds before a call: rogue values, or what the operator updates in place */
 } work;
@@ -337,6 +339,25 @@ static mlk_attention_merge_desc work_attention_merge(work *w) {
   desc.sinks = mlk_f32(w->attn_sinks, AH);
   desc.out = mlk_f32(w->out.merged, AB, AH, AS, AE);
   desc.lse = mlk_f32(w->out.merged_lse, AB, AH, AS);
+  return desc;
+}
+
+static mlk_average_desc work_average(work *w) { /* AP replicas of a matrix and a bias, out of x */
+  mlk_average_desc desc;
+  int r;
+  memset(&desc, 0, sizeof desc);
+  for (r = 0; r < AP; r++) {
+    w->to_average[2 * r] = mlk_f32(w->x + r * (LR + 1) * LD, LR, LD);
+    w->to_average[2 * r + 1] = mlk_f32(w->x + (r * (LR + 1) + LR) * LD, LD);
+  }
+  w->averages[0] = mlk_f32(w->out.averaged, LR, LD);
+  w->averages[1] = mlk_f32(w->out.averaged_bias, LD);
+  desc.inputs = w->to_average;
+  desc.replicas = AP;
+  desc.outputs = w->averages;
+  desc.count = desc.output_count = 2;
+  desc.skip_nonfinite = 1;
+  desc.norm = &w->out.averaged_norm;
   return desc;
 }
 
