@@ -15145,6 +15145,25 @@ MLK_API mlk_status mlk_group_reduce(mlk_group *g, int64_t bucket, const mlk_tens
   return mlki_group_use(g, MLKI_BUCKET_REDUCED, bucket, means, count);
 }
 
+/* Waits until all members have read the means of the step that stand in the ranges; those who are lost instead. */
+static uint32_t mlki_group_undone(mlk_group *g) {
+  mlki_wait wait = mlki_wait_for(g->timeout);
+  for (;; mlki_wait_pause(&wait)) {
+    uint32_t waits = 0, lost;
+    int rank;
+    for (rank = 0; rank < g->ranks; rank++)
+      if (g->final >> rank & 1 && (int64_t)mlki_group_word(g, rank, MLKI_WORD_DONE) < g->step) waits |= 1u << rank;
+    if (!waits || (lost = mlki_group_lost(g, waits, &wait)) != 0) return waits ? lost : 0;
+  }
+}
+
+static mlk_status mlki_group_no_parameters(mlk_group *g, uint32_t lost) {
+  int rank = 0;
+  while (!(lost >> rank & 1)) rank++;
+  return mlki_fail(g->ctx, MLK_ERR_REPLICA, "gather of step %lld: rank %d is %s", (long long)g->step, rank,
+                   mlki_group_alive(g, rank) ? "late" : "dead");
+}
+
 MLK_API mlk_status mlk_group_gather(mlk_group *g, int64_t bucket, const mlk_tensor *mine, int64_t mine_count,
                                     const mlk_tensor *whole, int64_t count) {
   int64_t from, to;
@@ -15164,6 +15183,7 @@ MLK_API mlk_status mlk_group_gather(mlk_group *g, int64_t bucket, const mlk_tens
     return status;
   if (g->ranks == 1) return mlki_group_copy(g, mine, mine_count, whole, count, to);
   range = mlki_group_view(g->part + g->ranges + g->bucket[bucket].range, MLK_F32, to - from);
+  if (g->bucket[bucket].range_members && (lost = mlki_group_undone(g)) != 0) return mlki_group_no_parameters(g, lost);
   mlki_group_range_words(g, 1, g->final, 0, word);
   mlki_group_range_open(g, bucket);
   if ((status = mlki_group_copy(g, mine, mine_count, &range, 1, to - from)) != MLK_OK) return status;
@@ -15171,9 +15191,7 @@ MLK_API mlk_status mlk_group_gather(mlk_group *g, int64_t bucket, const mlk_tens
   if ((status = mlki_group_collect(g, bucket, g->final, word, whole, count, &lost)) != MLK_OK) return status;
   if (mlki_group_outrun(g)) return mlki_group_left_out(g);
   if (!lost) return MLK_OK;
-  for (from = 0; !(lost >> from & 1); from++) continue;
-  return mlki_fail(g->ctx, MLK_ERR_REPLICA, "gather of step %lld: rank %lld is %s", (long long)g->step, (long long)from,
-                   mlki_group_alive(g, (int)from) ? "late" : "dead");
+  return mlki_group_no_parameters(g, lost);
 }
 
 /* The bytes of the tensors, one after another, to or from a piece. */
