@@ -51,6 +51,7 @@
      >>conv_kernels    packing of images, sums of planes and lanes: the same
      >>map_kernels     dense rows of maps, conversions, reductions, optimiser steps: the same
      >>layer_kernels   pooling windows, rows of softmax and normalisation, rotary pairs: the same
+     >>average_kernels means of several rows: the same
      >>attention_kernels
                        rows of scores and partial results; then the row
      >>dispatch        the rows, and which one a context uses
@@ -1840,6 +1841,8 @@ static mlk_status mlki_broadcast(mlk_context *ctx, const char *name, const mlk_t
      even(a, b)             lanes 0, 2, 4, ... of a, then of b
      transpose(r)           r[0 .. LANES): the square block r[i] lane j becomes r[j] lane i
      sum16(r)               16 lanes in 16 / LANES vectors added as the tree of NUMERICS
+     stream(p, v) fence()   with MLKI_STREAMS: the bits of v to p, past the caches; p is aligned to them, and whole lines of
+                            64 bytes are written in one go. fence: before another thread may read them. Else store, nothing
 */
 
 /* fma for the scalar row. Without a hardware fma, libm's is a slow emulation or, on some systems, wrong: this one
@@ -2109,6 +2112,9 @@ MLKI_INLINE float mlki_v_sum16_scalar(const mlki_vec_scalar *r) {
   return s0 + s1;
 }
 
+MLKI_INLINE void mlki_v_stream_scalar(void *p, mlki_vec_scalar v) { memcpy(p, &v, sizeof v); }
+MLKI_INLINE void mlki_v_fence_scalar(void) {}
+
 #if MLKI_X86
 #include <immintrin.h>
 #endif
@@ -2233,6 +2239,8 @@ MLKI_V_avx2 float mlki_v_sum16_avx2(const __m256 *r) {
   const __m256 s = _mm256_add_ps(r[0], r[1]);
   return mlki_v_sum4_avx2(_mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
 }
+MLKI_V_avx2 void mlki_v_stream_avx2(void *p, __m256 v) { _mm256_stream_ps((float *)p, v); }
+MLKI_V_avx2 void mlki_v_fence_avx2(void) { _mm_sfence(); }
 #endif
 
 #if MLKI_AVX512
@@ -2366,6 +2374,8 @@ MLKI_V_avx512 float mlki_v_sum16_avx512(const __m512 *r) {
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
+MLKI_V_avx512 void mlki_v_stream_avx512(void *p, __m512 v) { _mm512_stream_ps((float *)p, v); }
+MLKI_V_avx512 void mlki_v_fence_avx512(void) { _mm_sfence(); }
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic pop
 #endif
@@ -2482,6 +2492,8 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
   const float32x2_t t = vadd_f32(vget_low_f32(s), vget_high_f32(s));
   return vget_lane_f32(t, 0) + vget_lane_f32(t, 1);
 }
+MLKI_V_neon void mlki_v_stream_neon(void *p, float32x4_t v) { memcpy(p, &v, sizeof v); }
+MLKI_V_neon void mlki_v_fence_neon(void) {}
 #endif
 
 /* clang-format on */
@@ -2547,6 +2559,19 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
 #define MLKI_TURN_avx2   8
 #define MLKI_TURN_avx512 16
 
+/* Are there stores past the caches? */
+#define MLKI_STREAMS_scalar 0
+#define MLKI_STREAMS_neon   0
+#define MLKI_STREAMS_avx2   1
+#define MLKI_STREAMS_avx512 1
+
+/* Vectors of means that are made together: whole lines of 64 bytes also of 16-bit outputs where there are streaming
+   stores, and a multiple of the 16 lanes of a sum. */
+#define MLKI_MEANS_scalar 4
+#define MLKI_MEANS_neon   8
+#define MLKI_MEANS_avx2   8
+#define MLKI_MEANS_avx512 4
+
 #define MLKI_LANES_MAX      16
 #define MLKI_CONV_PANEL_MAX 32 /* most pixels of a panel: MR or NR */
 
@@ -2560,6 +2585,8 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
 #define MLKI_PX         MLKI_FN(MLKI_PX)
 #define MLKI_TURN       MLKI_FN(MLKI_TURN)
 #define MLKI_SUMS       MLKI_FN(MLKI_SUMS)
+#define MLKI_MEANS      MLKI_FN(MLKI_MEANS)
+#define MLKI_STREAMS    MLKI_FN(MLKI_STREAMS)
 #define MLKI_V16        (16 / MLKI_LANES) /* vectors that hold the 16 lanes of a sum */
 
 #define mlki_vec          MLKI_FN(mlki_vec)
@@ -2601,6 +2628,8 @@ MLKI_V_neon float mlki_v_sum16_neon(const float32x4_t *r) {
 #define mlki_v_sum16      MLKI_FN(mlki_v_sum16)
 #define mlki_v_skip       MLKI_FN(mlki_v_skip)
 #define mlki_v_swap       MLKI_FN(mlki_v_swap)
+#define mlki_v_stream     MLKI_FN(mlki_v_stream)
+#define mlki_v_fence      MLKI_FN(mlki_v_fence)
 
 #define MLKI_SWEEP      8 /* rows of B that a sweep reads side by side */
 #define MLKI_SWEEP_ROWS 8 /* rows of C it has in registers at most */
@@ -2693,9 +2722,28 @@ typedef struct mlki_scores {
   int64_t bias_step, mask_step;
 } mlki_scores;
 
+#define MLKI_AVERAGE_ROWS 8 /* rows that are read side by side */
+
+/* n <= MLKI_AVERAGE_ROWS rows of count elements into one: t = before or +0, t = fma(weight[r], x[r], t) for each row,
+   ascending. With after that goes there; else factor t, rounded to the type to, goes to all outputs, of which each may
+   be a row. */
+typedef struct mlki_average_row {
+  mlk_dtype from, to; /* MLK_F32, MLK_F16 or MLK_BF16 */
+  int n, outs;
+  const char *x[MLKI_AVERAGE_ROWS];
+  float weight[MLKI_AVERAGE_ROWS], factor;
+  const float *before; /* NULL: +0 */
+  float *after;        /* NULL: outputs */
+  char *out[MLK_MAX_REPLICAS];
+  int stream;    /* past the caches, where the row has MLKI_STREAMS: one output, aligned to its elements */
+  float *lanes;  /* NULL, or 16 lanes of a sum of squares of the means, as for reduce_rows */
+  int64_t phase; /* of the first element among them */
+  int64_t count;
+} mlki_average_row;
+
 struct mlki_kernels {
   mlk_isa isa;
-  int lanes, mr, nr;
+  int lanes, mr, nr, streams;
   /* to[p * pitch + i] = from[i * ws + p * ks] for i < width, 0 for width <= i < pitch. Writes up to 15 floats past
      the end. */
   void (*pack)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws, int64_t ks);
@@ -2776,6 +2824,8 @@ struct mlki_kernels {
   void (*fold_row)(float *o, const float *part, int64_t n, float a, float c);
   void (*unfold_row)(float *y, const float *o, int64_t n, float l);
   int (*finite_row)(const float *x, int64_t n);
+  int (*average)(const mlki_average_row *a); /* 0: some mean is not finite; 1 with after */
+  void (*fence)(void);                       /* after streams */
 };
 
 #if MLKI_AVX512
@@ -4582,6 +4632,155 @@ MLKI_KERNEL void MLKI_FN(mlki_rotate)(float *y, const float *x, const float *c, 
   }
 }
 
+/* >>average_kernels ----------------------------------------------------------------------------------------------
+   Means of several rows in one pass: compiled once per instruction set. The loop over rows is the inner one, so that all
+   are read side by side; several vectors of sums are under way. */
+
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_average_load)(const mlk_dtype from, const char *p) {
+  return from == MLK_F32 ? mlki_v_load((const float *)(const void *)p) : MLKI_FN(mlki_widen_vec)(from, p);
+}
+
+/* n of LANES elements; others are 0. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_average_load_n)(const mlk_dtype from, const char *p, int64_t n) {
+  uint16_t rest[MLKI_LANES_MAX] = {0};
+  if (from == MLK_F32) return mlki_v_load_n((const float *)(const void *)p, n);
+  memcpy(rest, p, (size_t)n * 2);
+  return MLKI_FN(mlki_widen_vec)(from, (const char *)rest);
+}
+
+/* vecs vectors of sums from element at on. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_average_sums)(const mlk_dtype from, const int vecs, const mlki_average_row *a,
+                                                int64_t at, mlki_vec *t) {
+  const int64_t bytes = from == MLK_F32 ? 4 : 2;
+  int r, v;
+  MLKI_UNROLL for (v = 0; v < vecs; v++) t[v] = mlki_v_zero();
+  if (a->before) MLKI_UNROLL for (v = 0; v < vecs; v++) t[v] = mlki_v_load(a->before + at + v * MLKI_LANES);
+  for (r = 0; r < a->n; r++) {
+    const char *x = a->x[r] + at * bytes;
+    const mlki_vec w = mlki_v_set1(a->weight[r]);
+    MLKI_UNROLL for (v = 0; v < vecs; v++)
+        t[v] = mlki_v_fma(w, MLKI_FN(mlki_average_load)(from, x + v * MLKI_LANES * bytes), t[v]);
+  }
+}
+
+/* A block of means to all outputs. 16-bit ones become lines in the cache first. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_average_store)(const mlki_average_row *a, int64_t at, const mlki_vec *t) {
+  const int stream = MLKI_STREAMS && a->stream;
+  uint16_t line[MLKI_MEANS * MLKI_LANES];
+  mlki_vec packed[MLKI_MEANS / 2];
+  int k, v;
+  if (a->to == MLK_F32) {
+    for (k = 0; k < a->outs; k++) {
+      float *out = (float *)(void *)a->out[k] + at;
+      if (stream)
+        MLKI_UNROLL for (v = 0; v < MLKI_MEANS; v++) mlki_v_stream(out + v * MLKI_LANES, t[v]);
+      else
+        MLKI_UNROLL for (v = 0; v < MLKI_MEANS; v++) mlki_v_store(out + v * MLKI_LANES, t[v]);
+    }
+    return;
+  }
+  if (a->to == MLK_F16)
+    MLKI_UNROLL for (v = 0; v < MLKI_MEANS; v++) mlki_v_store_f16(line + v * MLKI_LANES, t[v]);
+  else
+    MLKI_UNROLL for (v = 0; v < MLKI_MEANS; v++) mlki_v_store_bf16(line + v * MLKI_LANES, t[v]);
+  memcpy(packed, line, sizeof line);
+  for (k = 0; k < a->outs; k++) {
+    char *out = a->out[k] + 2 * at;
+    if (stream)
+      MLKI_UNROLL for (v = 0; v < MLKI_MEANS / 2; v++) mlki_v_stream(out + 4 * v * MLKI_LANES, packed[v]);
+    else
+      memcpy(out, packed, sizeof packed);
+  }
+}
+
+/* Elements [at, end), fewer than a block of the main loop. finite: 0 in all lanes, or NaN. */
+MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_average_rest)(const mlk_dtype from, const mlki_average_row *a, int64_t at,
+                                                    int64_t end, mlki_vec finite) {
+  const int64_t bytes = from == MLK_F32 ? 4 : 2, first = at;
+  const int64_t size = a->to == MLK_F32 ? 4 : 2;
+  float mean[MLKI_MEANS * MLKI_LANES];
+  uint16_t narrow[MLKI_MEANS * MLKI_LANES];
+  int r;
+  for (; at < end; at += MLKI_LANES) {
+    const int64_t n = mlki_min(end - at, MLKI_LANES);
+    mlki_vec t = a->before ? mlki_v_load_n(a->before + at, n) : mlki_v_zero();
+    for (r = 0; r < a->n; r++)
+      t = mlki_v_fma(mlki_v_set1(a->weight[r]), MLKI_FN(mlki_average_load_n)(from, a->x[r] + at * bytes, n), t);
+    if (!a->after) {
+      t = mlki_v_mul(mlki_v_set1(a->factor), t);
+      finite = mlki_v_fma(mlki_v_zero(), t, finite);
+    }
+    mlki_v_store(mean + (at - first), t);
+  }
+  at = first;
+  if (a->after) {
+    memcpy(a->after + at, mean, (size_t)(end - at) * 4);
+    return finite;
+  }
+  if (a->lanes) MLKI_FN(mlki_reduce_rows)(MLK_SUM_SQUARES, a->lanes, 1, mean, 0, end - at, (a->phase + at) % 16);
+  if (size == 2) MLKI_FN(mlki_narrow)(a->to, mean, narrow, end - at);
+  for (r = 0; r < a->outs; r++)
+    memcpy(a->out[r] + at * size, size == 4 ? (const void *)mean : (const void *)narrow, (size_t)((end - at) * size));
+  return finite;
+}
+
+/* The 16 lanes from memory, turned so that the first vector starts with lane phase; and back. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_lanes_in)(const float *lanes, int64_t phase, mlki_vec *acc) {
+  float frame[32];
+  int v;
+  memcpy(frame, lanes, 64);
+  memcpy(frame + 16, lanes, 64);
+  MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) acc[v] = mlki_v_load(frame + phase + v * MLKI_LANES);
+}
+MLKI_INLINE_ISA void MLKI_FN(mlki_lanes_out)(float *lanes, int64_t phase, const mlki_vec *acc) {
+  float frame[16];
+  int v;
+  MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) mlki_v_store(frame + v * MLKI_LANES, acc[v]);
+  memcpy(lanes + phase, frame, (size_t)(16 - phase) * 4);
+  memcpy(lanes, frame + 16 - phase, (size_t)phase * 4);
+}
+
+MLKI_INLINE_ISA int MLKI_FN(mlki_average_from)(const mlk_dtype from, const mlki_average_row *a) {
+  const int64_t block = MLKI_MEANS * MLKI_LANES, size = a->to == MLK_F32 ? 4 : 2;
+  const mlki_vec factor = mlki_v_set1(a->factor), zero = mlki_v_zero();
+  mlki_vec t[MLKI_MEANS], squares[MLKI_V16], finite = zero;
+  int64_t at = 0, phase;
+  int v;
+  if (MLKI_STREAMS && a->stream) { /* up to the first line */
+    at = mlki_min((int64_t)(((uintptr_t)0 - (uintptr_t)a->out[0]) % 64) / size, a->count);
+    finite = MLKI_FN(mlki_average_rest)(from, a, 0, at, finite);
+  }
+  phase = (a->phase + at) % 16;
+  MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) squares[v] = zero;
+  if (a->lanes) MLKI_FN(mlki_lanes_in)(a->lanes, phase, squares);
+  for (; at + block <= a->count; at += block) {
+    MLKI_FN(mlki_average_sums)(from, MLKI_MEANS, a, at, t);
+    if (a->after) {
+      MLKI_UNROLL for (v = 0; v < MLKI_MEANS; v++) mlki_v_store(a->after + at + v * MLKI_LANES, t[v]);
+      continue;
+    }
+    MLKI_UNROLL for (v = 0; v < MLKI_MEANS; v++) {
+      t[v] = mlki_v_mul(factor, t[v]);
+      finite = mlki_v_fma(zero, t[v], finite);
+    }
+    if (a->lanes)
+      MLKI_UNROLL for (v = 0; v < MLKI_MEANS; v++)
+          squares[v % MLKI_V16] = mlki_v_fma(t[v], t[v], squares[v % MLKI_V16]);
+    MLKI_FN(mlki_average_store)(a, at, t);
+  }
+  if (a->lanes) MLKI_FN(mlki_lanes_out)(a->lanes, phase, squares);
+  if (at < a->count) finite = MLKI_FN(mlki_average_rest)(from, a, at, a->count, finite);
+  return !(~mlki_v_bits(mlki_v_eq(finite, finite)) & ((1u << MLKI_LANES) - 1u));
+}
+
+MLKI_KERNEL int MLKI_FN(mlki_average)(const mlki_average_row *a) {
+  if (a->from == MLK_F16) return MLKI_FN(mlki_average_from)(MLK_F16, a);
+  if (a->from == MLK_BF16) return MLKI_FN(mlki_average_from)(MLK_BF16, a);
+  return MLKI_FN(mlki_average_from)(MLK_F32, a);
+}
+
+MLKI_KERNEL void MLKI_FN(mlki_fence)(void) { mlki_v_fence(); }
+
 /* >>attention_kernels --------------------------------------------------------------------------------------------
    Rows of scores and of partial results of attention: compiled once per instruction set; then the row. */
 
@@ -4687,6 +4886,7 @@ static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_LANES,
     MLKI_MR,
     MLKI_NR,
+    MLKI_STREAMS,
     MLKI_FN(mlki_pack),
     MLKI_FN(mlki_pack_panels),
     MLKI_FN(mlki_strip_any),
@@ -4733,6 +4933,8 @@ static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(mlki_fold_row),
     MLKI_FN(mlki_unfold_row),
     MLKI_FN(mlki_finite_row),
+    MLKI_FN(mlki_average),
+    MLKI_FN(mlki_fence),
 };
 
 #if !defined(MLKI_PASS) /* the rest once, after the scalar pass */
@@ -13358,6 +13560,9 @@ static mlk_status mlki_attention_merge_prepare(mlk_context *ctx, const mlk_atten
    Everything is checked first, and what a task needs of the descriptors is put into tables in the workspace, so that a
    thousand small tensors cost little more than a large one. */
 
+#define MLKI_AVERAGE_BLOCK 1024      /* elements of which partial sums are kept, or which are gathered */
+#define MLKI_STREAM_BYTES  (1 << 22) /* of output: from here on it would not stay in the caches anyway */
+
 /* Bytes that a view covers, and which one it is: number r * count + i of the inputs, or i of the outputs. */
 typedef struct mlki_span {
   uintptr_t low, high; /* high: behind the last byte */
@@ -13385,6 +13590,8 @@ typedef struct mlki_average {
   mlki_span *spans;    /* of what is written, twice: room to sort */
   int64_t written;     /* how many */
   int tasks, stream;
+  int64_t odd;                   /* tasks that met a mean which is not finite */
+  int64_t bad[MLK_MAX_REPLICAS]; /* tasks that met an element of the replica which is not finite */
   uint64_t flops, bytes, workspace_bytes;
 } mlki_average;
 
@@ -13607,12 +13814,55 @@ static mlk_status mlki_average_inputs(mlk_context *ctx, mlki_average *g) {
     for (i = 0; i < g->count; i++) {
       const mlk_tensor *model = g->desc->inputs + mlki_average_first(g) * g->count + i;
       if ((status = mlki_average_tensor(ctx, g, r, i, &type, model, &elements, &dense)) != MLK_OK) return status;
+      if (g->whole && !g->in_place) g->aliased |= g->desc->inputs[r * g->count + i].data == g->desc->outputs[i].data;
       if (!g->input) continue;
       g->input[i * replicas + r] = (char *)g->desc->inputs[r * g->count + i].data;
       if (!dense) g->strided[i] = 1;
     }
   }
   return MLK_OK;
+}
+
+/* Do the elements of a view lie in memory without gaps, from the first one on, whatever the order of the axes? */
+static int mlki_average_gapless(const mlk_tensor *t) {
+  int64_t step = 1;
+  int left = 0, axis, i;
+  for (i = 0; i < t->rank; i++) left += t->shape[i] > 1;
+  for (; left > 0; left--) {
+    for (axis = 0; axis < t->rank && !(t->shape[axis] > 1 && t->stride[axis] == step);) axis++;
+    if (axis == t->rank) return 0;
+    step *= t->shape[axis];
+  }
+  return 1;
+}
+
+/* Where all views of tensor i have the same strides without gaps, the order of its elements does not matter. */
+static int mlki_average_alike(const mlki_average *g, int64_t i) {
+  const mlk_tensor *given = g->desc->inputs + mlki_average_first(g) * g->count + i;
+  const mlk_tensor model = mlki_explicit_strides(*given);
+  int64_t r;
+  int axis;
+  if (g->start[i] < g->from || g->start[i + 1] > g->to || !mlki_average_gapless(&model)) return 0;
+  for (r = g->in_place ? 0 : -1; r < g->desc->replicas; r++) {
+    mlk_tensor t;
+    if (r >= 0 && !mlki_average_looks(g, r)) continue;
+    t = mlki_explicit_strides(r < 0 ? g->desc->outputs[i] : g->desc->inputs[r * g->count + i]);
+    for (axis = 0; axis < t.rank; axis++)
+      if (t.shape[axis] > 1 && t.stride[axis] != model.stride[axis]) return 0;
+  }
+  return 1;
+}
+
+/* Tensors that may be read as if they were dense; not for the norm, whose sums know the order, nor for outputs that are
+   cut otherwise. */
+static void mlki_average_layouts(mlki_average *g) {
+  int64_t i;
+  if (g->segment || !(g->whole || g->in_place)) return;
+  for (i = 0; i < g->count; i++)
+    if ((g->strided[i] || (!g->in_place && g->out_strided[i])) && mlki_average_alike(g, i)) {
+      g->strided[i] = 0;
+      if (!g->in_place) g->out_strided[i] = 0;
+    }
 }
 
 /* --- overlap ---
@@ -13672,10 +13922,8 @@ static mlk_status mlki_average_pair(mlk_context *ctx, mlki_average *g, int64_t o
   if (!mlki_average_span(ctx, g, out_r, out_i, &span, &t, &extent) ||
       !mlki_average_span(ctx, g, r, i, &span, &other, &other_extent))
     return MLK_OK;
-  if (!g->in_place && g->whole && r >= 0 && i == out_i && t.dtype == other.dtype && mlki_same_view(&t, &other)) {
-    g->aliased = 1;
+  if (!g->in_place && g->whole && r >= 0 && i == out_i && t.dtype == other.dtype && mlki_same_view(&t, &other))
     return MLK_OK;
-  }
   if (!mlki_overlap(&t, &extent, &other, &other_extent)) return MLK_OK;
   return mlki_fail(ctx, MLK_ERR_ALIAS, "%s: overlaps %s", mlki_average_name(g, out_r, out_i, name),
                    mlki_average_name(g, r, i, other_name));
@@ -13764,15 +14012,23 @@ static uint64_t mlki_average_tables(mlki_average *g, void *base, int64_t segment
   return carver.used;
 }
 
-static void mlki_average_size(mlk_context *ctx, mlki_average *g) {
-  const int64_t n = g->to - g->from, in = mlki_dtype_bytes((int32_t)g->type),
-                out = mlki_dtype_bytes((int32_t)g->out_type);
+/* What the plan tells, and how the call will go. */
+static void mlki_average_choose(const mlk_context *ctx, mlki_average *g, int64_t segments) {
+  const int64_t n = g->to - g->from, in = mlki_dtype_bytes((int32_t)g->type);
+  const int64_t out = mlki_dtype_bytes((int32_t)g->out_type);
+  const int64_t parts = g->desc->norm ? segments : mlki_ceil_div(n, MLKI_AVERAGE_BLOCK);
   int64_t lives = 0, r;
   for (r = 0; r < g->desc->replicas; r++) lives += mlki_average_reads(g, r);
   g->flops = 2 * (uint64_t)(n * lives);
   g->bytes = (uint64_t)(n * lives * in) + (uint64_t)(n * out * (g->in_place ? g->desc->replicas : 1));
-  g->tasks = 1;
-  (void)ctx;
+  if (!g->in_place && !g->aliased && ctx->row->streams && !ctx->reference)
+    g->stream = g->desc->stores == MLK_STORES_AUTO ? n * out >= MLKI_STREAM_BYTES
+                                                   : g->desc->stores == MLK_STORES_STREAMED;
+  g->tasks = 1; /* a cheap map is two or three streams of 4 bytes */
+  if (!ctx->reference)
+    g->tasks = (int)mlki_max(mlki_min(mlki_min(mlki_task_limit(ctx), parts),
+                                      (int64_t)((double)g->bytes * MLKI_MAP_WORK / 12 / MLKI_TASK_WORK)),
+                             1);
 }
 
 /* Checks everything, and with run set fills the tables. */
@@ -13786,14 +14042,16 @@ static mlk_status mlki_average_prepare(mlk_context *ctx, const mlk_average_desc 
   g->outs = g->in_place ? g->count : desc->output_count;
   g->whole = desc->to == 0, g->from = desc->from, g->to = desc->to;
   if ((status = mlki_average_lists(ctx, g, &segments)) != MLK_OK) return status;
-  mlki_average_size(ctx, g);
   g->workspace_bytes = mlki_average_tables(g, NULL, segments);
   if (run) {
     if ((status = mlki_workspace(ctx, g->workspace_bytes)) != MLK_OK) return status;
     (void)mlki_average_tables(g, mlki_workspace_base(ctx), segments);
     if ((status = mlki_average_lists(ctx, g, &segments)) != MLK_OK) return status;
   }
-  if ((status = mlki_average_inputs(ctx, g)) != MLK_OK || !run) return status;
+  if ((status = mlki_average_inputs(ctx, g)) != MLK_OK) return status;
+  mlki_average_choose(ctx, g, segments);
+  if (!run) return MLK_OK;
+  mlki_average_layouts(g);
   if ((status = mlki_average_written_apart(ctx, g)) != MLK_OK) return status;
   return g->in_place ? MLK_OK : mlki_average_read_apart(ctx, g);
 }
@@ -13870,13 +14128,268 @@ static uint64_t mlki_ref_average_nonfinite(const mlki_average *g) {
   return found;
 }
 
+/* --- pieces --- */
+
+/* A piece of the vector that is in one input tensor and one output. */
+typedef struct mlki_average_piece {
+  int64_t at, n; /* in the vector */
+  int64_t in, out;
+} mlki_average_piece;
+
+/* What a task has while it works. */
+typedef struct mlki_average_task {
+  mlki_average *g;
+  mlki_average_row row;
+  int lives;
+  int64_t replica[MLK_MAX_REPLICAS]; /* that take part */
+  int finite;
+  float lanes[16];
+} mlki_average_task;
+
+/* The last entry of a table of count + 1 ascending places that is not behind at, and not the end. */
+static int64_t mlki_average_seek(const int64_t *start, int64_t count, int64_t at) {
+  int64_t first = 0, end = count;
+  while (end - first > 1) {
+    const int64_t middle = first + (end - first) / 2;
+    if (start[middle] <= at)
+      first = middle;
+    else
+      end = middle;
+  }
+  return first;
+}
+
+/* The piece that begins at p->at, up to end. */
+static void mlki_average_extend(const mlki_average *g, mlki_average_piece *p, int64_t end) {
+  while (g->start[p->in + 1] <= p->at) p->in++;
+  while (g->out_start[p->out + 1] <= p->at) p->out++;
+  p->n = mlki_min(mlki_min(g->start[p->in + 1], g->out_start[p->out + 1]), end) - p->at;
+}
+
+/* Where the part of task index begins: for the norm with a segment. */
+static int64_t mlki_average_cut(const mlki_average *g, int64_t index) {
+  const int64_t n = g->to - g->from, step = mlki_round_up(mlki_ceil_div(n, g->tasks), MLKI_AVERAGE_BLOCK);
+  const int64_t at = g->from + mlki_min(step * index, n);
+  int64_t out, first;
+  if (!g->segment || at == g->to) return at;
+  out = mlki_average_seek(g->out_start, g->outs, at);
+  first = g->out_start[out];
+  return mlki_min(first + mlki_round_up(at - first, MLK_REDUCE_SEGMENT), g->out_start[out + 1]);
+}
+
+/* A view with as few axes as its row-major order allows. */
+static mlk_tensor mlki_average_merged(const mlk_tensor *t) {
+  mlk_tensor v = mlki_explicit_strides(*t);
+  int i, k = 0;
+  for (i = 0; i < v.rank; i++) {
+    if (v.shape[i] == 1) continue;
+    if (k && v.stride[k - 1] == v.shape[i] * v.stride[i])
+      k--, v.shape[k] *= v.shape[i];
+    else
+      v.shape[k] = v.shape[i];
+    v.stride[k++] = v.stride[i];
+  }
+  if (!k) v.shape[0] = v.stride[0] = 1, k = 1;
+  v.rank = k;
+  return v;
+}
+
+/* n elements from number at on of a view, one run of equal steps after another: to or, with put, from a dense block. */
+static void mlki_average_move(const mlk_tensor *t, int64_t at, int64_t n, char *block, int put) {
+  const int64_t bytes = mlki_dtype_bytes(t->dtype);
+  const mlk_tensor v = mlki_average_merged(t);
+  const int64_t size = v.shape[v.rank - 1], step = v.stride[v.rank - 1] * bytes;
+  int64_t run, j;
+  for (; n > 0; n -= run, at += run, block += run * bytes) {
+    char *p = (char *)v.data + mlki_ref_offset(v.rank, v.shape, v.stride, at) * bytes;
+    run = mlki_min(size - at % size, n);
+    if (step == bytes)
+      memcpy(put ? p : block, put ? block : p, (size_t)(run * bytes));
+    else if (bytes == 4)
+      for (j = 0; j < run; j++) memcpy(put ? p + j * step : block + 4 * j, put ? block + 4 * j : p + j * step, 4);
+    else
+      for (j = 0; j < run; j++) memcpy(put ? p + j * step : block + 2 * j, put ? block + 2 * j : p + j * step, 2);
+  }
+}
+
+/* Elements of input tensor i of replica r from number at on, n of them: where they are, or gathered into block. */
+static const char *mlki_average_read(const mlki_average *g, int64_t r, int64_t i, int64_t at, int64_t n, char *block) {
+  if (!g->strided[i]) return g->input[i * g->desc->replicas + r] + at * mlki_dtype_bytes((int32_t)g->type);
+  mlki_average_move(g->desc->inputs + r * g->count + i, at, n, block, 0);
+  return block;
+}
+
+/* The means of one block, n elements from at on of input tensor i. Its row knows where they go. Rows beyond the first
+   MLKI_AVERAGE_ROWS are read in further turns, the sums staying in the level-1 cache between. */
+static void mlki_average_block(mlki_average_task *task, int64_t i, int64_t at, int64_t n) {
+  float block[MLKI_AVERAGE_ROWS][MLKI_AVERAGE_BLOCK], sums[MLKI_AVERAGE_BLOCK];
+  mlki_average *g = task->g;
+  mlki_average_row *row = &task->row;
+  int first, k;
+  row->count = n;
+  for (first = 0; first < task->lives; first += MLKI_AVERAGE_ROWS) {
+    row->n = (int)mlki_min(task->lives - first, MLKI_AVERAGE_ROWS);
+    for (k = 0; k < row->n; k++) {
+      row->x[k] = mlki_average_read(g, task->replica[first + k], i, at, n, (char *)block[k]);
+      row->weight[k] = mlki_average_weight(g, task->replica[first + k]);
+    }
+    row->before = first ? sums : NULL;
+    row->after = first + row->n < task->lives ? sums : NULL;
+    task->finite &= g->row->average(row);
+  }
+}
+
+/* Sets where n means go: from at on of input tensors or output out, all dense. */
+static void mlki_average_aim(mlki_average_task *task, int64_t i, int64_t out, int64_t at) {
+  const mlki_average *g = task->g;
+  const int64_t size = mlki_dtype_bytes((int32_t)g->out_type);
+  mlki_average_row *row = &task->row;
+  int k;
+  for (k = 0; k < row->outs; k++)
+    row->out[k] = (g->in_place ? g->input[i * g->desc->replicas + k] : g->output[out]) + at * size;
+  row->stream = g->stream && (uintptr_t)row->out[0] % (uintptr_t)size == 0;
+}
+
+/* A piece whose views are dense, of few replicas: one row from beginning to end. Others go by blocks. */
+static void mlki_average_piece_run(mlki_average_task *task, const mlki_average_piece *p) {
+  float means[MLKI_AVERAGE_BLOCK];
+  mlki_average *g = task->g;
+  mlki_average_row *row = &task->row;
+  const int64_t size = mlki_dtype_bytes((int32_t)g->out_type), at = p->at - g->start[p->in];
+  const int64_t out_at = g->in_place ? at : p->at - g->out_start[p->out];
+  const int scattered = g->in_place ? g->strided[p->in] : g->out_strided[p->out];
+  const int outs = row->outs;
+  int64_t n, done, r;
+  row->phase = (p->at - g->out_start[p->out]) % 16;
+  row->lanes = g->segment ? task->lanes : NULL;
+  for (done = 0; done < p->n; done += n) {
+    n = p->n - done;
+    if (!scattered) mlki_average_aim(task, p->in, p->out, out_at + done);
+    if (scattered || g->strided[p->in] || task->lives > MLKI_AVERAGE_ROWS) {
+      n = mlki_min(n, MLKI_AVERAGE_BLOCK);
+      if (!scattered && row->stream && n == MLKI_AVERAGE_BLOCK) /* blocks end with lines */
+        n -= (int64_t)((uintptr_t)row->out[0] % MLKI_ALIGN) / size;
+    }
+    if (scattered) row->out[0] = (char *)means, row->outs = 1, row->stream = 0;
+    mlki_average_block(task, p->in, at + done, n);
+    row->phase = (row->phase + n) % 16;
+    for (r = 0; scattered && r < outs; r++)
+      mlki_average_move(g->in_place ? g->desc->inputs + r * g->count + p->in : g->desc->outputs + p->out, out_at + done,
+                        n, (char *)means, 1);
+  }
+  row->outs = outs;
+}
+
+/* The part of the vector that is a task's own. With a norm pieces end with segments. */
+static void mlki_average_part(void *arg, int index) {
+  mlki_average_task task;
+  mlki_average_piece p;
+  mlki_average *g = (mlki_average *)arg;
+  const int64_t end = mlki_average_cut(g, index + 1);
+  int64_t r, in_out;
+  memset(&task, 0, sizeof task);
+  task.g = g, task.finite = 1;
+  for (r = 0; r < g->desc->replicas; r++)
+    if (mlki_average_reads(g, r)) task.replica[task.lives++] = r;
+  task.row.from = g->type, task.row.to = g->out_type, task.row.factor = mlki_average_factor(g);
+  task.row.outs = g->in_place ? (int)g->desc->replicas : 1;
+  p.at = mlki_average_cut(g, index);
+  p.in = mlki_average_seek(g->start, g->count, p.at), p.out = mlki_average_seek(g->out_start, g->outs, p.at);
+  for (; p.at < end; p.at += p.n) {
+    mlki_average_extend(g, &p, end);
+    in_out = p.at - g->out_start[p.out];
+    if (g->segment) {
+      p.n = mlki_min(p.n, MLK_REDUCE_SEGMENT - in_out % MLK_REDUCE_SEGMENT);
+      if (in_out % MLK_REDUCE_SEGMENT == 0) memset(task.lanes, 0, sizeof task.lanes);
+    }
+    mlki_average_piece_run(&task, &p);
+    if (g->segment && ((in_out + p.n) % MLK_REDUCE_SEGMENT == 0 || p.at + p.n == g->out_start[p.out + 1]))
+      g->row->reduce_tree_rows(MLK_SUM, task.lanes, 1, g->partial + g->segment[p.out] + in_out / MLK_REDUCE_SEGMENT);
+  }
+  if (g->stream) g->row->fence();
+  if (!task.finite) mlki_take(&g->odd);
+}
+
+/* Adds up what the tasks summed, output after output. */
+static float mlki_average_squares(const mlki_average *g) {
+  float total = 0.0f, sum;
+  int64_t j, s;
+  for (j = 0; j < g->outs; j++) {
+    sum = g->segment[j] < g->segment[j + 1] ? g->partial[g->segment[j]] : 0.0f;
+    for (s = g->segment[j] + 1; s < g->segment[j + 1]; s++) sum += g->partial[s];
+    total = j == 0 ? sum : total + sum;
+  }
+  return total;
+}
+
+/* Whether n dense elements are all finite. */
+static int mlki_average_finite(const mlki_average *g, const char *x, int64_t n) {
+  float wide[MLKI_AVERAGE_BLOCK];
+  int64_t j;
+  if (g->type == MLK_F32) return g->row->finite_row((const float *)(const void *)x, n);
+  for (j = 0; j < n; j += MLKI_AVERAGE_BLOCK) {
+    const int64_t some = mlki_min(n - j, MLKI_AVERAGE_BLOCK);
+    g->row->widen(g->type, x + 2 * j, wide, some);
+    if (!g->row->finite_row(wide, some)) return 0;
+  }
+  return 1;
+}
+
+/* Looks for replicas that are not finite in a task's part: each as far as to the first place. */
+static void mlki_average_scan(void *arg, int index) {
+  float block[MLKI_AVERAGE_BLOCK];
+  mlki_average_piece p;
+  mlki_average *g = (mlki_average *)arg;
+  const int64_t first = mlki_average_cut(g, index), end = mlki_average_cut(g, index + 1);
+  int64_t r;
+  for (r = 0; r < g->desc->replicas; r++) {
+    int finite = mlki_average_reads(g, r);
+    if (!finite) continue;
+    p.in = mlki_average_seek(g->start, g->count, first);
+    for (p.at = first; p.at < end && finite; p.at += p.n) {
+      while (g->start[p.in + 1] <= p.at) p.in++;
+      p.n = mlki_min(mlki_min(g->start[p.in + 1], end) - p.at, 16 * MLKI_AVERAGE_BLOCK);
+      if (g->strided[p.in]) p.n = mlki_min(p.n, MLKI_AVERAGE_BLOCK);
+      finite = mlki_average_finite(g, mlki_average_read(g, r, p.in, p.at - g->start[p.in], p.n, (char *)block), p.n);
+    }
+    if (!finite) mlki_take(&g->bad[r]);
+  }
+}
+
+/* Leaves out the replicas that are not finite; gives whether there were some. */
+static int mlki_average_skip(mlk_context *ctx, mlki_average *g) {
+  const uint64_t before = g->live;
+  int64_t r;
+  if (ctx->reference) {
+    g->live &= ~mlki_ref_average_nonfinite(g);
+  } else {
+    memset(g->bad, 0, sizeof g->bad);
+    mlki_parallel_for(ctx, g->tasks, mlki_average_scan, g);
+    for (r = 0; r < g->desc->replicas; r++)
+      if (g->bad[r]) g->live &= ~((uint64_t)1 << r);
+  }
+  return g->live != before;
+}
+
+/* A mean of finite elements is finite, but for overflow, and one of others is not: so elements are looked at only when
+   some mean is not finite, unless the inputs would be gone by then. */
 static mlk_status mlki_average_execute(mlk_context *ctx, mlki_average *g) {
-  float squares;
-  if (g->desc->skip_nonfinite) g->live &= ~mlki_ref_average_nonfinite(g);
+  const int empty = g->from == g->to, before = g->in_place || g->aliased || ctx->reference;
+  float squares = 0.0f;
+  int again = 1;
+  if (g->desc->skip_nonfinite && before && !empty) (void)mlki_average_skip(ctx, g);
+  while (again && g->live && !empty) {
+    g->odd = 0;
+    if (ctx->reference)
+      squares = mlki_ref_average(g);
+    else
+      mlki_parallel_for(ctx, g->tasks, mlki_average_part, g);
+    again = g->odd && g->desc->skip_nonfinite && !before && mlki_average_skip(ctx, g);
+  }
   if (!g->live)
-    return mlki_fail(ctx, MLK_ERR_REPLICA, "replicas: none of %d takes part: all that could are not finite",
+    return mlki_fail(ctx, MLK_ERR_REPLICA, "replicas: none of %d is left: those that take part are not finite",
                      (int)g->desc->replicas);
-  squares = mlki_ref_average(g);
+  if (g->segment && !ctx->reference && !empty) squares = mlki_average_squares(g);
   if (g->desc->norm) *g->desc->norm = sqrtf(squares);
   if (g->desc->used) *g->desc->used = g->live;
   return MLK_OK;
