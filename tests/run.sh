@@ -231,6 +231,13 @@ stage_fuzz() { # the examples' file readers
   MLK_FUZZ_ROUNDS=${MLK_FUZZ_ROUNDS:-$((long ? 20000 : 3000))} MLK_OBJECT=$library CC=$CC MLK_JOBS=$cores bash tests/fuzz_readers.sh ${search[@]+"${search[@]}"}
 }
 
+stage_model() { # the protocol of replica groups
+  have spin || skip "no spin (Debian package spin)"
+  local more=()
+  [ $long = 0 ] || more=(--long)
+  MLK_JOBS=$cores CC=$CC bash tests/model.sh ${more[@]+"${more[@]}"}
+}
+
 stage_valgrind() { # reads of uninitialised memory; this valgrind knows no AVX-512, so the rows below it run
   have valgrind || skip "no valgrind"
   build valgrind CC="$CC" CFLAGS="-O1 -g" OPENMP=
@@ -252,7 +259,7 @@ stage_coverage() { # how much of mlk.h the suite runs; printed, not judged
 }
 
 # The program first, alone; then the longest first, so that the cores stay busy to the end.
-stages="program suite hygiene asan tsan neon demo msan ubsan clang cxx11_native dispatch_sse snippets dispatch_avx2 cxx17_plain fuzz blas chat search"
+stages="program suite hygiene asan tsan neon demo msan ubsan clang cxx11_native dispatch_sse snippets dispatch_avx2 cxx17_plain fuzz blas model chat search"
 [ $long = 0 ] || stages="$stages valgrind seeds coverage"
 
 if [ ${#wanted[@]} -gt 0 ]; then
