@@ -80,7 +80,7 @@ $(B)/mlk_test: $(TEST_O)
 $(B)/00_knn_pictures: EXAMPLE_FLAGS := $(if $(ZLIB),-DMLK_EXAMPLE_ZLIB $(ZLIB))
 $(EXAMPLES): $(B)/%: examples/%.c mlk.h Makefile
 	@mkdir -p $(@D)
-	$(CC) $(WARN) $(CFLAGS) $(OPENMP) -I. $< -o $@ $(EXAMPLE_FLAGS) $(LIBS)
+	$(CC) $(WARN) $(CFLAGS) $(OPENMP) $(PTHREAD) -I. $< -o $@ $(EXAMPLE_FLAGS) $(LIBS)
 
 $(BENCHES): $(B)/%: bench/%.c $(wildcard bench/*.h) mlk.h Makefile
 	@mkdir -p $(@D)

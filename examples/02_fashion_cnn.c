@@ -1,6 +1,6 @@
 /* Trains a convolutional network on Fashion-MNIST: forward, backward and optimiser all by mlk.h.
 
-   Build: cc -O2 -fopenmp -I. examples/02_fashion_cnn.c -o build/02_fashion_cnn -lm
+   Build: cc -O2 -fopenmp -pthread -I. examples/02_fashion_cnn.c -o build/02_fashion_cnn -lm
    Run:   build/02_fashion_cnn            (--help lists the options; `make data` fetches Fashion-MNIST)
 
    The network, for N pictures of one channel; images lie as [N, rows, cols, channels], weights as [out, taps, in]:
@@ -10,7 +10,8 @@
    The 8 x 8 digits that come with MLK take its place where Fashion-MNIST is not found; they get half the channels.
 
    How it is built: every call of the library is an entry of a tape, made once. Planning walks the tapes and asks each
-   entry for its workspace; after one reservation training allocates nothing. A step walks "forward", then "learn".
+   entry for its workspace; after one reservation training allocates nothing. A step walks "forward", "learn", which
+   computes the gradients, and "update".
 
    The same bits everywhere. MLK_STRICT makes every operator give the same bits on every instruction set and with any
    number of threads. What is left is done here without libm and without sums that a compiler could contract: the
@@ -18,11 +19,22 @@
    learning rate is a product. The order of the pictures and their flips are functions of the seed and the epoch alone,
    so the state of a training is weights, both moments of AdamW, and the number of the step: that is the checkpoint.
 
+   Several replicas train one network with --replicas N, threads of this process, or --processes N. The batch of a step
+   is cut into --shares S of equal size. A replica has a network of its own and computes the gradients of its shares one
+   after another; what counts is the mean over the shares in ascending order, which mlk_group takes. So S decides the
+   bits, and how many replicas there are does not, nor whether they are threads or processes: weights and checkpoints
+   are the same, and any number of replicas continues a checkpoint. The gradients of a layer are written straight into
+   the common memory and published as soon as they are there, while those of the layers before it are still being
+   computed; means are taken when all is published. With the gradients travels whether to stop and whether to write a
+   checkpoint, so all replicas do it after the same step. The lowest of those that live prints and writes files. When a
+   replica is lost, all end, with the last checkpoint whole (--on-loss fails), or the others go on without its shares
+   (shrinks).
+
    Exit code: 0 done, 1 the run failed (memory, a full disk, a wrong hash), 2 an argument, a data file or a checkpoint
    is wrong, 130 interrupted by SIGINT or SIGTERM after a checkpoint was written. */
 
 #if !defined(_WIN32) && !defined(_POSIX_C_SOURCE)
-#define _POSIX_C_SOURCE 200809L /* popen, fsync, isatty, clock_gettime under -std=c99 */
+#define _POSIX_C_SOURCE 200809L /* popen, fsync, isatty, clock_gettime, kill under -std=c99 */
 #endif
 
 #define MLK_IMPLEMENTATION
@@ -43,11 +55,15 @@
 #include <io.h>
 #else
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/stat.h>
+#include <sys/types.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #endif
 
 enum { EXIT_RUN = 1, EXIT_INPUT = 2, EXIT_INTERRUPTED = 130 };
+enum { FOLLOWED = 3, LOST = 4 }; /* of a replica: another one has the results; the step failed for want of others */
 enum {
   CLASSES = 10,
   TAPS = 9,
@@ -65,6 +81,10 @@ static const double SAVE_SECONDS = 5, PLAIN_LINE_SECONDS = 5, TERMINAL_LINE_SECO
 
 typedef struct options {
   int64_t epochs, steps, batch, threads, save_steps; /* 0: the default of each */
+  int64_t shares, replicas, processes;               /* the same; one replica without shares is no group */
+  int grouped;
+  float timeout; /* seconds; 0: the library's */
+  mlk_loss on_loss;
   mlk_isa isa;
   const char *data, *out; /* NULL: looked for; build/NAME */
   int resume, fresh, short_run, hash_only, profile;
@@ -96,14 +116,15 @@ static const char *const fashion_names[CLASSES] = {"T-shirt/top", "Trouser", "Pu
 
 /* ---- small things ------------------------------------------------------------------------------------------------ */
 
-/* One line on standard error; returns EXIT_INPUT, so that checks read "return complain(...)". */
+/* One line on standard error, written at once, since replicas share it; returns EXIT_INPUT, so that checks read
+   "return complain(...)". */
 static int complain(const char *format, ...) {
+  char line[MAX_PATH_BYTES + 1024];
   va_list args;
   va_start(args, format);
-  fputs("02_fashion_cnn: ", stderr);
-  vfprintf(stderr, format, args);
-  fputc('\n', stderr);
+  vsnprintf(line, sizeof line, format, args);
   va_end(args);
+  fprintf(stderr, "02_fashion_cnn: %s\n", line);
   return EXIT_INPUT;
 }
 
@@ -458,8 +479,19 @@ typedef enum op_kind {
   OP_SOFTMAX,
   OP_CROSS_ENTROPY,
   OP_CLIP_NORM,
-  OP_ADAMW
+  OP_ADAMW,
+  OP_PUBLISH, /* from here on calls of a group of replicas: see record_update */
+  OP_AVERAGE,
+  OP_FINISH
 } op_kind;
+
+typedef struct group_call {
+  mlk_group *group;
+  int share;
+  int64_t bucket;
+  mlk_tensor means;
+  mlk_group_report *report; /* of OP_FINISH */
+} group_call;
 
 typedef struct operation {
   op_kind kind;
@@ -480,6 +512,7 @@ typedef struct operation {
     mlk_cross_entropy_desc cross_entropy;
     mlk_clip_norm_desc clip_norm;
     mlk_adamw_desc adamw;
+    group_call group;
   } as;
 } operation;
 
@@ -495,6 +528,14 @@ static operation *append(tape *t, op_kind kind, const char *name) {
   op->kind = kind;
   op->name = name;
   return op;
+}
+
+static mlk_status call_group(op_kind kind, const group_call *g) {
+  switch (kind) {
+  case OP_PUBLISH: return mlk_group_publish(g->group, g->share, g->bucket, NULL, 0); /* it stands in its slot */
+  case OP_AVERAGE: return mlk_group_average(g->group, g->bucket, &g->means, 1);
+  default: return mlk_group_finish(g->group, g->report);
+  }
 }
 
 /* Plans the call when plan is given, else makes it. */
@@ -520,11 +561,17 @@ static mlk_status call(mlk_context *ctx, const operation *op, mlk_plan *plan) {
   case OP_CLIP_NORM:
     return plan ? mlk_clip_norm_plan(ctx, &op->as.clip_norm, plan) : mlk_clip_norm(ctx, &op->as.clip_norm);
   case OP_ADAMW: return plan ? mlk_adamw_plan(ctx, &op->as.adamw, plan) : mlk_adamw(ctx, &op->as.adamw);
+  default: break;
   }
-  return MLK_ERR_ARGUMENT;
+  if (!plan) return call_group(op->kind, &op->as.group);
+  memset(plan, 0, sizeof *plan);
+  plan->variant = "";
+  return MLK_OK;
 }
 
+/* LOST is for the caller to tell: see tell_loss. */
 static int library_failed(const mlk_context *ctx, const char *name, mlk_status status) {
+  if (status == MLK_ERR_REPLICA) return LOST;
   complain("%s: %s: %s", name, mlk_status_name(status), mlk_last_error(ctx));
   return EXIT_RUN;
 }
@@ -562,18 +609,39 @@ static uint64_t flops_of(const tape *t) {
 
 enum { CONV1_W, CONV1_B, CONV2_W, CONV2_B, DENSE1_W, DENSE1_B, DENSE2_W, DENSE2_B, PARTS };
 
+/* The gradients of a share are published in buckets: weights and bias of each layer, and what the replicas have to
+   agree on. Each is a flat array: a slot of the group, or, when there is no group, what learning reads. */
+enum { CONV1, CONV2, DENSE1, DENSE2, AGREED, BUCKETS, LAYERS = AGREED };
+enum {
+  LOSS,
+  STOP,
+  SAVE,
+  FIGURES
+}; /* of AGREED: mean loss of the share's pictures; above 0: stop, write a checkpoint */
+
+typedef struct share {
+  float *slot[BUCKETS];
+  tape learn; /* the gradients of this share */
+} share;
+
 typedef struct network {
-  int64_t batch, rows, cols, channels1, channels2, hidden;
+  int64_t batch; /* pictures of a share */
+  int64_t rows, cols, channels1, channels2, hidden;
   int64_t rows1, cols1, rows2, cols2, flat; /* after the first and the second pooling; flat = rows2 cols2 channels2 */
   int64_t first[PARTS + 1];                 /* where each part of the weights begins; [PARTS]: how many there are */
   float *weights, *grads, *m, *v;           /* [first[PARTS]] each */
   float *x, *y1, *p1, *y2, *p2, *h, *logits, *probability, *loss;
   float *dy1, *dp1, *dy2, *dp2, *dh, *dlogits;
   int64_t *labels, *predicted, *place1, *place2;
-  float mean_loss, norm, per_picture; /* outputs of learn; per_picture = 1 / batch */
+  float figures[FIGURES], norm, per_picture; /* means over all shares; per_picture = 1 / batch */
   mlk_tensor all_grads;
+  float *layer[LAYERS];                /* where the weights of each begin */
+  int shares, first_share, own_shares; /* of a step; of this replica */
+  share *share;                        /* [own_shares] */
+  mlk_group *group;                    /* NULL: one replica has all of the batch */
+  mlk_group_report report;             /* of the last step of the group: who is in it */
   void *memory;
-  tape forward, learn, judge;
+  tape forward, update, judge;
 } network;
 
 /* [batch, channels, rows, cols], channels lying next to each other */
@@ -663,23 +731,28 @@ static void append_dense_grads(tape *t, const char *const *names, mlk_tensor x, 
   append_matmul(t, names[2], dy, w, dx);
 }
 
-static mlk_tensor conv_weights(const network *n, const float *all, int part) {
+/* The weights of layers that begin at layer[], or their gradients */
+static float *part_of(const network *n, float *const *layer, int part) {
+  return layer[part / 2] + (n->first[part] - n->first[part - part % 2]);
+}
+
+static mlk_tensor conv_weights(const network *n, float *const *layer, int part) {
   const int64_t out = part == CONV1_W ? n->channels1 : n->channels2, in = part == CONV1_W ? 1 : n->channels1;
-  return image(all + n->first[part], out, in, 3, 3);
+  return image(part_of(n, layer, part), out, in, 3, 3);
 }
 
-static mlk_tensor dense_weights(const network *n, const float *all, int part) {
+static mlk_tensor dense_weights(const network *n, float *const *layer, int part) {
   const int64_t out = part == DENSE1_W ? n->hidden : (int64_t)CLASSES, in = part == DENSE1_W ? n->flat : n->hidden;
-  return mlk_f32(all + n->first[part], out, in);
+  return mlk_f32(part_of(n, layer, part), out, in);
 }
 
-static mlk_tensor bias_of(const network *n, const float *all, int part) {
-  return mlk_f32(all + n->first[part], n->first[part + 1] - n->first[part]);
+static mlk_tensor bias_of(const network *n, float *const *layer, int part) {
+  return mlk_f32(part_of(n, layer, part), n->first[part + 1] - n->first[part]);
 }
 
 static void record_forward(network *n) {
   const int64_t batch = n->batch, c1 = n->channels1, c2 = n->channels2;
-  const float *w = n->weights;
+  float *const *w = n->layer;
   const mlk_tensor y1 = image(n->y1, batch, c1, n->rows, n->cols), p1 = image(n->p1, batch, c1, n->rows1, n->cols1);
   const mlk_tensor y2 = image(n->y2, batch, c2, n->rows1, n->cols1), p2 = image(n->p2, batch, c2, n->rows2, n->cols2);
   const mlk_tensor h = mlk_f32(n->h, batch, n->hidden);
@@ -707,49 +780,84 @@ static void append_cross_entropy(network *n, tape *t, int with_gradient) {
   d->scale = &n->per_picture;
 }
 
-static void record_backward(network *n) {
+/* In a group: the gradients of a layer of this share are there for the others. */
+static void append_publish(const network *n, share *s, int bucket) {
+  group_call *g;
+  if (!n->group) return;
+  g = &append(&s->learn, OP_PUBLISH, "publish")->as.group;
+  g->group = n->group, g->share = n->first_share + (int)(s - n->share), g->bucket = bucket;
+}
+
+static void record_backward(network *n, share *s) {
   static const char *const dense1[3] = {"dense 1, weights' gradient", "dense 1, bias' gradient",
                                         "dense 1, input's gradient"};
   static const char *const dense2[3] = {"dense 2, weights' gradient", "dense 2, bias' gradient",
                                         "dense 2, input's gradient"};
   const int64_t batch = n->batch, c1 = n->channels1, c2 = n->channels2;
-  const float *w = n->weights, *g = n->grads;
+  float *const *w = n->layer, *const *g = s->slot;
   const mlk_tensor p1 = image(n->p1, batch, c1, n->rows1, n->cols1);
   const mlk_tensor dp1 = image(n->dp1, batch, c1, n->rows1, n->cols1);
   const mlk_tensor dp2 = image(n->dp2, batch, c2, n->rows2, n->cols2);
   const mlk_tensor dy1 = image(n->dy1, batch, c1, n->rows, n->cols);
   const mlk_tensor dy2 = image(n->dy2, batch, c2, n->rows1, n->cols1);
   const mlk_tensor h = mlk_f32(n->h, batch, n->hidden), dh = mlk_f32(n->dh, batch, n->hidden);
-  tape *t = &n->learn;
+  tape *t = &s->learn;
   append_dense_grads(t, dense2, h, dense_weights(n, w, DENSE2_W), mlk_f32(n->dlogits, batch, CLASSES),
                      dense_weights(n, g, DENSE2_W), bias_of(n, g, DENSE2_B), dh);
+  append_publish(n, s, DENSE2);
   append_relu_grad(t, "dense 1, ReLU's gradient", h, dh);
   append_dense_grads(t, dense1, mlk_f32(n->p2, batch, n->flat), dense_weights(n, w, DENSE1_W), dh,
                      dense_weights(n, g, DENSE1_W), bias_of(n, g, DENSE1_B), mlk_f32(n->dp2, batch, n->flat));
+  append_publish(n, s, DENSE1);
   /* ReLU and a maximum change places freely: its gradient is taken after pooling, where there is a quarter to do. */
   append_relu_grad(t, "conv 2, ReLU's gradient", mlk_f32(n->p2, batch, n->flat), mlk_f32(n->dp2, batch, n->flat));
   append_pool_grad(t, "pool 2, gradient", dp2, places(n->place2, batch, c2, n->rows2, n->cols2), dy2);
   append_conv_grad_weights(t, "conv 2, weights' gradient", p1, dy2, conv_weights(n, g, CONV2_W),
                            bias_of(n, g, CONV2_B));
+  append_publish(n, s, CONV2);
   append_conv_grad_input(t, "conv 2, input's gradient", dy2, conv_weights(n, w, CONV2_W), dp1);
   append_relu_grad(t, "conv 1, ReLU's gradient", mlk_f32(n->p1, batch, n->rows1 * n->cols1 * c1),
                    mlk_f32(n->dp1, batch, n->rows1 * n->cols1 * c1));
   append_pool_grad(t, "pool 1, gradient", dp1, places(n->place1, batch, c1, n->rows1, n->cols1), dy1);
   append_conv_grad_weights(t, "conv 1, weights' gradient", image(n->x, batch, 1, n->rows, n->cols), dy1,
                            conv_weights(n, g, CONV1_W), bias_of(n, g, CONV1_B));
+  append_publish(n, s, CONV1);
 }
 
-static void record_learning(network *n) {
+static void record_learning(network *n, share *s) {
+  append_cross_entropy(n, &s->learn, 1);
+  append_reduce(&s->learn, "mean loss", MLK_MEAN, mlk_f32(n->loss, n->batch), 0, mlk_f32(s->slot[AGREED] + LOSS, 1));
+  append_publish(n, s, AGREED);
+  record_backward(n, s);
+}
+
+static int64_t bucket_elements(const network *n, int bucket) {
+  return bucket == AGREED ? (int64_t)FIGURES : n->first[2 * bucket + 2] - n->first[2 * bucket];
+}
+
+/* The means of all buckets, in the order in which they are published. */
+static void record_means(network *n) {
+  static const int order[BUCKETS] = {AGREED, DENSE2, DENSE1, CONV2, CONV1};
+  int i;
+  for (i = 0; i < BUCKETS; i++) {
+    const int bucket = order[i];
+    group_call *g = &append(&n->update, OP_AVERAGE, "average")->as.group;
+    g->group = n->group, g->bucket = bucket;
+    g->means = mlk_f32(bucket == AGREED ? n->figures : n->grads + n->first[2 * bucket], bucket_elements(n, bucket));
+  }
+  append(&n->update, OP_FINISH, "finish the step")->as.group.group = n->group;
+  n->update.op[n->update.count - 1].as.group.report = &n->report;
+}
+
+static void record_update(network *n) {
   const int64_t count = n->first[PARTS];
   mlk_clip_norm_desc *clip;
   mlk_adamw_desc *adamw;
-  append_cross_entropy(n, &n->learn, 1);
-  append_reduce(&n->learn, "mean loss", MLK_MEAN, mlk_f32(n->loss, n->batch), 0, mlk_f32(&n->mean_loss, 1));
-  record_backward(n);
+  if (n->group) record_means(n);
   n->all_grads = mlk_f32(n->grads, count);
-  clip = &append(&n->learn, OP_CLIP_NORM, "clip the gradient")->as.clip_norm;
+  clip = &append(&n->update, OP_CLIP_NORM, "clip the gradient")->as.clip_norm;
   clip->grads = &n->all_grads, clip->count = 1, clip->max_norm = MAX_NORM, clip->norm = &n->norm;
-  adamw = &append(&n->learn, OP_ADAMW, "AdamW")->as.adamw; /* the last entry: see learn_batch */
+  adamw = &append(&n->update, OP_ADAMW, "AdamW")->as.adamw; /* the last entry: see learn_batch */
   adamw->param = mlk_f32(n->weights, count), adamw->grad = n->all_grads;
   adamw->m = mlk_f32(n->m, count), adamw->v = mlk_f32(n->v, count);
   adamw->step = 1, adamw->weight_decay = WEIGHT_DECAY;
@@ -806,15 +914,15 @@ static void first_weights(network *n, int part, int64_t inputs) {
     n->weights[i] = (float)((int32_t)(draw(&state) >> 40) - 8388608) * unit;
 }
 
-static int network_open(network *n, const picture_set *set, int64_t batch) {
+static int network_open(network *n, const picture_set *set, int64_t batch, int shares) {
   region r = {NULL, 0};
   int64_t size[PARTS];
   int part;
-  n->batch = batch, n->rows = set->train.rows, n->cols = set->train.cols;
+  n->batch = batch / shares, n->shares = n->own_shares = shares, n->rows = set->train.rows, n->cols = set->train.cols;
   n->channels1 = set->channels1, n->channels2 = set->channels2, n->hidden = set->hidden;
   n->rows1 = n->rows / 2, n->cols1 = n->cols / 2, n->rows2 = n->rows1 / 2, n->cols2 = n->cols1 / 2;
   n->flat = n->rows2 * n->cols2 * n->channels2;
-  n->per_picture = 1.0f / (float)batch;
+  n->per_picture = 1.0f / (float)n->batch;
   size[CONV1_W] = n->channels1 * TAPS, size[CONV1_B] = n->channels1;
   size[CONV2_W] = n->channels2 * TAPS * n->channels1, size[CONV2_B] = n->channels2;
   size[DENSE1_W] = n->hidden * n->flat, size[DENSE1_B] = n->hidden;
@@ -829,7 +937,27 @@ static int network_open(network *n, const picture_set *set, int64_t batch) {
   first_weights(n, CONV1_W, TAPS), first_weights(n, CONV2_W, TAPS * n->channels1);
   first_weights(n, DENSE1_W, n->flat);
   first_weights(n, DENSE2_W, 16 * n->hidden); /* a quarter: the first guesses are near one tenth for each class */
-  record_forward(n), record_learning(n), record_judging(n);
+  for (part = 0; part < LAYERS; part++) n->layer[part] = n->weights + n->first[2 * part];
+  return 0;
+}
+
+/* A slot is the group's, or what learning reads. */
+static float *slot_of(network *n, int number, int bucket) {
+  if (n->group) return (float *)mlk_group_slot(n->group, n->first_share + number, bucket).data;
+  return bucket == AGREED ? n->figures : n->grads + n->first[2 * bucket];
+}
+
+/* The tapes, once it is known which replica this is. */
+static int record(network *n) {
+  int number, bucket;
+  n->share = (share *)calloc((size_t)n->own_shares, sizeof *n->share);
+  if (!n->share) return fail_run("the network", "no memory for its tapes");
+  record_forward(n);
+  for (number = 0; number < n->own_shares; number++) {
+    for (bucket = 0; bucket < BUCKETS; bucket++) n->share[number].slot[bucket] = slot_of(n, number, bucket);
+    record_learning(n, &n->share[number]);
+  }
+  record_update(n), record_judging(n);
   return 0;
 }
 
@@ -856,6 +984,7 @@ typedef struct training {
   mlk_context *ctx;
   network net;
   char out[MAX_PATH_BYTES]; /* folder of checkpoint, curve and mistakes; "": nothing is written */
+  int64_t batch;            /* pictures of a step */
   int64_t epochs, per_epoch, total, stop;
   int64_t step, first_step; /* steps done; and when this program started */
   int64_t ordered_epoch;    /* whose order this is; -1: none */
@@ -868,7 +997,17 @@ typedef struct training {
   float *picture_loss, *confidence;
   double started, saved, spoken, learning_seconds;
   int pinned_checked;
+  int64_t learned; /* pictures, by all replicas together, in the steps of this program */
+  int stopped;     /* all replicas end after this step */
+  int rank;        /* of this replica; 0 when there is one */
+  long parent;     /* the process that made this one, when replicas are processes; else 0 */
+  uint32_t lost;   /* bit r: replica r was lost */
 } training;
+
+/* Does this replica print and write files? The lowest of those that took part in the last step. */
+static int leads(const training *t) {
+  return !t->net.group || !(t->net.report.members & ((UINT32_C(1) << t->rank) - 1));
+}
 
 static volatile sig_atomic_t interrupted = 0;
 
@@ -877,6 +1016,82 @@ static void interrupt(int number) {
   interrupted = 1;
   signal(number, SIG_DFL);
 }
+
+/* ---- a step of a group of replicas ------------------------------------------------------------------------------- */
+
+static int count_bits(uint32_t bits) {
+  int count = 0;
+  for (; bits; bits &= bits - 1) count++;
+  return count;
+}
+
+/* Of the last step; without a group all of it is one share. */
+static int shares_learned(const network *n) { return n->group ? count_bits(n->report.shares) : 1; }
+
+/* A step that failed since a replica was lost, or this one left out. */
+static int tell_loss(const training *t) {
+  complain("replica %d ends in step %" PRId64 " of the training: %s%s", t->rank, t->step + 1, mlk_last_error(t->ctx),
+           *t->out ? "; the last checkpoint is whole" : "");
+  return EXIT_RUN;
+}
+
+/* Waits until all replicas have come. */
+static int join_group(training *t, const mlk_group_desc *desc) {
+  network *n = &t->net;
+  const mlk_status status = mlk_group_open(t->ctx, &n->group, desc);
+  if (status == MLK_ERR_REPLICA) return tell_loss(t);
+  if (status != MLK_OK) return library_failed(t->ctx, "joining the group", status);
+  n->first_share = desc->rank * desc->shares / desc->ranks;
+  n->own_shares = (desc->rank + 1) * desc->shares / desc->ranks - n->first_share;
+  n->report.members = (UINT32_C(1) << desc->ranks) - 1; /* until the first step tells */
+  return 0;
+}
+
+/* The lowest replica that is left tells who is not. */
+static void say_losses(training *t) {
+  const mlk_group_report *r = &t->net.report;
+  const uint32_t lost = r->lost & ~t->lost;
+  int rank;
+  t->lost = (t->lost | r->lost) & ~r->members;
+  for (rank = 0; rank < (int)t->opt->replicas && leads(t); rank++)
+    if (lost >> rank & 1)
+      complain("replica %d was lost in step %" PRId64 "; %d of %d go on without its shares", rank, t->step + 1,
+               count_bits(r->members), (int)t->opt->replicas);
+}
+
+/* Waits for the others. One who comes late, when the group was already on its way, gets its state from another. */
+static int begin_step(training *t) {
+  network *n = &t->net;
+  mlk_tensor state[7];
+  mlk_status status = mlk_group_begin(n->group, NULL, &n->report);
+  if (status == MLK_OK) say_losses(t);
+  if (status == MLK_OK && n->report.joined) {
+    state[0] = mlk_f32(n->weights, n->first[PARTS]), state[1] = mlk_f32(n->m, n->first[PARTS]);
+    state[2] = mlk_f32(n->v, n->first[PARTS]), state[3] = mlk_i64(&t->step, 1), state[4] = mlk_f32(t->loss, t->total);
+    state[5] = mlk_f32(t->test_loss, t->epochs), state[6] = mlk_f32(t->test_accuracy, t->epochs);
+    status = mlk_group_sync(n->group, state, 7);
+  }
+  return status == MLK_OK ? 0 : library_failed(t->ctx, "beginning a step", status);
+}
+
+/* A replica does not outlive the process that made it: who would wait for it? */
+static int is_orphan(const training *t) {
+#if defined(_WIN32)
+  (void)t;
+  return 0;
+#else
+  return t->parent && (long)getppid() != t->parent;
+#endif
+}
+
+/* The one who writes it decides, and tells the others with its gradients. */
+static int is_time_to_save(const training *t) {
+  const int64_t every = t->opt->save_steps;
+  if (!*t->out || !leads(t)) return 0;
+  return every ? (t->step + 1) % every == 0 : now_seconds() - t->saved > SAVE_SECONDS;
+}
+
+/* ---- learning and judging ---------------------------------------------------------------------------------------- */
 
 /* Row `row` of the batch: a picture, normalised; what a shift uncovers is black. */
 static void fill_row(network *n, const picture_set *set, const pictures *from, int64_t row, int64_t picture, view v) {
@@ -902,25 +1117,46 @@ static float learning_rate(int64_t step, int64_t total) {
   return PEAK_LEARNING_RATE * rise * (r * r * (3.0f - 2.0f * r));
 }
 
-static int learn_batch(training *t) {
+/* The pictures of a share of this step */
+static void fill_share(training *t, int number) {
   network *n = &t->net;
-  const int64_t epoch = t->step / t->per_epoch, first = t->step % t->per_epoch * n->batch;
-  mlk_adamw_desc *adamw = &n->learn.op[n->learn.count - 1].as.adamw;
+  const int64_t epoch = t->step / t->per_epoch, first = t->step % t->per_epoch * t->batch + number * n->batch;
   int64_t i;
-  int code;
   if (t->ordered_epoch != epoch) shuffle(t->order, t->set->train.count, epoch), t->ordered_epoch = epoch;
   for (i = 0; i < n->batch; i++) {
     const uint32_t picture = t->order[first + i];
     fill_row(n, t->set, &t->set->train, i, picture, draw_view(epoch, picture, t->set->flips, t->set->shifts));
   }
+}
+
+static int learn_share(training *t, int number, int save) {
+  network *n = &t->net;
+  share *s = &n->share[number];
+  int code;
+  fill_share(t, n->first_share + number);
+  s->slot[AGREED][STOP] = interrupted ? 1 : 0;
+  s->slot[AGREED][SAVE] = save ? 1 : 0;
+  code = run_tape(t->ctx, &n->forward);
+  return code ? code : run_tape(t->ctx, &s->learn);
+}
+
+static int learn_batch(training *t) {
+  network *n = &t->net;
+  mlk_adamw_desc *adamw = &n->update.op[n->update.count - 1].as.adamw;
+  int code = n->group ? begin_step(t) : 0, i;
+  const int save = is_time_to_save(t);
+  if (is_orphan(t)) interrupted = 1;
+  for (i = 0; i < n->own_shares && !code; i++) code = learn_share(t, i, save);
   adamw->step = t->step + 1;
   adamw->lr = learning_rate(t->step, t->total);
-  code = run_tape(t->ctx, &n->forward);
-  if (!code) code = run_tape(t->ctx, &n->learn);
+  if (!code) code = run_tape(t->ctx, &n->update);
   if (code) return code;
-  if (!(n->norm < INFINITY) || !(n->mean_loss < INFINITY))
-    return fail_run("training", "the loss or its gradient is no longer a finite number");
-  t->loss[t->step++] = n->mean_loss;
+  if (n->group) say_losses(t);
+  if (!(n->norm < INFINITY) || !(n->figures[LOSS] < INFINITY))
+    return leads(t) ? fail_run("training", "the loss or its gradient is no longer a finite number") : EXIT_RUN;
+  t->loss[t->step++] = n->figures[LOSS];
+  t->learned += shares_learned(n) * n->batch;
+  t->stopped = n->figures[STOP] > 0;
   return 0;
 }
 
@@ -954,14 +1190,14 @@ static int judge(training *t, double *mean_loss, int64_t *correct) {
 
 /* ---- checkpoint -----------------------------------------------------------------------------------------------------
 
-   Little-endian. Magic, then six integers of 8 bytes: bytes of the whole file, fingerprint of the data, batch, epochs,
-   number of weights, step. Then floats of 4 bytes: weights, m, v, the loss of each step so far, test loss and accuracy
-   of each epoch so far. Last FNV-1a of all that, 8 bytes.
+   Little-endian. Magic, then seven integers of 8 bytes: bytes of the whole file, fingerprint of the data, batch,
+   epochs, shares, number of weights, step. Then floats of 4 bytes: weights, m, v, the loss of each step so far, test
+   loss and accuracy of each epoch so far. Last FNV-1a of all that, 8 bytes.
    Written to another name, synced, renamed, and the folder synced: whenever the program or the machine stops, the file
    holds the old state or the new one. */
 
-static const char CHECKPOINT_MAGIC[9] = "MLKCNN01";
-enum { CHECKPOINT_INTEGERS = 6, CHECKPOINT_HEADER = 8 + 8 * CHECKPOINT_INTEGERS };
+static const char CHECKPOINT_MAGIC[9] = "MLKCNN02";
+enum { CHECKPOINT_INTEGERS = 7, CHECKPOINT_HEADER = 8 + 8 * CHECKPOINT_INTEGERS };
 
 static uint8_t *put_integer(uint8_t *to, uint64_t value, int bytes) {
   int i;
@@ -1006,8 +1242,9 @@ static uint8_t *pack_checkpoint(const training *t, int64_t bytes) {
   memcpy(to, CHECKPOINT_MAGIC, 8), to += 8;
   to = put_integer(to, (uint64_t)bytes, 8);
   to = put_integer(to, t->set->fingerprint, 8);
-  to = put_integer(to, (uint64_t)t->net.batch, 8);
+  to = put_integer(to, (uint64_t)t->batch, 8);
   to = put_integer(to, (uint64_t)t->epochs, 8);
+  to = put_integer(to, (uint64_t)t->net.shares, 8);
   to = put_integer(to, (uint64_t)weights, 8);
   to = put_integer(to, (uint64_t)t->step, 8);
   to = put_floats(to, t->net.weights, weights);
@@ -1087,14 +1324,17 @@ static int check_checkpoint(const training *t, const char *path, const uint8_t *
     return complain("%s is damaged: its checksum does not fit its %" PRId64 " bytes; --fresh begins anew", path, bytes);
   if ((uint64_t)value[1] != t->set->fingerprint)
     return complain("%s belongs to other pictures than those in %s; --fresh begins anew", path, t->set->folder);
-  if (value[2] != t->net.batch || value[3] != t->epochs)
+  if (value[2] != t->batch || value[3] != t->epochs)
     return complain("%s was made with --batch %" PRId64 " --epochs %" PRId64 ", this is --batch %" PRId64
                     " --epochs %" PRId64 "; --fresh begins anew",
-                    path, value[2], value[3], t->net.batch, t->epochs);
-  if (value[4] != t->net.first[PARTS] || value[5] < 0 || value[5] > t->total || bytes != checkpoint_bytes(t, value[5]))
+                    path, value[2], value[3], t->batch, t->epochs);
+  if (value[4] != t->net.shares)
+    return complain("%s was made with --shares %" PRId64 ", this is --shares %d; --fresh begins anew", path, value[4],
+                    t->net.shares);
+  if (value[5] != t->net.first[PARTS] || value[6] < 0 || value[6] > t->total || bytes != checkpoint_bytes(t, value[6]))
     return complain("%s has %" PRId64 " weights, step %" PRId64 " and %" PRId64
                     " bytes, which do not go together; --fresh begins anew",
-                    path, value[4], value[5], bytes);
+                    path, value[5], value[6], bytes);
   return 0;
 }
 
@@ -1149,7 +1389,7 @@ static void say_progress(training *t, const char *start) {
   for (i = t->step - window; i < t->step; i++) loss += (double)t->loss[i] / (double)window;
   printf("%sepoch %" PRId64 "/%" PRId64 "  step %" PRId64 "/%" PRId64 "  %s images/s  loss %.4f  ", start,
          (t->step - 1) / t->per_epoch + 1, t->epochs, t->step, t->stop,
-         grouped((int64_t)((double)(here * t->net.batch) / t->learning_seconds), rate), loss);
+         grouped((int64_t)((double)t->learned / t->learning_seconds), rate), loss);
   printf(left < 99.5 ? "%.0f s left" : "%.1f min left", left < 99.5 ? left : left / 60);
   t->spoken = now;
 }
@@ -1158,13 +1398,14 @@ static void say_progress(training *t, const char *start) {
 static void progress(training *t) {
   const int terminal = on_terminal();
   const double pause = terminal ? TERMINAL_LINE_SECONDS : PLAIN_LINE_SECONDS;
-  if (t->opt->hash_only || now_seconds() - t->spoken < pause) return;
+  if (t->opt->hash_only || !leads(t) || now_seconds() - t->spoken < pause) return;
   say_progress(t, terminal ? "\r" : "");
   fputs(terminal ? "\033[K" : "\n", stdout);
   fflush(stdout);
 }
 
-/* Loss and accuracy on the test pictures, which no weight ever sees. */
+/* Loss and accuracy on the test pictures, which no weight ever sees. Every replica measures them: it could only wait
+   meanwhile. */
 static int end_epoch(training *t) {
   const int64_t epoch = t->step / t->per_epoch - 1;
   int64_t correct = 0;
@@ -1176,6 +1417,7 @@ static int end_epoch(training *t) {
   if (code) return code;
   t->test_loss[epoch] = (float)loss;
   t->test_accuracy[epoch] = (float)correct / (float)t->set->test.count;
+  if (!leads(t)) return 0;
   say_progress(t, on_terminal() ? "\r" : "");
   printf("   test: loss %.4f, %.2f %%%s\n", loss, 100.0 * (double)t->test_accuracy[epoch],
          on_terminal() ? "\033[K" : "");
@@ -1186,7 +1428,8 @@ static int end_epoch(training *t) {
 /* The hash that this source file promises, when this run passes by it with the batch and schedule it was made with. */
 static int check_pinned(training *t) {
   uint64_t hash;
-  if (t->step != PINNED_STEPS || !t->set->pinned || t->net.batch != t->set->batch || t->total / 3 < PINNED_STEPS)
+  if (t->step != PINNED_STEPS || !t->set->pinned || t->batch != t->set->batch || t->net.shares > 1 ||
+      t->total / 3 < PINNED_STEPS)
     return 0;
   hash = hash_weights(&t->net);
   t->pinned_checked = 1;
@@ -1199,20 +1442,19 @@ static int check_pinned(training *t) {
 static int train(training *t) {
   int code = 0;
   t->started = t->saved = t->spoken = now_seconds();
-  while (code == 0 && t->step < t->stop && !interrupted) {
+  while (code == 0 && t->step < t->stop && !t->stopped) {
     const double before = now_seconds();
     code = learn_batch(t);
     t->learning_seconds += now_seconds() - before;
     if (!code) code = check_pinned(t);
     if (!code && t->step % t->per_epoch == 0) code = end_epoch(t);
     if (code) break;
-    if (t->opt->save_steps ? t->step % t->opt->save_steps == 0 : now_seconds() - t->saved > SAVE_SECONDS)
-      code = save_checkpoint(t);
+    if (t->net.figures[SAVE] > 0 && t->step < t->stop && !t->stopped && leads(t)) code = save_checkpoint(t);
     progress(t);
   }
-  if (!t->opt->hash_only && on_terminal()) fputs("\r\033[K", stdout);
-  if (code == 0 && t->step > t->first_step) code = save_checkpoint(t);
-  return code;
+  if (!t->opt->hash_only && leads(t) && on_terminal()) fputs("\r\033[K", stdout);
+  if (code == 0 && t->step > t->first_step && leads(t)) code = save_checkpoint(t);
+  return code == LOST ? tell_loss(t) : code;
 }
 
 /* ---- the curve: in the terminal, as CSV, as SVG ------------------------------------------------------------------ */
@@ -1466,6 +1708,19 @@ static int write_mistakes(const training *t) {
 
 /* ---- what is printed --------------------------------------------------------------------------------------------- */
 
+/* Of steps in which so many shares were learned, the updates that all replicas make counted once. */
+static double flops_of_steps(const network *n, int64_t steps, int64_t shares) {
+  return (double)(flops_of(&n->forward) + flops_of(&n->share->learn)) * (double)shares +
+         (double)flops_of(&n->update) * (double)steps;
+}
+
+static void print_group(const training *t) {
+  const int replicas = (int)t->opt->replicas;
+  printf("replicas   %d %s, %d share%s of %" PRId64 " pictures, gradients in %d buckets\n", replicas,
+         t->opt->processes ? (replicas == 1 ? "process" : "processes") : (replicas == 1 ? "thread" : "threads"),
+         t->net.shares, t->net.shares == 1 ? "" : "s", t->net.batch, LAYERS);
+}
+
 static void print_head(const training *t, const mlk_info *info) {
   const picture_set *set = t->set;
   const network *n = &t->net;
@@ -1474,12 +1729,13 @@ static void print_head(const training *t, const mlk_info *info) {
          grouped(set->train.count, a), grouped(set->test.count, b), n->rows, n->cols, set->folder);
   printf("network    conv 3x3 %" PRId64 ", pool, conv 3x3 %" PRId64 ", pool, dense %" PRId64 ", dense %d: %s weights\n",
          n->channels1, n->channels2, n->hidden, CLASSES, grouped(n->first[PARTS], a));
-  printf("step       %" PRId64 " pictures forward and back: %.3g GFLOP, %s bytes of workspace reserved\n", n->batch,
-         (double)(flops_of(&n->forward) + flops_of(&n->learn)) / 1e9, grouped((int64_t)info->workspace_bytes, b));
+  printf("step       %" PRId64 " pictures forward and back: %.3g GFLOP, %s bytes of workspace reserved\n", t->batch,
+         flops_of_steps(n, 1, n->shares) / 1e9, grouped((int64_t)info->workspace_bytes, b));
   printf("device     %s, instruction set %s, %d thread%s%s, %.1f GFLOP/s measured peak\n", info->backend, info->isa,
          info->threads, info->threads == 1 ? "" : "s", info->openmp ? " (OpenMP)" : "", info->ceilings.flops_all / 1e9);
   if (!t->opt->data && strcmp(set->name, "Fashion-MNIST") != 0)
     puts("           Fashion-MNIST is not here: `make data` fetches it, --data DIR names a folder that has it.");
+  if (n->group) print_group(t);
   if (t->step) printf("checkpoint continues after step %" PRId64 " of %s/checkpoint\n", t->step, t->out);
   fflush(stdout);
 }
@@ -1510,16 +1766,17 @@ static void print_confusion(const training *t) {
 
 static double seconds_a_call(const operation *op) { return op->calls ? op->seconds / (double)op->calls : 0; }
 
-/* The calls of a training step in their order, each with its mean time ("forward" runs for the test pictures too). */
+/* The calls of a training step in their order, those of one share, each with its mean time ("forward" runs for the test
+   pictures too). */
 static void print_profile(const training *t, const mlk_info *info) {
-  const tape *part[2];
+  const tape *part[3];
   double all = 0;
   int i, j;
-  part[0] = &t->net.forward, part[1] = &t->net.learn;
-  for (i = 0; i < 2; i++)
+  part[0] = &t->net.forward, part[1] = &t->net.share->learn, part[2] = &t->net.update;
+  for (i = 0; i < 3; i++)
     for (j = 0; j < part[i]->count; j++) all += seconds_a_call(&part[i]->op[j]);
   printf("\n%-28s %-12s       ms   share  GFLOP/s  of peak    GB/s\n", "call", "variant");
-  for (i = 0; i < 2; i++)
+  for (i = 0; i < 3; i++)
     for (j = 0; j < part[i]->count; j++) {
       const operation *op = &part[i]->op[j];
       const double each = seconds_a_call(op), flops = (double)op->plan.flops / each;
@@ -1527,6 +1784,14 @@ static void print_profile(const training *t, const mlk_info *info) {
              100 * each / all, flops / 1e9, 100 * flops / info->ceilings.flops_all,
              (double)op->plan.bytes / each / 1e9);
     }
+}
+
+static void print_line(const training *t) {
+  char shares[32] = "";
+  if (t->net.shares > 1) snprintf(shares, sizeof shares, " shares=%d", t->net.shares);
+  printf("%s cnn batch=%" PRId64 "%s epochs=%" PRId64 " steps=%" PRId64 " loss=%.6f hash=%016" PRIx64 "\n",
+         t->set->name, t->batch, shares, t->epochs, t->step, t->step ? (double)t->loss[t->step - 1] : 0.0,
+         hash_weights(&t->net));
 }
 
 static void print_result(const training *t, const mlk_info *info) {
@@ -1538,13 +1803,14 @@ static void print_result(const training *t, const mlk_info *info) {
          100.0 * (double)correct / (double)t->set->test.count, grouped(correct, a), grouped(t->set->test.count, b),
          t->step);
   if (steps > 0) {
-    const double flops = (double)(flops_of(&t->net.forward) + flops_of(&t->net.learn)) * (double)steps;
+    const double flops = flops_of_steps(&t->net, steps, t->learned / t->net.batch);
+    const double peak = info->ceilings.flops_all * (double)t->opt->replicas;
     printf("speed      %s images/s   %.1f GFLOP/s = %.0f %% of the measured peak   (%.1f s of training)\n",
-           grouped((int64_t)((double)(steps * t->net.batch) / t->learning_seconds), a),
-           flops / t->learning_seconds / 1e9, 100 * flops / t->learning_seconds / info->ceilings.flops_all,
-           t->learning_seconds);
+           grouped((int64_t)((double)t->learned / t->learning_seconds), a), flops / t->learning_seconds / 1e9,
+           100 * flops / t->learning_seconds / peak, t->learning_seconds);
   }
-  printf("hash       %016" PRIx64 "   FNV-1a 64 of the weights: the same on every machine%s\n", hash_weights(&t->net),
+  printf("hash       %016" PRIx64 "   FNV-1a 64 of the weights%s%s\n", hash_weights(&t->net),
+         t->lost ? "" : ": the same on every machine",
          t->pinned_checked ? "; after 200 steps it was the pinned one" : "");
 }
 
@@ -1579,6 +1845,14 @@ static void print_help(void) {
        "  --save-every N  write a checkpoint after every N steps; 0: every five seconds (default 0)\n"
        "  --hash-only     train and print one line with the hash of the weights; no files unless --out is given\n"
        "  --profile       also a table of the library's calls and their times\n"
+       "\n"
+       "  --replicas N    N threads of this process train one network together, each with its own copy of it;\n"
+       "  --processes N   or N processes; 1 to 16\n"
+       "  --shares S      into which the batch is cut; it must divide --batch. Bits depend on S, but not on N\n"
+       "                  (default, with replicas or processes, 4, or N if that is more)\n"
+       "  --on-loss WHAT  fails: when a replica is lost, all end; shrinks: the others go on (default fails)\n"
+       "  --timeout X     seconds after which a replica that lets the others wait is lost (default 30)\n"
+       "\n"
        "  --help          this text");
 }
 
@@ -1590,6 +1864,15 @@ static int parse_integer(const char *option, const char *text, int64_t least, in
   if (end == text || *end || errno || parsed < least || parsed > most)
     return complain("%s is '%s'; it must be a whole number from %" PRId64 " to %" PRId64, option, text, least, most);
   *value = parsed;
+  return 0;
+}
+
+static int parse_real(const char *option, const char *text, double most, float *value) {
+  char *end = NULL;
+  const double parsed = strtod(text, &end);
+  if (end == text || *end || !(parsed >= 0 && parsed <= most))
+    return complain("%s is '%s'; it must be a number from 0 to %g", option, text, most);
+  *value = (float)parsed;
   return 0;
 }
 
@@ -1629,14 +1912,37 @@ static int parse_value(int which, const char *value, options *opt) {
       return complain("--out is %d bytes long; it must have 1 to %d", (int)strlen(value), MAX_PATH_BYTES - 65);
     opt->out = value;
     return 0;
-  default: return parse_integer("--save-every", value, 0, INT32_MAX, &opt->save_steps);
+  case 7: return parse_integer("--save-every", value, 0, INT32_MAX, &opt->save_steps);
+  case 8: return parse_integer("--shares", value, 1, MLK_MAX_SHARES, &opt->shares);
+  case 9: return parse_integer("--replicas", value, 1, MLK_MAX_RANKS, &opt->replicas);
+  case 10: return parse_integer("--processes", value, 1, MLK_MAX_RANKS, &opt->processes);
+  case 11: return parse_real("--timeout", value, 86400, &opt->timeout);
+  default:
+    if (strcmp(value, "fails") != 0 && strcmp(value, "shrinks") != 0)
+      return complain("--on-loss is '%s'; it must be fails or shrinks", value);
+    opt->on_loss = strcmp(value, "fails") == 0 ? MLK_LOSS_FAILS : MLK_LOSS_SHRINKS;
+    return 0;
   }
+}
+
+/* From what is given to what it means. */
+static int complete_replicas(options *opt) {
+  if (opt->replicas && opt->processes) return complain("--replicas and --processes exclude each other");
+  opt->grouped = opt->replicas || opt->processes || opt->shares;
+  if (opt->processes) opt->replicas = opt->processes;
+  if (!opt->replicas) opt->replicas = 1;
+  if (!opt->shares) opt->shares = !opt->grouped ? 1 : (opt->replicas > 4 ? opt->replicas : 4);
+  if (opt->shares < opt->replicas)
+    return complain("--shares is %" PRId64 "; there are %" PRId64 " replicas, and each needs one", opt->shares,
+                    opt->replicas);
+  return 0;
 }
 
 /* *done is set by --help. */
 static int parse_options(int argc, char **argv, options *opt, int *done) {
-  static const char *const with_value[] = {"--epochs", "--steps", "--batch", "--threads",
-                                           "--isa",    "--data",  "--out",   "--save-every"};
+  static const char *const with_value[] = {"--epochs",    "--steps",   "--batch",      "--threads", "--isa",
+                                           "--data",      "--out",     "--save-every", "--shares",  "--replicas",
+                                           "--processes", "--timeout", "--on-loss"};
   enum { WITH_VALUE = sizeof with_value / sizeof *with_value };
   int i;
   for (i = 1; i < argc; i++) {
@@ -1659,7 +1965,7 @@ static int parse_options(int argc, char **argv, options *opt, int *done) {
   if (opt->resume && opt->fresh) return complain("--resume and --fresh exclude each other");
   if (opt->short_run && opt->epochs) return complain("--short and --epochs exclude each other");
   if (opt->hash_only && opt->resume && !opt->out) return complain("--hash-only --resume needs --out");
-  return 0;
+  return complete_replicas(opt);
 }
 
 /* ---- from options to results ------------------------------------------------------------------------------------- */
@@ -1693,6 +1999,10 @@ static int prepare(training *t) {
   t->per_epoch = set->train.count / batch; /* what is left of an epoch is left out */
   if (t->per_epoch == 0)
     return complain("--batch is %" PRId64 "; there are %" PRId64 " training pictures", batch, set->train.count);
+  if (batch % opt->shares != 0)
+    return complain("--batch is %" PRId64 " and --shares %" PRId64 "; the latter must divide the former", batch,
+                    opt->shares);
+  t->batch = batch;
   t->total = t->per_epoch * t->epochs;
   t->stop = opt->steps && opt->steps < t->total ? opt->steps : t->total;
   t->ordered_epoch = t->judged_step = -1;
@@ -1710,25 +2020,34 @@ static int prepare(training *t) {
   if (!t->order || !t->loss || !t->test_loss || !t->test_accuracy || !t->predicted || !t->picture_loss ||
       !t->confidence)
     return fail_run("training", "no memory for its tables");
-  code = network_open(&t->net, set, batch);
+  code = network_open(&t->net, set, batch, (int)opt->shares);
   if (!code && *t->out) code = make_folders(t->out);
   return code ? code : load_checkpoint(t);
 }
 
-static int open_library(training *t, mlk_info *info) {
+static int plan_all(training *t, uint64_t *workspace) {
+  network *n = &t->net;
+  int code = plan_tape(t->ctx, &n->forward, workspace), i;
+  for (i = 0; i < n->own_shares && !code; i++) code = plan_tape(t->ctx, &n->share[i].learn, workspace);
+  if (!code) code = plan_tape(t->ctx, &n->update, workspace);
+  return code ? code : plan_tape(t->ctx, &n->judge, workspace);
+}
+
+/* group: of this replica; NULL: none */
+static int open_library(training *t, const mlk_group_desc *group, int threads, mlk_info *info) {
   uint64_t workspace = 0;
   mlk_context_desc desc;
   mlk_ceilings ceilings;
   mlk_status status;
   int code;
   memset(&desc, 0, sizeof desc);
-  desc.threads = (int)t->opt->threads;
+  desc.threads = threads;
   desc.isa = t->opt->isa;
   status = mlk_open(&t->ctx, &desc);
   if (status != MLK_OK) return fail_run("mlk_open", mlk_status_name(status));
-  code = plan_tape(t->ctx, &t->net.forward, &workspace);
-  if (!code) code = plan_tape(t->ctx, &t->net.learn, &workspace);
-  if (!code) code = plan_tape(t->ctx, &t->net.judge, &workspace);
+  code = group ? join_group(t, group) : 0;
+  if (!code) code = record(&t->net);
+  if (!code) code = plan_all(t, &workspace);
   if (code) return code;
   status = mlk_reserve(t->ctx, workspace, MLK_FIXED); /* from here on the library allocates nothing */
   if (status == MLK_OK && !t->opt->hash_only) status = mlk_measure(t->ctx, &ceilings); /* takes half a second */
@@ -1736,25 +2055,23 @@ static int open_library(training *t, mlk_info *info) {
   return status == MLK_OK ? 0 : library_failed(t->ctx, "preparing", status);
 }
 
-static int run(training *t) {
+static int run(training *t, const mlk_group_desc *group, int threads) {
   mlk_info info;
   int64_t correct;
   double loss;
-  int code = open_library(t, &info);
+  int code = open_library(t, group, threads, &info);
   if (code) return code;
-  if (!t->opt->hash_only) print_head(t, &info);
-  signal(SIGINT, interrupt), signal(SIGTERM, interrupt);
+  if (!t->opt->hash_only && t->rank == 0) print_head(t, &info);
   code = train(t);
   if (code) return code;
-  if (interrupted && t->step < t->stop) {
+  if (!leads(t)) return FOLLOWED;
+  if (t->stopped && t->step < t->stop) {
     printf("interrupted after step %" PRId64 "%s\n", t->step,
            *t->out ? "; a checkpoint is written, and the same command (without --fresh) continues" : "");
     return EXIT_INTERRUPTED;
   }
   if (t->opt->hash_only) {
-    printf("%s cnn batch=%" PRId64 " epochs=%" PRId64 " steps=%" PRId64 " loss=%.6f hash=%016" PRIx64 "\n",
-           t->set->name, t->net.batch, t->epochs, t->step, t->step ? (double)t->loss[t->step - 1] : 0.0,
-           hash_weights(&t->net));
+    print_line(t);
     return 0;
   }
   if (t->judged_step != t->step) code = judge(t, &loss, &correct);
@@ -1766,28 +2083,228 @@ static int run(training *t) {
   return code;
 }
 
+static training *training_open(const options *opt, const picture_set *set, int rank) {
+  training *t = (training *)calloc(1, sizeof *t);
+  if (t) t->opt = opt, t->set = set, t->rank = rank;
+  return t;
+}
+
+static void training_close(training *t) {
+  if (!t) return;
+  mlk_group_close(t->net.group);
+  mlk_close(t->ctx);
+  free(t->net.memory), free(t->net.share), free(t->order), free(t->loss), free(t->test_loss), free(t->test_accuracy);
+  free(t->predicted), free(t->picture_loss), free(t->confidence);
+  free(t);
+}
+
+/* ---- replicas: threads, or processes --------------------------------------------------------------------------------
+
+   All have the same options and the same pictures, and each a network of its own. Nobody leads but by being the lowest
+   of those that are left. */
+
+typedef struct crew {
+  const options *opt;
+  mlk_bucket buckets[BUCKETS];
+  mlk_group_desc desc; /* of all, but for the rank */
+  mlk_group_segment segment;
+  void *memory;
+  int threads;                       /* of each replica */
+  training *training[MLK_MAX_RANKS]; /* of processes one, which each of them inherits */
+  int code[MLK_MAX_RANKS];           /* how each ended: its exit code; below 0: by a signal */
+} crew;
+
+static int run_replica(crew *c, training *t) {
+  mlk_group_desc desc = c->desc;
+  int code;
+  desc.rank = t->rank;
+  code = run(t, &desc, c->threads);
+  mlk_group_close(t->net.group); /* at once: the others need not wait for one who failed */
+  t->net.group = NULL;
+  return code;
+}
+
+/* What comes of how the replicas ended. */
+static int crew_result(const crew *c) {
+  int done = 0, interrupts = 0, failed = 0, rank;
+  for (rank = 0; rank < (int)c->opt->replicas; rank++) {
+    done += c->code[rank] == 0, interrupts += c->code[rank] == EXIT_INTERRUPTED;
+    failed += c->code[rank] != 0 && c->code[rank] != FOLLOWED && c->code[rank] != EXIT_INTERRUPTED;
+  }
+  if (failed && c->opt->on_loss == MLK_LOSS_FAILS) return EXIT_RUN;
+  return done ? 0 : (interrupts ? EXIT_INTERRUPTED : EXIT_RUN);
+}
+
+#if defined(_WIN32)
+static int run_crew(crew *c) {
+  if (c->opt->processes || c->opt->replicas > 1)
+    return complain("--%s: this system has no POSIX %s", c->opt->processes ? "processes" : "replicas",
+                    c->opt->processes ? "fork" : "threads");
+  c->code[0] = run_replica(c, c->training[0]);
+  return crew_result(c);
+}
+#else
+static pid_t child[MLK_MAX_RANKS]; /* 0: not there, or no longer */
+
+/* Of the parent: the children end after the same step, with a checkpoint. (An interrupt from the terminal reaches them
+   too, which is why they ignore those.) The second signal ends the parent at once, and the children without it. */
+static void pass_on(int number) {
+  int rank;
+  for (rank = 0; rank < MLK_MAX_RANKS; rank++)
+    if (child[rank] > 0) kill(child[rank], SIGTERM);
+  signal(number, SIG_DFL);
+}
+
+static void wait_for_children(crew *c) {
+  int status, rank;
+  pid_t ended;
+  while ((ended = wait(&status)) > 0 || errno == EINTR) {
+    for (rank = 0; rank < (int)c->opt->replicas && child[rank] != ended; rank++) continue;
+    if (ended <= 0 || rank == (int)c->opt->replicas) continue;
+    child[rank] = 0;
+    c->code[rank] = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+    if (c->code[rank] < 0)
+      complain("replica %d, process %ld, was ended by signal %d", rank, (long)ended, -c->code[rank]);
+  }
+}
+
+/* Returns in the parent when all children have ended, and in each child when it has. No thread was started so far: what
+   OpenMP has does not survive a fork. */
+static int run_processes(crew *c) {
+  const long parent = (long)getpid();
+  int rank;
+  fflush(stdout);
+  for (rank = 0; rank < (int)c->opt->replicas; rank++) {
+    child[rank] = fork();
+    if (child[rank] == 0) {
+      signal(SIGINT, SIG_IGN), signal(SIGTERM, interrupt);
+      memset(child, 0, sizeof child);
+      c->training[0]->rank = rank, c->training[0]->parent = parent;
+      return run_replica(c, c->training[0]);
+    }
+    c->code[rank] = EXIT_RUN;
+    if (child[rank] > 0) continue;
+    complain("replica %d cannot be started: %s", rank, strerror(errno));
+    while (rank-- > 0) kill(child[rank], SIGKILL);
+    break;
+  }
+  signal(SIGINT, pass_on), signal(SIGTERM, pass_on);
+  wait_for_children(c);
+  return crew_result(c);
+}
+
+typedef struct hand {
+  crew *in;
+  int rank, started;
+  pthread_t thread;
+} hand;
+
+static void *run_hand(void *argument) {
+  hand *h = (hand *)argument;
+  h->in->code[h->rank] = run_replica(h->in, h->in->training[h->rank]);
+  return NULL;
+}
+
+/* This thread is the first replica. */
+static int run_threads(crew *c) {
+  hand hands[MLK_MAX_RANKS];
+  int rank, error;
+  signal(SIGINT, interrupt), signal(SIGTERM, interrupt);
+  for (rank = 0; rank < (int)c->opt->replicas; rank++) {
+    hands[rank].in = c, hands[rank].rank = rank;
+    error = rank ? pthread_create(&hands[rank].thread, NULL, run_hand, &hands[rank]) : 0;
+    hands[rank].started = rank && !error;
+    if (!error) continue;
+    complain("replica %d cannot be started: %s", rank, strerror(error));
+    c->code[rank] = EXIT_RUN;
+  }
+  run_hand(&hands[0]);
+  for (rank = 1; rank < (int)c->opt->replicas; rank++)
+    if (hands[rank].started) pthread_join(hands[rank].thread, NULL);
+  return crew_result(c);
+}
+
+static int run_crew(crew *c) { return c->opt->processes ? run_processes(c) : run_threads(c); }
+#endif
+
+/* The common memory: of threads, plain memory; of processes, a segment without a name, which children inherit. */
+static int open_memory(crew *c, mlk_context *ctx) {
+  mlk_group_plan plan;
+  mlk_status status = mlk_group_get_plan(ctx, &c->desc, &plan);
+  if (status == MLK_OK && c->opt->processes) {
+    status = mlk_group_segment_open(ctx, &c->desc, &c->segment);
+    c->desc.fd = c->segment.fd;
+  }
+  if (status != MLK_OK) return library_failed(ctx, "the replicas' common memory", status);
+  if (c->opt->processes) return 0;
+  c->memory = calloc((size_t)plan.bytes + 64, 1);
+  if (!c->memory) return fail_run("the replicas' common memory", "there is not so much");
+  c->desc.memory = (char *)c->memory + (64 - (uintptr_t)c->memory % 64) % 64;
+  return 0;
+}
+
+static int open_crew(crew *c, const network *n) {
+  static const char *const names[BUCKETS] = {"conv 1", "conv 2", "dense 1", "dense 2", "what is agreed on"};
+  mlk_context_desc context;
+  mlk_context *ctx;
+  mlk_info info;
+  int bucket, code;
+  for (bucket = 0; bucket < BUCKETS; bucket++)
+    c->buckets[bucket].name = names[bucket], c->buckets[bucket].elements = bucket_elements(n, bucket);
+  c->desc.ranks = (int)c->opt->replicas, c->desc.shares = n->shares;
+  c->desc.buckets = c->buckets, c->desc.bucket_count = BUCKETS;
+  c->desc.on_loss = c->opt->on_loss, c->desc.timeout = (double)c->opt->timeout;
+  memset(&context, 0, sizeof context);
+  context.threads = (int)c->opt->threads;
+  if (mlk_open(&ctx, &context) != MLK_OK) return fail_run("mlk_open", "no memory");
+  code = open_memory(c, ctx);
+  mlk_get_info(ctx, &info);
+  mlk_close(ctx);
+  c->threads = info.threads; /* those of the machine are shared out */
+  if (!context.threads) c->threads = info.threads > c->desc.ranks ? info.threads / c->desc.ranks : 1;
+  return code;
+}
+
+static int learn_in_group(const options *opt, const picture_set *set) {
+  crew *c = (crew *)calloc(1, sizeof *c);
+  int code = 0, rank;
+  if (!c) return fail_run("the replicas", "no memory for their records");
+  c->opt = opt;
+  for (rank = 0; rank < (opt->processes ? 1 : (int)opt->replicas) && !code; rank++) {
+    c->training[rank] = training_open(opt, set, rank);
+    code = c->training[rank] ? prepare(c->training[rank]) : fail_run("the replicas", "no memory for their records");
+  }
+  if (!code) code = open_crew(c, &c->training[0]->net);
+  if (!code) code = run_crew(c);
+  for (rank = 0; rank < (int)opt->replicas; rank++) training_close(c->training[rank]);
+  if (c->desc.fd > 0) mlk_group_segment_close(&c->segment);
+  free(c->memory), free(c);
+  return code;
+}
+
+static int learn_alone(const options *opt, const picture_set *set) {
+  training *t = training_open(opt, set, 0);
+  int code = t ? prepare(t) : fail_run("the program", "no memory for its own records");
+  signal(SIGINT, interrupt), signal(SIGTERM, interrupt);
+  if (!code) code = run(t, NULL, (int)opt->threads);
+  training_close(t);
+  return code;
+}
+
 int main(int argc, char **argv) {
   options opt;
   picture_set *set = (picture_set *)calloc(1, sizeof *set);
-  training *t = (training *)calloc(1, sizeof *t);
   int code = 0, done = 0;
   memset(&opt, 0, sizeof opt);
-  if (!set || !t) code = fail_run("the program", "no memory for its own records");
+  if (!set) code = fail_run("the program", "no memory for its own records");
   if (!code) code = parse_options(argc, argv, &opt, &done);
   if (!code && !done) {
-    t->set = set, t->opt = &opt;
     code = load_set(argv[0], opt.data, set);
-    if (!code) code = prepare(t);
-    if (!code) code = run(t);
+    if (!code) code = opt.grouped ? learn_in_group(&opt, set) : learn_alone(&opt, set);
   }
   if ((fflush(stdout) != 0 || ferror(stdout)) && code == 0)
     code = fail_run("standard output", "could not be written to its end");
-  if (t) {
-    mlk_close(t->ctx);
-    free(t->net.memory), free(t->order), free(t->loss), free(t->test_loss), free(t->test_accuracy);
-    free(t->predicted), free(t->picture_loss), free(t->confidence);
-  }
   if (set) free(set->train.pixels), free(set->train.labels), free(set->test.pixels), free(set->test.labels);
-  free(t), free(set);
+  free(set);
   return code;
 }

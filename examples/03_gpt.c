@@ -1,6 +1,6 @@
 /* Trains a small GPT on text that you name, then writes some: forward, backward, optimiser and sampling by mlk.h.
 
-   Build: cc -O2 -fopenmp -I. examples/03_gpt.c -o build/03_gpt -lm
+   Build: cc -O2 -fopenmp -pthread -I. examples/03_gpt.c -o build/03_gpt -lm
    Run:   build/03_gpt FILE...      (without FILE: this repository's documents and mlk.h; --help lists the options)
 
    The model reads bytes, so any text in any language will do. With B sequences of S bytes, width W, H query heads and
@@ -14,7 +14,8 @@
      logits = rms(x) table^T                                           [B S, 256]
 
    How it is built: every call of the library is an entry of a tape, made once. Planning walks the tapes and asks each
-   entry for its workspace; after one reservation training allocates nothing. A step walks "forward", then "learn".
+   entry for its workspace; after one reservation training allocates nothing. A step walks "forward", "learn", which
+   computes the gradients, and "update".
    Writing text runs the same forward pass on one byte at a time, with a cache of keys and values; before it does, the
    logits of the two ways are compared, and they must be the same to the bit.
 
@@ -25,11 +26,22 @@
    that a step learns from are a function of the seed and the step, so the state of a training is weights, both moments
    of AdamW, and the number of the step: that is the checkpoint.
 
+   Several replicas train one model with --replicas N, threads of this process, or --processes N. The batch of a step
+   is cut into --shares S of equal size. A replica has a model of its own and computes the gradients of its shares one
+   after another; what counts is the mean over the shares in ascending order, which mlk_group takes. So S decides the
+   bits, and how many replicas there are does not, nor whether they are threads or processes: weights, checkpoints and
+   text are the same, and any number of replicas continues a checkpoint. The gradients of a layer are written straight
+   into the common memory and published as soon as they are there, while those of the layers before it are still being
+   computed; means are taken when all is published. With the gradients travels whether to stop and whether to write a
+   checkpoint, so all replicas do it after the same step. The lowest of those that live prints and writes files. When a
+   replica is lost, all end, with the last checkpoint whole (--on-loss fails), or the others go on without its shares
+   (shrinks). With --zero 1 a replica keeps the moments of AdamW of its ranges of the weights only (ZeRO-1).
+
    Exit code: 0 done, 1 the run failed (memory, a full disk, a wrong hash), 2 an argument, a text or a checkpoint is
    wrong, 130 interrupted by SIGINT or SIGTERM after a checkpoint was written. */
 
 #if !defined(_WIN32) && !defined(_POSIX_C_SOURCE)
-#define _POSIX_C_SOURCE 200809L /* fsync, isatty, clock_gettime under -std=c99 */
+#define _POSIX_C_SOURCE 200809L /* fsync, isatty, clock_gettime, kill under -std=c99 */
 #endif
 
 #define MLK_IMPLEMENTATION
@@ -49,17 +61,21 @@
 #include <io.h>
 #else
 #include <fcntl.h>
+#include <pthread.h>
+#include <sys/types.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #endif
 
 enum { EXIT_RUN = 1, EXIT_INPUT = 2, EXIT_INTERRUPTED = 130 };
+enum { FOLLOWED = 3, LOST = 4 }; /* of a replica: another one has the results; the step failed for want of others */
 enum { BYTES = 256, MAX_LAYERS = 16, MAX_PATH_BYTES = 4096, REPORTS = 10 };
 static const int64_t MAX_TEXT_BYTES = 1 << 28;
-static const float WEIGHT_DECAY = 0.1f, MAX_NORM = 1.0f, BETA2 = 0.99f, DEFAULT_RATE = 3e-3f;
+static const float WEIGHT_DECAY = 0.1f, BETA2 = 0.99f, DEFAULT_RATE = 3e-3f, DEFAULT_CLIP = 1.0f;
 static const double SAVE_SECONDS = 5, PLAIN_LINE_SECONDS = 5, TERMINAL_LINE_SECONDS = 0.1;
 
-/* Whole numbers that options set. The first SETTINGS of them, and the learning rate, decide what a training learns:
-   a checkpoint belongs to them. */
+/* Whole numbers that options set. The first SETTINGS of them, the learning rate and the highest norm decide what a
+   training learns: a checkpoint belongs to them. */
 enum {
   OPT_STEPS,
   OPT_LAYERS,
@@ -69,11 +85,15 @@ enum {
   OPT_CONTEXT,
   OPT_BATCH,
   OPT_SEED,
+  OPT_SHARES,
   SETTINGS,
   OPT_STOP = SETTINGS,
   OPT_SAVE_EVERY,
   OPT_SAMPLE,
   OPT_THREADS,
+  OPT_REPLICAS,
+  OPT_PROCESSES,
+  OPT_ZERO,
   INTEGERS
 };
 
@@ -89,31 +109,38 @@ static const struct {
     {"--context", 8, 8192, 128, 64},
     {"--batch", 1, 1024, 16, 16},
     {"--seed", 0, INT64_MAX, 2026, 2026},
+    {"--shares", 1, MLK_MAX_SHARES, 1, 1}, /* with several replicas 4, or as many as they are: see complete_options */
     {"--stop", 0, 1000000, 0, 0},
     {"--save-every", 0, 1000000, 0, 0},
     {"--sample", 0, 1000000, 600, 400},
     {"--threads", 0, 1024, 0, 1}, /* a step of --demo takes some milliseconds: too little for threads */
+    {"--replicas", 1, MLK_MAX_RANKS, 1, 1},
+    {"--processes", 1, MLK_MAX_RANKS, 1, 1},
+    {"--zero", 0, 1, 0, 0},
 };
 
 typedef struct options {
   int64_t integer[INTEGERS];
-  float rate, temperature;
+  float rate, clip, temperature, timeout; /* clip 0: no clipping; timeout in seconds, 0: the library's */
   mlk_isa isa;
-  const char *checkpoint, *prompt; /* NULL: not given */
-  const char *const *files;        /* [file_count] */
+  mlk_loss on_loss;
+  int grouped, processes, replicas; /* the batch is cut into shares; replicas are processes, not threads; how many */
+  const char *checkpoint, *prompt;  /* NULL: not given */
+  const char *const *files;         /* [file_count] */
   int file_count, demo, fresh, hash_only, profile;
 } options;
 
 /* ---- small things ------------------------------------------------------------------------------------------------ */
 
-/* One line on standard error; returns EXIT_INPUT, so that checks read "return complain(...)". */
+/* One line on standard error, written at once, since replicas share it; returns EXIT_INPUT, so that checks read
+   "return complain(...)". */
 static int complain(const char *format, ...) {
+  char line[MAX_PATH_BYTES + 1024];
   va_list args;
   va_start(args, format);
-  fputs("03_gpt: ", stderr);
-  vfprintf(stderr, format, args);
-  fputc('\n', stderr);
+  vsnprintf(line, sizeof line, format, args);
   va_end(args);
+  fprintf(stderr, "03_gpt: %s\n", line);
   return EXIT_INPUT;
 }
 
@@ -390,8 +417,21 @@ typedef enum op_kind {
   OP_SOFTMAX,
   OP_CROSS_ENTROPY,
   OP_CLIP_NORM,
-  OP_ADAMW
+  OP_ADAMW,
+  OP_PUBLISH, /* from here on calls of a group of replicas: see record_update */
+  OP_AVERAGE,
+  OP_REDUCE_RANGE,
+  OP_FINISH,
+  OP_GATHER
 } op_kind;
+
+typedef struct group_call {
+  mlk_group *group;
+  int share;
+  int64_t bucket;
+  mlk_tensor mine, whole;   /* a range of the bucket, all of it */
+  mlk_group_report *report; /* of OP_FINISH */
+} group_call;
 
 typedef struct operation {
   op_kind kind;
@@ -414,11 +454,12 @@ typedef struct operation {
     mlk_cross_entropy_desc cross_entropy;
     mlk_clip_norm_desc clip_norm;
     mlk_adamw_desc adamw;
+    group_call group;
   } as;
 } operation;
 
 /* Entries of a layer and besides: see record_layer, record_layer_grads and record_learning. */
-enum { LAYER_ENTRIES = 18, OTHER_ENTRIES = 12, TAPE_ROOM = LAYER_ENTRIES * MAX_LAYERS + OTHER_ENTRIES };
+enum { LAYER_ENTRIES = 19, OTHER_ENTRIES = 16, TAPE_ROOM = LAYER_ENTRIES * MAX_LAYERS + OTHER_ENTRIES };
 
 typedef struct tape {
   int count;
@@ -431,6 +472,16 @@ static operation *append(tape *t, op_kind kind, const char *name) {
   op->kind = kind;
   op->name = name;
   return op;
+}
+
+static mlk_status call_group(op_kind kind, const group_call *g) {
+  switch (kind) {
+  case OP_PUBLISH: return mlk_group_publish(g->group, g->share, g->bucket, NULL, 0); /* it stands in its slot */
+  case OP_AVERAGE: return mlk_group_average(g->group, g->bucket, &g->whole, 1);
+  case OP_REDUCE_RANGE: return mlk_group_reduce(g->group, g->bucket, &g->mine, 1);
+  case OP_GATHER: return mlk_group_gather(g->group, g->bucket, &g->mine, 1, &g->whole, 1);
+  default: return mlk_group_finish(g->group, g->report);
+  }
 }
 
 /* Plans the call when plan is given, else makes it. */
@@ -451,12 +502,17 @@ static mlk_status call(mlk_context *ctx, const operation *op, mlk_plan *plan) {
   case OP_CROSS_ENTROPY: CALL(cross_entropy);
   case OP_CLIP_NORM: CALL(clip_norm);
   case OP_ADAMW: CALL(adamw);
+  default: break;
   }
 #undef CALL
-  return MLK_ERR_ARGUMENT;
+  if (!plan) return call_group(op->kind, &op->as.group);
+  memset(plan, 0, sizeof *plan);
+  return MLK_OK;
 }
 
+/* LOST is for the caller to tell: see tell_loss. */
 static int library_failed(const mlk_context *ctx, const char *name, mlk_status status) {
+  if (status == MLK_ERR_REPLICA) return LOST;
   complain("%s: %s: %s", name, mlk_status_name(status), mlk_last_error(ctx));
   return EXIT_RUN;
 }
@@ -537,24 +593,49 @@ typedef struct stream {
   int64_t known;    /* and how many keys it sees: position + 1 */
 } stream;
 
+/* The gradients of a share, in as many buckets as are published one by one: the matrices of layer l; behind the layers
+   the table and the vectors of the norms; last no gradients, but what the replicas have to agree on. Each a flat array:
+   a slot of the group, or, when there is no group, what learning reads. */
+enum { MAX_BUCKETS = MAX_LAYERS + 2 };
+enum { LOSS, STOP, SAVE, FIGURES }; /* the mean loss of the share's bytes; above 0: stop, write a checkpoint */
+
+typedef struct share {
+  float *slot[MAX_BUCKETS];
+  tape learn; /* the gradients of this share */
+} share;
+
 typedef struct model {
   int64_t layers, width, heads, kv_heads, head, hidden, context; /* L, W, H, G, D, F; bytes that attention looks back */
   int64_t outputs[LAYER_MATRICES], inputs[LAYER_MATRICES], first[LAYER_MATRICES + 1]; /* first: within a layer */
   int64_t table, norms, count;    /* where the table and the vectors of the norms begin; weights in all */
-  float *weights, *grads, *m, *v; /* [count] each: L layers, table [256, W], norms [2 L + 1, W] */
+  float *weights, *grads, *m, *v; /* [count] each: L layers, table [256, W], norms [2 L + 1, W]; m and v: see zero */
   stream train, write;
-  int64_t *labels;                                    /* [rows] the byte that follows; -1: does not count */
-  float *loss;                                        /* [rows] */
-  float *dx, *dnormed, *dqkv, *dgate_up, *dproduct;   /* gradients, each layer's in turn */
-  float *probability;                                 /* [256] */
-  float mean_loss, sum_loss, norm, per_row, coldness; /* per_row = 1 / rows, coldness = 1 / temperature */
+  int64_t *labels;                                  /* [rows] the byte that follows; -1: does not count */
+  float *loss;                                      /* [rows] */
+  float *dx, *dnormed, *dqkv, *dgate_up, *dproduct; /* gradients, each layer's in turn */
+  float *probability;                               /* [256] */
+  float figures[FIGURES];                           /* means over all shares */
+  float sum_loss, norm, clip, per_row, coldness;    /* per_row = 1 / rows, coldness = 1 / temperature */
   mlk_tensor all_grads;
-  void *memory;
-  tape forward, learn, judge, next, choose;
+  int shares, first_share, own_shares; /* of a batch; of this replica */
+  share *share;                        /* [own_shares] */
+  mlk_group *group;                    /* NULL: one replica has all of the batch */
+  mlk_group_report report;             /* of the last step of the group: who is in it */
+  int zero;                            /* m and v are those of the own ranges only, one after another */
+  struct {
+    int64_t first, end;
+  } own[MAX_BUCKETS]; /* the weights of the own range of each bucket */
+  void *memory, *moments;
+  tape forward, update, judge, next, choose;
 } model;
 
+/* Matrix `part` of a layer whose matrices begin at `of_layer` */
+static mlk_tensor matrix_at(const model *m, const float *of_layer, int part) {
+  return mlk_f32(of_layer + m->first[part], m->outputs[part], m->inputs[part]);
+}
+
 static mlk_tensor matrix(const model *m, const float *all, int64_t layer, int part) {
-  return mlk_f32(all + layer * m->first[LAYER_MATRICES] + m->first[part], m->outputs[part], m->inputs[part]);
+  return matrix_at(m, all + layer * m->first[LAYER_MATRICES], part);
 }
 
 static mlk_tensor table_of(const model *m, const float *all) { return mlk_f32(all + m->table, BYTES, m->width); }
@@ -665,25 +746,34 @@ static void append_dense_grads(tape *t, const char *of_weights, const char *of_i
   append_matmul(t, of_input, dy, w, dx);
 }
 
+/* What a share's gradients are written to: those of the table, and of the vector of norm `number` behind it. */
+static mlk_tensor table_grad(const model *m, const share *s) { return mlk_f32(s->slot[m->layers], BYTES, m->width); }
+
+static mlk_tensor norm_grad(const model *m, const share *s, int64_t number) {
+  return mlk_f32(s->slot[m->layers] + (m->norms - m->table) + number * m->width, m->width);
+}
+
 /* dx of the norm before a branch, and what comes past the branch: m->dx = m->dx + that, or just that */
-static void append_norm_grad(model *m, tape *t, const float *x, const float *rstd, int64_t number, int past) {
+static void append_norm_grad(model *m, share *s, const float *x, const float *rstd, int64_t number, int past) {
+  tape *t = &s->learn;
   const int64_t rows = m->train.rows;
   const mlk_tensor dnormed = mlk_f32(m->dnormed, rows, m->width), dx = mlk_f32(m->dx, rows, m->width);
   mlk_norm_grad_desc *d = &append(t, OP_NORM_GRAD, "norm, gradient")->as.norm_grad;
   d->kind = MLK_NORM_RMS;
   d->x = mlk_f32(x, rows, m->width), d->rstd = mlk_f32(rstd, rows), d->gamma = norm_of(m, m->weights, number);
-  d->dy = dnormed, d->dx = past ? dnormed : dx, d->dgamma = norm_of(m, m->grads, number);
+  d->dy = dnormed, d->dx = past ? dnormed : dx, d->dgamma = norm_grad(m, s, number);
   if (past) append_map(t, "residual, gradient", MLK_ADD, dx, dnormed, dx);
 }
 
-static void record_mlp_grads(model *m, int64_t l, tape *t) {
+static void record_mlp_grads(model *m, share *s, int64_t l) {
   const int64_t rows = m->train.rows, width = m->width, hidden = m->hidden;
-  const float *w = m->weights, *g = m->grads;
+  const float *w = m->weights, *g = s->slot[l];
+  tape *t = &s->learn;
   const mlk_tensor pair = mlk_f32(m->train.layer[l].gate_up, rows, 2 * hidden);
   const mlk_tensor dpair = mlk_f32(m->dgate_up, rows, 2 * hidden), dproduct = mlk_f32(m->dproduct, rows, hidden);
   append_dense_grads(t, "down, weights' gradient", "down, input's gradient",
                      mlk_f32(m->train.layer[l].product, rows, hidden), matrix(m, w, l, W_DOWN),
-                     mlk_f32(m->dx, rows, width), matrix(m, g, l, W_DOWN), dproduct);
+                     mlk_f32(m->dx, rows, width), matrix_at(m, g, W_DOWN), dproduct);
   append_map(t, "silu(gate) up, gradient", MLK_MUL, dproduct, mlk_f32(m->train.layer[l].gate, rows, hidden),
              mlk_slice(dpair, 1, hidden, hidden));
   append_map(t, "silu(gate) up, gradient", MLK_MUL, dproduct, mlk_slice(pair, 1, hidden, hidden), dproduct);
@@ -692,20 +782,21 @@ static void record_mlp_grads(model *m, int64_t l, tape *t) {
       ->activation = MLK_SILU;
   append_dense_grads(t, "gate and up, weights' gradient", "gate and up, input's gradient",
                      mlk_f32(m->train.layer[l].normed2, rows, width), matrix(m, w, l, W_GATE_UP), dpair,
-                     matrix(m, g, l, W_GATE_UP), mlk_f32(m->dnormed, rows, width));
-  append_norm_grad(m, t, m->train.layer[l].middle, m->train.layer[l].rstd2, 2 * l + 1, 1);
+                     matrix_at(m, g, W_GATE_UP), mlk_f32(m->dnormed, rows, width));
+  append_norm_grad(m, s, m->train.layer[l].middle, m->train.layer[l].rstd2, 2 * l + 1, 1);
 }
 
-static void record_attention_grads(model *m, int64_t l, tape *t) {
+static void record_attention_grads(model *m, share *sh, int64_t l) {
   const stream *s = &m->train;
   const int64_t rows = s->rows, width = m->width, heads = m->heads, kv_heads = m->kv_heads;
-  const float *w = m->weights, *g = m->grads, *qkv = s->layer[l].qkv;
+  const float *w = m->weights, *g = sh->slot[l], *qkv = s->layer[l].qkv;
   const mlk_tensor turned = heads_of(m, s, m->dqkv, 0, heads + kv_heads);
   const mlk_tensor dnormed = mlk_f32(m->dnormed, rows, width);
+  tape *t = &sh->learn;
   mlk_attention_grad_desc *d;
   append_dense_grads(t, "attention's output, weights' gradient", "attention's output, input's gradient",
                      mlk_f32(s->layer[l].attended, rows, width), matrix(m, w, l, W_OUT), mlk_f32(m->dx, rows, width),
-                     matrix(m, g, l, W_OUT), dnormed);
+                     matrix_at(m, g, W_OUT), dnormed);
   d = &append(t, OP_ATTENTION_GRAD, "attention, gradient")->as.attention_grad;
   d->q = attention_heads(m, s, qkv, 0, heads), d->dq = attention_heads(m, s, m->dqkv, 0, heads);
   d->k = attention_heads(m, s, qkv, heads, kv_heads), d->dk = attention_heads(m, s, m->dqkv, heads, kv_heads);
@@ -718,8 +809,8 @@ static void record_attention_grads(model *m, int64_t l, tape *t) {
   append_rotary(t, "rotary, gradient", turned, turned, 0, 1);
   append_dense_grads(t, "q, k, v, weights' gradient", "q, k, v, input's gradient",
                      mlk_f32(s->layer[l].normed, rows, width), matrix(m, w, l, W_QKV),
-                     mlk_f32(m->dqkv, rows, m->outputs[W_QKV]), matrix(m, g, l, W_QKV), dnormed);
-  append_norm_grad(m, t, s->layer[l].x, s->layer[l].rstd, 2 * l, 1);
+                     mlk_f32(m->dqkv, rows, m->outputs[W_QKV]), matrix_at(m, g, W_QKV), dnormed);
+  append_norm_grad(m, sh, s->layer[l].x, s->layer[l].rstd, 2 * l, 1);
 }
 
 static void append_reduce(tape *t, const char *name, mlk_reduce_op op, mlk_tensor x, mlk_tensor out) {
@@ -736,34 +827,106 @@ static void append_cross_entropy(model *m, tape *t, int with_gradient) {
   d->scale = &m->per_row;
 }
 
-/* Weights [first, first + count). Their number of the step and their learning rate are set before each step. */
-static void append_adamw(model *m, tape *t, int64_t first, int64_t count, float decay) {
-  mlk_adamw_desc *d = &append(t, OP_ADAMW, "AdamW")->as.adamw;
-  d->param = mlk_f32(m->weights + first, count), d->grad = mlk_f32(m->grads + first, count);
-  d->m = mlk_f32(m->m + first, count), d->v = mlk_f32(m->v + first, count);
-  d->step = 1, d->weight_decay = decay, d->beta2 = BETA2;
+/* In a group: a bucket of this share is there for the others. */
+static void append_publish(const model *m, share *s, int64_t bucket) {
+  group_call *g;
+  if (!m->group) return;
+  g = &append(&s->learn, OP_PUBLISH, "publish")->as.group;
+  g->group = m->group, g->share = m->first_share + (int)(s - m->share), g->bucket = bucket;
 }
 
-static void record_learning(model *m) {
+static void record_learning(model *m, share *s) {
   const int64_t rows = m->train.rows, width = m->width, end = m->layers;
-  tape *t = &m->learn;
+  tape *t = &s->learn;
   mlk_embedding_grad_desc *d;
-  mlk_clip_norm_desc *clip;
   int64_t l;
   append_cross_entropy(m, t, 1);
-  append_reduce(t, "mean loss", MLK_MEAN, mlk_f32(m->loss, rows), mlk_f32(&m->mean_loss, 1));
+  append_reduce(t, "mean loss", MLK_MEAN, mlk_f32(m->loss, rows), mlk_f32(s->slot[end + 1] + LOSS, 1));
+  append_publish(m, s, end + 1);
   append_dense_grads(t, "logits, table's gradient", "logits, input's gradient",
                      mlk_f32(m->train.layer[end].normed, rows, width), table_of(m, m->weights),
-                     mlk_f32(m->train.logits, rows, BYTES), table_of(m, m->grads), mlk_f32(m->dnormed, rows, width));
-  append_norm_grad(m, t, m->train.layer[end].x, m->train.layer[end].rstd, 2 * end, 0);
-  for (l = end - 1; l >= 0; l--) record_mlp_grads(m, l, t), record_attention_grads(m, l, t);
+                     mlk_f32(m->train.logits, rows, BYTES), table_grad(m, s), mlk_f32(m->dnormed, rows, width));
+  append_norm_grad(m, s, m->train.layer[end].x, m->train.layer[end].rstd, 2 * end, 0);
+  for (l = end - 1; l >= 0; l--) {
+    record_mlp_grads(m, s, l), record_attention_grads(m, s, l);
+    append_publish(m, s, l);
+  }
   d = &append(t, OP_EMBEDDING_GRAD, "table, gradient")->as.embedding_grad; /* one table for both ends: adds */
-  d->ids = mlk_i64(m->train.ids, rows), d->dout = mlk_f32(m->dx, rows, width), d->dtable = table_of(m, m->grads);
+  d->ids = mlk_i64(m->train.ids, rows), d->dout = mlk_f32(m->dx, rows, width), d->dtable = table_grad(m, s);
+  append_publish(m, s, end);
+}
+
+/* Where a bucket begins among the weights, and how many it has. */
+static int64_t bucket_first(const model *m, int64_t bucket) {
+  return bucket < m->layers ? bucket * m->first[LAYER_MATRICES] : m->table;
+}
+
+static int64_t bucket_elements(const model *m, int64_t bucket) {
+  if (bucket > m->layers) return FIGURES;
+  return bucket < m->layers ? m->first[LAYER_MATRICES] : m->count - m->table;
+}
+
+static group_call *append_group(model *m, op_kind kind, const char *name, int64_t bucket) {
+  group_call *g = &append(&m->update, kind, name)->as.group;
+  g->group = m->group, g->bucket = bucket, g->report = &m->report;
+  return g;
+}
+
+/* The means of all buckets, in the order in which they are published. With zero and without clipping nobody needs more
+   than the means of the own ranges; for the norm of the gradient all are needed. */
+static void record_means(model *m) {
+  int64_t l;
+  append_group(m, OP_AVERAGE, "average", m->layers + 1)->whole = mlk_f32(m->figures, FIGURES);
+  for (l = m->layers; l >= 0; l--) {
+    const int64_t bucket = l ? l - 1 : m->layers, first = bucket_first(m, bucket);
+    const int only_range = m->zero && !(m->clip > 0);
+    group_call *g = append_group(m, only_range ? OP_REDUCE_RANGE : OP_AVERAGE, "average", bucket);
+    g->mine = mlk_f32(m->grads + m->own[bucket].first, m->own[bucket].end - m->own[bucket].first);
+    g->whole = mlk_f32(m->grads + first, bucket_elements(m, bucket));
+  }
+  append_group(m, OP_FINISH, "finish the step", 0);
+}
+
+/* Weights [first, end), whose moments begin at `moments` of m and v. Their number of the step and their learning rate
+   are set before each step. */
+static void append_adamw(model *m, int64_t first, int64_t end, int64_t moments) {
+  const int64_t count = end - first;
+  mlk_adamw_desc *d;
+  if (count <= 0) return;
+  d = &append(&m->update, OP_ADAMW, "AdamW")->as.adamw;
+  d->param = mlk_f32(m->weights + first, count), d->grad = mlk_f32(m->grads + first, count);
+  d->m = mlk_f32(m->m + moments, count), d->v = mlk_f32(m->v + moments, count);
+  d->step = 1, d->weight_decay = first < m->norms ? WEIGHT_DECAY : 0, d->beta2 = BETA2; /* vectors do not decay */
+}
+
+/* ZeRO-1: AdamW for the own range of each bucket; then the others' weights come from where they were made. */
+static void record_zero(model *m) {
+  int64_t bucket, moments = 0;
+  for (bucket = 0; bucket <= m->layers; bucket++) {
+    const int64_t first = m->own[bucket].first, end = m->own[bucket].end;
+    const int64_t norms = m->norms < first ? first : (m->norms < end ? m->norms : end);
+    append_adamw(m, first, norms, moments), append_adamw(m, norms, end, moments + norms - first);
+    moments += end - first;
+  }
+  for (bucket = 0; bucket <= m->layers; bucket++) {
+    group_call *g = append_group(m, OP_GATHER, "gather", bucket);
+    g->mine = mlk_f32(m->weights + m->own[bucket].first, m->own[bucket].end - m->own[bucket].first);
+    g->whole = mlk_f32(m->weights + bucket_first(m, bucket), bucket_elements(m, bucket));
+  }
+}
+
+static void record_update(model *m) {
+  mlk_clip_norm_desc *clip;
+  if (m->group) record_means(m);
   m->all_grads = mlk_f32(m->grads, m->count);
-  clip = &append(t, OP_CLIP_NORM, "clip the gradient")->as.clip_norm;
-  clip->grads = &m->all_grads, clip->count = 1, clip->max_norm = MAX_NORM, clip->norm = &m->norm;
-  append_adamw(m, t, 0, m->norms, WEIGHT_DECAY);
-  append_adamw(m, t, m->norms, m->count - m->norms, 0); /* vectors do not decay */
+  if (m->clip > 0) {
+    clip = &append(&m->update, OP_CLIP_NORM, "clip the gradient")->as.clip_norm;
+    clip->grads = &m->all_grads, clip->count = 1, clip->max_norm = m->clip, clip->norm = &m->norm;
+  }
+  if (m->zero)
+    record_zero(m);
+  else
+    append_adamw(m, 0, m->norms, 0), append_adamw(m, m->norms, m->count, m->norms);
 }
 
 static void record_judging(model *m) {
@@ -817,7 +980,7 @@ static void lay_out_stream(const model *m, stream *s, region *r, int with_cache)
 static void lay_out(model *m, region *r) {
   const int64_t rows = m->train.rows;
   m->weights = cut_floats(r, m->count), m->grads = cut_floats(r, m->count);
-  m->m = cut_floats(r, m->count), m->v = cut_floats(r, m->count);
+  if (!m->zero) m->m = cut_floats(r, m->count), m->v = cut_floats(r, m->count);
   lay_out_stream(m, &m->train, r, 0), lay_out_stream(m, &m->write, r, 1);
   m->labels = cut_integers(r, rows), m->loss = cut_floats(r, rows);
   m->dx = cut_floats(r, rows * m->width), m->dnormed = cut_floats(r, rows * m->width);
@@ -858,7 +1021,9 @@ static void measure_model(model *m, const int64_t *integer) {
   m->table = m->layers * m->first[LAYER_MATRICES];
   m->norms = m->table + BYTES * m->width;
   m->count = m->norms + (2 * m->layers + 1) * m->width;
-  m->train.batch = integer[OPT_BATCH], m->train.length = m->context, m->train.rows = m->train.batch * m->train.length;
+  m->shares = m->own_shares = (int)integer[OPT_SHARES], m->zero = (int)integer[OPT_ZERO];
+  m->train.batch = integer[OPT_BATCH] / m->shares, m->train.length = m->context;
+  m->train.rows = m->train.batch * m->train.length;
   m->write.batch = m->write.length = m->write.rows = m->write.known = 1;
   m->per_row = 1.0f / (float)m->train.rows;
 }
@@ -877,7 +1042,27 @@ static int model_open(model *m, const int64_t *integer) {
   r.used = 0;
   lay_out(m, &r);
   initialise(m, integer[OPT_SEED]);
-  record_forward(m, &m->train, &m->forward), record_learning(m), record_judging(m);
+  return 0;
+}
+
+/* A slot is the group's, or what learning reads. */
+static float *slot_of(model *m, int number, int64_t bucket) {
+  if (m->group) return (float *)mlk_group_slot(m->group, m->first_share + number, bucket).data;
+  return bucket > m->layers ? m->figures : m->grads + bucket_first(m, bucket);
+}
+
+/* The tapes, once it is known which replica this is. */
+static int record(model *m) {
+  int number;
+  int64_t bucket;
+  m->share = (share *)calloc((size_t)m->own_shares, sizeof *m->share);
+  if (!m->share) return fail_run("the model", "no memory for its tapes");
+  record_forward(m, &m->train, &m->forward);
+  for (number = 0; number < m->own_shares; number++) {
+    for (bucket = 0; bucket < m->layers + 2; bucket++) m->share[number].slot[bucket] = slot_of(m, number, bucket);
+    record_learning(m, &m->share[number]);
+  }
+  record_update(m), record_judging(m);
   record_forward(m, &m->write, &m->next), record_choosing(m);
   return 0;
 }
@@ -910,8 +1095,19 @@ typedef struct training {
   double held_loss;   /* nats per byte of the text held out, after held_step steps */
   int64_t held_step;  /* -1: not measured */
   uint64_t sample_hash;
+  int64_t learned; /* bytes, by all replicas together, in the steps of this program */
+  int stopped;     /* all replicas end after this step */
+  uint8_t *packed; /* the checkpoint to continue from; NULL: none */
+  int rank;        /* of this replica; 0 when there is one */
+  long parent;     /* the process that made this one, when replicas are processes; else 0 */
+  uint32_t lost;   /* bit r: replica r was lost */
   double started, saved, spoken, learning_seconds;
 } training;
+
+/* Does this replica print and write files? The lowest of those that took part in the last step. */
+static int leads(const training *t) {
+  return !t->net.group || !(t->net.report.members & ((UINT32_C(1) << t->rank) - 1));
+}
 
 static volatile sig_atomic_t interrupted = 0;
 
@@ -952,22 +1148,168 @@ static void fill_row(model *m, int64_t row, const uint8_t *bytes, int64_t first,
   }
 }
 
-static int learn_step(training *t) {
+/* ---- a step of a group of replicas ------------------------------------------------------------------------------- */
+
+static int count_bits(uint32_t bits) {
+  int count = 0;
+  for (; bits; bits &= bits - 1) count++;
+  return count;
+}
+
+/* Of the last step; without a group all of it is one share. */
+static int shares_learned(const model *m) { return m->group ? count_bits(m->report.shares) : 1; }
+
+/* A step that failed since a replica was lost, or this one left out. */
+static int tell_loss(const training *t) {
+  complain("replica %d ends in step %" PRId64 " of the training: %s%s", t->rank, t->step + 1, mlk_last_error(t->ctx),
+           t->opt->checkpoint ? "; the last checkpoint is whole" : "");
+  return EXIT_RUN;
+}
+
+/* ZeRO-1: the own range of each bucket, and room for its moments. */
+static int open_moments(training *t) {
+  model *m = &t->net;
+  int64_t bucket, from, to, count = 0;
+  mlk_status status = MLK_OK;
+  for (bucket = 0; bucket <= m->layers && status == MLK_OK; bucket++) {
+    status = mlk_group_range(m->group, bucket, &from, &to);
+    m->own[bucket].first = bucket_first(m, bucket) + from, m->own[bucket].end = bucket_first(m, bucket) + to;
+    count += to - from;
+  }
+  if (status != MLK_OK) return library_failed(t->ctx, "the own ranges", status);
+  m->moments = calloc((size_t)count * 2 + 1, sizeof(float));
+  if (!m->moments) return fail_run("the model", "no memory for its moments");
+  m->m = (float *)m->moments, m->v = m->m + count;
+  return 0;
+}
+
+/* Waits until all replicas have come. */
+static int join_group(training *t, const mlk_group_desc *desc) {
+  model *m = &t->net;
+  const mlk_status status = mlk_group_open(t->ctx, &m->group, desc);
+  if (status == MLK_ERR_REPLICA) return tell_loss(t);
+  if (status != MLK_OK) return library_failed(t->ctx, "joining the group", status);
+  m->first_share = desc->rank * desc->shares / desc->ranks;
+  m->own_shares = (desc->rank + 1) * desc->shares / desc->ranks - m->first_share;
+  m->report.members = (UINT32_C(1) << desc->ranks) - 1; /* until the first step tells */
+  return m->zero ? open_moments(t) : 0;
+}
+
+/* The lowest replica that is left tells who is not. */
+static void say_losses(training *t) {
+  const mlk_group_report *r = &t->net.report;
+  const uint32_t lost = r->lost & ~t->lost;
+  int rank;
+  t->lost = (t->lost | r->lost) & ~r->members;
+  for (rank = 0; rank < t->opt->replicas && leads(t); rank++)
+    if (lost >> rank & 1)
+      complain("replica %d was lost in step %" PRId64 "; %d of %d go on without its shares", rank, t->step + 1,
+               count_bits(r->members), t->opt->replicas);
+}
+
+/* Waits for the others. One who comes late, when the group was already on its way, gets its state from another. */
+static int begin_step(training *t) {
+  model *m = &t->net;
+  mlk_tensor state[6];
+  mlk_status status = mlk_group_begin(m->group, NULL, &m->report);
+  if (status == MLK_OK) say_losses(t);
+  if (status == MLK_OK && m->report.joined && !m->zero) {
+    state[0] = mlk_f32(m->weights, m->count), state[1] = mlk_f32(m->m, m->count), state[2] = mlk_f32(m->v, m->count);
+    state[3] = mlk_f32(t->loss, t->total), state[4] = mlk_f32(&t->last_loss, 1), state[5] = mlk_i64(&t->step, 1);
+    status = mlk_group_sync(m->group, state, 6);
+  }
+  return status == MLK_OK ? 0 : library_failed(t->ctx, "beginning a step", status);
+}
+
+/* ZeRO-1: all moments of one kind from the replicas that have them. It takes a step of the group in which nothing is
+   averaged: what the last one published is published again. */
+static int gather_moments(training *t, const float *own, float *whole) {
+  model *m = &t->net;
+  mlk_status status = mlk_group_begin(m->group, NULL, &m->report);
+  int64_t bucket;
+  int i;
+  for (i = 0; i < m->own_shares; i++)
+    for (bucket = 0; bucket < m->layers + 2 && status == MLK_OK; bucket++)
+      status = mlk_group_publish(m->group, m->first_share + i, bucket, NULL, 0);
+  if (status == MLK_OK) status = mlk_group_finish(m->group, &m->report);
+  for (bucket = 0; bucket <= m->layers && status == MLK_OK; bucket++) {
+    const int64_t count = m->own[bucket].end - m->own[bucket].first;
+    const mlk_tensor mine = mlk_f32(own, count);
+    const mlk_tensor all = mlk_f32(whole + bucket_first(m, bucket), bucket_elements(m, bucket));
+    status = mlk_group_gather(m->group, bucket, &mine, 1, &all, 1);
+    own += count;
+  }
+  return status == MLK_OK ? 0 : library_failed(t->ctx, "gathering moments", status);
+}
+
+/* A replica does not outlive the process that made it: who would wait for it? */
+static int is_orphan(const training *t) {
+#if defined(_WIN32)
+  (void)t;
+  return 0;
+#else
+  return t->parent && (long)getppid() != t->parent;
+#endif
+}
+
+/* The one who writes it decides, and tells the others with its gradients. */
+static int is_time_to_save(const training *t) {
+  const int64_t every = t->opt->integer[OPT_SAVE_EVERY];
+  if (!t->opt->checkpoint || !leads(t)) return 0;
+  return every ? (t->step + 1) % every == 0 : now_seconds() - t->saved > SAVE_SECONDS;
+}
+
+/* ---- learning and judging ---------------------------------------------------------------------------------------- */
+
+/* The sequences of a share: those of the whole step are drawn, whoever learns from them. */
+static void fill_share(training *t, int number) {
   model *m = &t->net;
   const int64_t places = t->text->learn_bytes - m->context; /* where a sequence and the byte after it fit */
+  const int64_t first = number * m->train.batch;
   uint64_t state = generator(t->opt->integer[OPT_SEED], FOR_PLACES, t->step);
   int64_t row;
-  int i, code;
+  for (row = 0; row < first; row++) draw(&state);
   for (row = 0; row < m->train.batch; row++)
     fill_row(m, row, t->text->learn, (int64_t)(draw(&state) % (uint64_t)places), t->text->learn_bytes);
-  for (i = m->learn.count - 2; i < m->learn.count; i++)
-    m->learn.op[i].as.adamw.step = t->step + 1, m->learn.op[i].as.adamw.lr = t->rate[t->step];
+}
+
+static int learn_share(training *t, int number, int save) {
+  model *m = &t->net;
+  share *s = &m->share[number];
+  int code;
+  fill_share(t, m->first_share + number);
+  s->slot[m->layers + 1][STOP] = interrupted ? 1 : 0;
+  s->slot[m->layers + 1][SAVE] = save ? 1 : 0;
   code = run_tape(t->ctx, &m->forward);
-  if (!code) code = run_tape(t->ctx, &m->learn);
+  return code ? code : run_tape(t->ctx, &s->learn);
+}
+
+static int update(training *t) {
+  model *m = &t->net;
+  int i;
+  for (i = 0; i < m->update.count; i++) {
+    operation *op = &m->update.op[i];
+    if (op->kind == OP_ADAMW) op->as.adamw.step = t->step + 1, op->as.adamw.lr = t->rate[t->step];
+  }
+  return run_tape(t->ctx, &m->update);
+}
+
+static int learn_step(training *t) {
+  model *m = &t->net;
+  int code = m->group ? begin_step(t) : 0, i;
+  const int save = is_time_to_save(t);
+  if (is_orphan(t)) interrupted = 1;
+  for (i = 0; i < m->own_shares && !code; i++) code = learn_share(t, i, save);
+  if (!code) code = update(t);
   if (code) return code;
-  if (!(m->norm < INFINITY) || !(m->mean_loss < INFINITY))
-    return fail_run("training", "the loss or its gradient is no longer a finite number; a smaller --lr may help");
-  t->last_loss = t->loss[t->step++] = m->mean_loss;
+  if (m->group) say_losses(t);
+  if (!(m->norm < INFINITY) || !(m->figures[LOSS] < INFINITY))
+    return leads(t)
+               ? fail_run("training", "the loss or its gradient is no longer a finite number; a smaller --lr may help")
+               : EXIT_RUN;
+  t->last_loss = t->loss[t->step++] = m->figures[LOSS];
+  t->learned += shares_learned(m) * m->train.rows;
+  t->stopped = m->figures[STOP] > 0;
   return 0;
 }
 
@@ -992,17 +1334,18 @@ static int judge(training *t) {
 /* ---- checkpoint -----------------------------------------------------------------------------------------------------
 
    Little-endian. Magic, then integers of 8 bytes: bytes of the whole file, fingerprint of the text, the settings in
-   their order, bits of the learning rate, number of weights, step. Then floats of 4 bytes: weights, m, v, the loss of
-   the last step. Last FNV-1a of all that, 8 bytes.
+   their order, bits of the learning rate and of the highest norm, number of weights, step. Then floats of 4 bytes:
+   weights, m, v, the loss of the last step. Last FNV-1a of all that, 8 bytes.
    Written to another name, synced, renamed, and the folder synced: whenever the program or the machine stops, the file
    holds the old state or the new one. */
 
-static const char CHECKPOINT_MAGIC[9] = "MLKGPT01";
+static const char CHECKPOINT_MAGIC[9] = "MLKGPT02";
 enum {
   AT_BYTES,
   AT_FINGERPRINT,
   AT_SETTINGS,
   AT_RATE = AT_SETTINGS + SETTINGS,
+  AT_CLIP,
   AT_WEIGHTS,
   AT_STEP,
   CHECKPOINT_INTEGERS,
@@ -1043,13 +1386,14 @@ static const uint8_t *get_floats(const uint8_t *from, float *to, int64_t count) 
 
 static int64_t checkpoint_bytes(const training *t) { return CHECKPOINT_HEADER + 4 * (3 * t->net.count + 1) + 8; }
 
-static uint64_t bits_of_rate(const training *t) {
+static uint64_t float_bits(float value) {
   uint32_t bits;
-  memcpy(&bits, &t->opt->rate, sizeof bits);
+  memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
-static uint8_t *pack_checkpoint(const training *t, int64_t bytes) {
+/* moment1 and moment2: m and v of all weights */
+static uint8_t *pack_checkpoint(const training *t, const float *moment1, const float *moment2, int64_t bytes) {
   uint8_t *file = (uint8_t *)malloc((size_t)bytes), *to = file;
   int i;
   if (!file) return NULL;
@@ -1057,12 +1401,13 @@ static uint8_t *pack_checkpoint(const training *t, int64_t bytes) {
   to = put_integer(to, (uint64_t)bytes, 8);
   to = put_integer(to, t->text->fingerprint, 8);
   for (i = 0; i < SETTINGS; i++) to = put_integer(to, (uint64_t)t->opt->integer[i], 8);
-  to = put_integer(to, bits_of_rate(t), 8);
+  to = put_integer(to, float_bits(t->opt->rate), 8);
+  to = put_integer(to, float_bits(t->opt->clip), 8);
   to = put_integer(to, (uint64_t)t->net.count, 8);
   to = put_integer(to, (uint64_t)t->step, 8);
   to = put_floats(to, t->net.weights, t->net.count);
-  to = put_floats(to, t->net.m, t->net.count);
-  to = put_floats(to, t->net.v, t->net.count);
+  to = put_floats(to, moment1, t->net.count);
+  to = put_floats(to, moment2, t->net.count);
   to = put_floats(to, &t->last_loss, 1);
   put_integer(to, fnv1a(FNV_START, file, bytes - 8), 8);
   return file;
@@ -1096,16 +1441,15 @@ static int replace_file(const char *from, const char *to) {
 #endif
 }
 
-static int save_checkpoint(training *t) {
+static int write_checkpoint(training *t, const float *moment1, const float *moment2) {
   const int64_t bytes = checkpoint_bytes(t);
   const char *path = t->opt->checkpoint;
   char temporary[MAX_PATH_BYTES];
   uint8_t *packed;
   FILE *file;
   int bad;
-  if (!path) return 0;
   snprintf(temporary, sizeof temporary, "%s.new", path); /* fits: see parse_value */
-  packed = pack_checkpoint(t, bytes);
+  packed = pack_checkpoint(t, moment1, moment2, bytes);
   if (!packed) return fail_run(path, "no memory to write it");
   file = fopen(temporary, "wb");
   bad = !file || fwrite(packed, 1, (size_t)bytes, file) != (size_t)bytes || sync_file(file);
@@ -1121,6 +1465,22 @@ static int save_checkpoint(training *t) {
   return 0;
 }
 
+/* All replicas call it after the same step: with --zero the moments come together for it. */
+static int save_checkpoint(training *t) {
+  model *m = &t->net;
+  float *whole = NULL;
+  int code = 0;
+  if (!t->opt->checkpoint) return 0;
+  if (m->zero) {
+    whole = (float *)malloc((size_t)m->count * 2 * sizeof *whole);
+    code = whole ? gather_moments(t, m->m, whole) : fail_run("a checkpoint", "no memory for all moments");
+    if (!code) code = gather_moments(t, m->v, whole + m->count);
+  }
+  if (!code && leads(t)) code = write_checkpoint(t, m->zero ? whole : m->m, m->zero ? whole + m->count : m->v);
+  free(whole);
+  return code;
+}
+
 /* Was it made for this text with these settings? value: the integers of a file whose checksum is right. */
 static int check_settings(const training *t, const char *path, const uint64_t *value) {
   int i;
@@ -1131,8 +1491,10 @@ static int check_settings(const training *t, const char *path, const uint64_t *v
       return complain("%s was made with %s %" PRId64 ", this is %s %" PRId64 "; --fresh begins anew", path,
                       integer_options[i].option, (int64_t)value[AT_SETTINGS + i], integer_options[i].option,
                       t->opt->integer[i]);
-  if (value[AT_RATE] != bits_of_rate(t))
+  if (value[AT_RATE] != float_bits(t->opt->rate))
     return complain("%s was made with another --lr than %g; --fresh begins anew", path, (double)t->opt->rate);
+  if (value[AT_CLIP] != float_bits(t->opt->clip))
+    return complain("%s was made with another --clip than %g; --fresh begins anew", path, (double)t->opt->clip);
   return 0;
 }
 
@@ -1159,39 +1521,39 @@ static int check_checkpoint(const training *t, const char *path, const uint8_t *
   return 0;
 }
 
-/* Continues where the bytes of a file named path stand, if nothing is wrong with them. */
-static int take_checkpoint(training *t, const char *path, const uint8_t *file, int64_t bytes) {
-  const int64_t weights = t->net.count;
-  const uint8_t *from = file + CHECKPOINT_HEADER;
-  const int code = check_checkpoint(t, path, file, bytes);
-  if (code) return code;
+/* Continues where the bytes of a file that passed check_checkpoint stand. Of moments that are split over the replicas
+   each takes its own. */
+static void take_checkpoint(training *t, const uint8_t *file) {
+  model *m = &t->net;
+  const uint8_t *from = file + CHECKPOINT_HEADER, *moment1, *moment2;
+  int64_t bucket, at = 0;
   t->step = t->first_step = (int64_t)get_integer(file + 8 + 8 * AT_STEP, 8);
-  from = get_floats(from, t->net.weights, weights);
-  from = get_floats(from, t->net.m, weights);
-  from = get_floats(from, t->net.v, weights);
-  get_floats(from, &t->last_loss, 1);
-  return 0;
+  moment1 = get_floats(from, m->weights, m->count);
+  moment2 = moment1 + 4 * m->count;
+  get_floats(moment2 + 4 * m->count, &t->last_loss, 1);
+  if (!m->zero) get_floats(moment1, m->m, m->count), get_floats(moment2, m->v, m->count);
+  for (bucket = 0; m->zero && bucket <= m->layers; bucket++) {
+    const int64_t first = m->own[bucket].first, count = m->own[bucket].end - first;
+    get_floats(moment1 + 4 * first, m->m + at, count), get_floats(moment2 + 4 * first, m->v + at, count);
+    at += count;
+  }
 }
 
-/* Continues where the checkpoint stands, if there is one. */
-static int load_checkpoint(training *t) {
+/* The checkpoint, if there is one, and if nothing is wrong with it. */
+static int read_checkpoint(training *t) {
   const int64_t most = checkpoint_bytes(t) + 1;
   const char *path = t->opt->checkpoint;
   int64_t bytes = 0;
-  uint8_t *packed;
   FILE *file;
-  int code;
   if (!path || t->opt->fresh) return 0;
   file = fopen(path, "rb");
   if (!file && errno == ENOENT) return 0;
   if (!file) return complain("%s cannot be opened: %s", path, strerror(errno));
-  packed = (uint8_t *)malloc((size_t)most);
-  if (packed) bytes = (int64_t)fread(packed, 1, (size_t)most, file);
+  t->packed = (uint8_t *)malloc((size_t)most);
+  if (t->packed) bytes = (int64_t)fread(t->packed, 1, (size_t)most, file);
   fclose(file);
-  if (!packed) return fail_run(path, "no memory to read it");
-  code = take_checkpoint(t, path, packed, bytes);
-  free(packed);
-  return code;
+  if (!t->packed) return fail_run(path, "no memory to read it");
+  return check_checkpoint(t, path, t->packed, bytes);
 }
 
 /* ---- the line of progress, and the loop -------------------------------------------------------------------------- */
@@ -1205,7 +1567,7 @@ static void say_progress(training *t, const char *start) {
   int64_t i;
   for (i = t->step - mean; i < t->step; i++) loss += (double)t->loss[i] / (double)mean;
   printf("%sstep %" PRId64 "/%" PRId64 "  %s tokens/s  %.3f bits per byte  ", start, t->step, t->stop,
-         grouped((int64_t)((double)(here * t->net.train.rows) / t->learning_seconds), rate), bits_of(loss));
+         grouped((int64_t)((double)t->learned / t->learning_seconds), rate), bits_of(loss));
   printf(left < 99.5 ? "%.0f s left" : "%.1f min left", left < 99.5 ? left : left / 60);
   t->spoken = now;
 }
@@ -1214,18 +1576,19 @@ static void say_progress(training *t, const char *start) {
 static void progress(training *t) {
   const int terminal = on_terminal();
   const double pause = terminal ? TERMINAL_LINE_SECONDS : PLAIN_LINE_SECONDS;
-  if (t->opt->hash_only || now_seconds() - t->spoken < pause) return;
+  if (t->opt->hash_only || !leads(t) || now_seconds() - t->spoken < pause) return;
   say_progress(t, terminal ? "\r" : "");
   fputs(terminal ? "\033[K" : "\n", stdout);
   fflush(stdout);
 }
 
-/* A line that stays, with the loss on the text held out: at ten steps of the schedule. */
+/* A line that stays, with the loss on the text held out: at ten steps of the schedule. Every replica measures it: it
+   could only wait meanwhile. */
 static int report(training *t) {
   int code;
   if (t->opt->hash_only || t->step * REPORTS / t->total == (t->step - 1) * REPORTS / t->total) return 0;
   code = judge(t);
-  if (code) return code;
+  if (code || !leads(t)) return code;
   say_progress(t, on_terminal() ? "\r" : "");
   printf("   held out: %.3f%s\n", bits_of(t->held_loss), on_terminal() ? "\033[K" : "");
   fflush(stdout);
@@ -1235,20 +1598,17 @@ static int report(training *t) {
 static int train(training *t) {
   int code = 0;
   t->started = t->saved = t->spoken = now_seconds();
-  while (code == 0 && t->step < t->stop && !interrupted) {
+  while (code == 0 && t->step < t->stop && !t->stopped) {
     const double before = now_seconds();
     code = learn_step(t);
     t->learning_seconds += now_seconds() - before;
     if (!code) code = report(t);
-    if (code) break;
-    if (t->opt->integer[OPT_SAVE_EVERY] ? t->step % t->opt->integer[OPT_SAVE_EVERY] == 0
-                                        : now_seconds() - t->saved > SAVE_SECONDS)
-      code = save_checkpoint(t);
-    progress(t);
+    if (!code && t->net.figures[SAVE] > 0 && t->step < t->stop && !t->stopped) code = save_checkpoint(t);
+    if (!code) progress(t);
   }
-  if (!t->opt->hash_only && on_terminal()) fputs("\r\033[K", stdout);
+  if (!t->opt->hash_only && leads(t) && on_terminal()) fputs("\r\033[K", stdout);
   if (code == 0 && t->step > t->first_step) code = save_checkpoint(t);
-  return code;
+  return code == LOST ? tell_loss(t) : code;
 }
 
 /* ---- writing text ------------------------------------------------------------------------------------------------ */
@@ -1351,6 +1711,31 @@ static int write_sample(training *t) {
 
 /* ---- what is printed --------------------------------------------------------------------------------------------- */
 
+/* Of steps in which so many shares were learned, the updates that all replicas make counted once. */
+static double flops_of_steps(const model *m, int64_t steps, int64_t shares) {
+  return (double)(flops_of(&m->forward) + flops_of(&m->share->learn)) * (double)shares +
+         (double)flops_of(&m->update) * (double)steps;
+}
+
+static int64_t own_weights(const model *m) {
+  int64_t count = 0, bucket;
+  for (bucket = 0; bucket <= m->layers; bucket++) count += m->own[bucket].end - m->own[bucket].first;
+  return count;
+}
+
+static void print_group(const training *t) {
+  const model *m = &t->net;
+  const int replicas = t->opt->replicas;
+  char a[32], b[32];
+  printf("replicas   %d %s, %d share%s of %" PRId64 " x %" PRId64 " bytes, gradients in %" PRId64 " buckets\n",
+         replicas,
+         t->opt->processes ? (replicas == 1 ? "process" : "processes") : (replicas == 1 ? "thread" : "threads"),
+         m->shares, m->shares == 1 ? "" : "s", m->train.batch, m->context, m->layers + 1);
+  if (m->zero)
+    printf("optimiser  %s bytes of moments in each replica, %s in all (ZeRO-1)\n", grouped(own_weights(m) * 8, a),
+           grouped(m->count * 8, b));
+}
+
 static void print_head(const training *t, const mlk_info *info) {
   const model *m = &t->net;
   char a[32], b[32];
@@ -1360,25 +1745,26 @@ static void print_head(const training *t, const mlk_info *info) {
          ", context %" PRId64 ": %s weights\n",
          m->layers, m->width, m->heads, m->kv_heads, m->head, m->context, grouped(m->count, a));
   printf("step       %" PRId64 " x %" PRId64 " bytes forward and back: %.3g GFLOP, %s bytes of workspace reserved\n",
-         m->train.batch, m->context, (double)(flops_of(&m->forward) + flops_of(&m->learn)) / 1e9,
+         m->train.batch * m->shares, m->context, flops_of_steps(m, 1, m->shares) / 1e9,
          grouped((int64_t)info->workspace_bytes, b));
   printf("device     %s, instruction set %s, %d thread%s%s, %.1f GFLOP/s measured peak\n", info->backend, info->isa,
          info->threads, info->threads == 1 ? "" : "s", info->openmp ? " (OpenMP)" : "", info->ceilings.flops_all / 1e9);
+  if (m->group) print_group(t);
   if (t->step) printf("checkpoint continues after step %" PRId64 "\n", t->step);
   fflush(stdout);
 }
 
-/* The entries of the two training tapes, those of one name together: time of one step. ("forward" runs for the text
-   held out too, so times are means of the calls.) */
+/* The entries of the three training tapes, those of one name together: time of one share and an update. ("forward"
+   runs for the text held out too, so times are means of the calls.) */
 static void print_profile(const training *t, const mlk_info *info) {
-  const tape *part[2];
+  const tape *part[3];
   double all = 0;
   int i, j, k;
-  part[0] = &t->net.forward, part[1] = &t->net.learn;
-  for (i = 0; i < 2; i++)
+  part[0] = &t->net.forward, part[1] = &t->net.share->learn, part[2] = &t->net.update;
+  for (i = 0; i < 3; i++)
     for (j = 0; j < part[i]->count; j++) all += part[i]->op[j].seconds / (double)part[i]->op[j].calls;
   printf("\n%-38s calls       ms   share  GFLOP/s  of peak    GB/s\n", "call");
-  for (i = 0; i < 2; i++)
+  for (i = 0; i < 3; i++)
     for (j = 0; j < part[i]->count; j++) {
       const char *name = part[i]->op[j].name;
       double seconds = 0, flops = 0, bytes = 0;
@@ -1403,25 +1789,28 @@ static int is_pinned(const training *t) {
   int i;
   for (i = 0; i < SETTINGS; i++)
     if (t->opt->integer[i] != integer_options[i].demo) return 0;
-  return t->opt->demo && t->opt->rate == DEFAULT_RATE && t->step == t->total;
+  return t->opt->demo && t->opt->rate == DEFAULT_RATE && t->opt->clip == DEFAULT_CLIP && t->step == t->total;
 }
 
 static void print_speed(const training *t, const mlk_info *info) {
-  const int64_t steps = t->step - t->first_step;
-  const double flops = (double)(flops_of(&t->net.forward) + flops_of(&t->net.learn)) * (double)steps;
+  const double flops = flops_of_steps(&t->net, t->step - t->first_step, t->learned / t->net.train.rows);
+  const double peak = info->ceilings.flops_all * (double)t->opt->replicas;
   char text[32];
   printf("speed      %s tokens/s   %.1f GFLOP/s = %.0f %% of the measured peak   (%.1f s of training)\n",
-         grouped((int64_t)((double)(steps * t->net.train.rows) / t->learning_seconds), text),
-         flops / t->learning_seconds / 1e9, 100 * flops / t->learning_seconds / info->ceilings.flops_all,
-         t->learning_seconds);
+         grouped((int64_t)((double)t->learned / t->learning_seconds), text), flops / t->learning_seconds / 1e9,
+         100 * flops / t->learning_seconds / peak, t->learning_seconds);
 }
 
 static void print_line(const training *t, uint64_t hash) {
   const model *m = &t->net;
+  char shares[32] = "", clip[32] = "";
+  if (m->shares > 1) snprintf(shares, sizeof shares, " shares=%d", m->shares);
+  if (m->clip < DEFAULT_CLIP || m->clip > DEFAULT_CLIP) snprintf(clip, sizeof clip, " clip=%g", (double)m->clip);
   printf("%s gpt layers=%" PRId64 " width=%" PRId64 " heads=%" PRId64 "/%" PRId64 " context=%" PRId64 " batch=%" PRId64
-         " step=%" PRId64 "/%" PRId64 " loss=%.6f held_out=%.6f hash=%016" PRIx64 " sample=%016" PRIx64 "\n",
-         t->opt->demo ? "rhymes" : "text", m->layers, m->width, m->heads, m->kv_heads, m->context, m->train.batch,
-         t->step, t->total, (double)t->last_loss, t->held_loss, hash, t->sample_hash);
+         "%s%s step=%" PRId64 "/%" PRId64 " loss=%.6f held_out=%.6f hash=%016" PRIx64 " sample=%016" PRIx64 "\n",
+         t->opt->demo ? "rhymes" : "text", m->layers, m->width, m->heads, m->kv_heads, m->context,
+         t->opt->integer[OPT_BATCH], shares, clip, t->step, t->total, (double)t->last_loss, t->held_loss, hash,
+         t->sample_hash);
 }
 
 static int print_result(const training *t, const mlk_info *info) {
@@ -1437,8 +1826,8 @@ static int print_result(const training *t, const mlk_info *info) {
   printf("loss       %.3f bits per byte of the text held out, after %" PRId64 " steps\n", bits_of(t->held_loss),
          t->step);
   if (t->step > t->first_step) print_speed(t, info);
-  printf("hash       %016" PRIx64 "   FNV-1a 64 of the weights: the same on every machine%s\n", hash,
-         is_pinned(t) ? "; it is the pinned one" : "");
+  printf("hash       %016" PRIx64 "   FNV-1a 64 of the weights%s%s\n", hash,
+         t->lost ? "" : ": the same on every machine", is_pinned(t) ? "; it is the pinned one" : "");
   if (t->opt->profile && t->step > t->first_step) print_profile(t, info);
   return 0;
 }
@@ -1470,6 +1859,16 @@ static void print_help(void) {
        "  --isa NAME         best, scalar, neon, avx2, avx512 or reference (default best)\n"
        "  --hash             train and print one line, with hashes of the weights and of what is written\n"
        "  --profile          also a table of the library's calls and their times\n"
+       "  --clip X           the gradient's norm is cut to X, 0 to 1e6; 0: it is left as it is (default 1)\n"
+       "\n"
+       "  --replicas N       N threads of this process train one model together, each with its own copy of it;\n"
+       "  --processes N      or N processes\n"
+       "  --shares S         into which the batch is cut; it must divide --batch. Bits depend on S, but not on N\n"
+       "                     (default, with replicas or processes, 4, or N if that is more)\n"
+       "  --on-loss WHAT     fails: when a replica is lost, all end; shrinks: the others go on (default fails)\n"
+       "  --timeout X        seconds after which a replica that lets the others wait is lost (default 30)\n"
+       "  --zero 1           each replica keeps the optimiser's state of its part of the weights only\n"
+       "\n"
        "  --help             this text\n\n"
        "                default   --demo   at least   at most");
   for (i = 0; i < INTEGERS; i++)
@@ -1525,6 +1924,13 @@ static int parse_value(int which, const char *value, options *opt) {
   case 1: return parse_real("--temperature", value, 100, &opt->temperature);
   case 2: return parse_isa(value, &opt->isa);
   case 3: opt->prompt = value; return 0;
+  case 4: return parse_real("--clip", value, 1e6, &opt->clip);
+  case 5: return parse_real("--timeout", value, 86400, &opt->timeout);
+  case 6:
+    if (strcmp(value, "fails") != 0 && strcmp(value, "shrinks") != 0)
+      return complain("--on-loss is '%s'; it must be fails or shrinks", value);
+    opt->on_loss = strcmp(value, "fails") == 0 ? MLK_LOSS_FAILS : MLK_LOSS_SHRINKS;
+    return 0;
   default:
     if (strlen(value) >= MAX_PATH_BYTES - 64 || !*value)
       return complain("--checkpoint is %d bytes long; it must have 1 to %d", (int)strlen(value), MAX_PATH_BYTES - 65);
@@ -1535,7 +1941,8 @@ static int parse_value(int which, const char *value, options *opt) {
 
 /* An option with a value: option or option=value. *i is moved past what is used. Returns 0, or an exit code. */
 static int parse_option(int argc, char **argv, int *i, options *opt) {
-  static const char *const with_value[] = {"--lr", "--temperature", "--isa", "--prompt", "--checkpoint"};
+  static const char *const with_value[] = {"--lr",   "--temperature", "--isa",     "--prompt",
+                                           "--clip", "--timeout",     "--on-loss", "--checkpoint"};
   enum { WITH_VALUE = sizeof with_value / sizeof *with_value };
   const char *arg = argv[*i], *equals = strchr(arg, '='), *value;
   const size_t length = equals ? (size_t)(equals - arg) : strlen(arg);
@@ -1553,10 +1960,29 @@ static int parse_option(int argc, char **argv, int *i, options *opt) {
   return complain("'%s' is not an option; --help lists them", arg);
 }
 
+/* One replica without shares is no group. */
+static int complete_replicas(options *opt) {
+  int64_t *integer = opt->integer;
+  if (integer[OPT_REPLICAS] > 0 && integer[OPT_PROCESSES] > 0)
+    return complain("--replicas and --processes exclude each other");
+  opt->processes = integer[OPT_PROCESSES] > 0;
+  opt->grouped = opt->processes || integer[OPT_REPLICAS] > 0 || integer[OPT_SHARES] > 0 || integer[OPT_ZERO] > 0;
+  opt->replicas = (int)integer[opt->processes ? OPT_PROCESSES : OPT_REPLICAS];
+  if (opt->replicas < 1) opt->replicas = 1;
+  if (opt->grouped && integer[OPT_SHARES] < 0) integer[OPT_SHARES] = opt->replicas > 4 ? opt->replicas : 4;
+  if (opt->grouped && integer[OPT_SHARES] < opt->replicas)
+    return complain("--shares is %" PRId64 "; there are %d replicas, and each needs one", integer[OPT_SHARES],
+                    opt->replicas);
+  if (integer[OPT_ZERO] > 0 && opt->on_loss == MLK_LOSS_SHRINKS)
+    return complain("--zero 1 needs --on-loss fails: with a replica its part of the optimiser's state is lost");
+  return 0;
+}
+
 /* What is not given gets its default; then, does it go together? */
 static int complete_options(options *opt) {
   int64_t *integer = opt->integer;
-  int i;
+  int code = complete_replicas(opt), i;
+  if (code) return code;
   for (i = 0; i < INTEGERS; i++)
     if (integer[i] < 0) integer[i] = opt->demo ? integer_options[i].demo : integer_options[i].usual;
   if (opt->demo && opt->file_count) return complain("--demo and '%s' exclude each other", opt->files[0]);
@@ -1566,13 +1992,16 @@ static int complete_options(options *opt) {
   if (integer[OPT_HEADS] % integer[OPT_KV_HEADS] != 0)
     return complain("--heads is %" PRId64 " and --kv-heads %" PRId64 "; the latter must divide the former",
                     integer[OPT_HEADS], integer[OPT_KV_HEADS]);
+  if (integer[OPT_BATCH] % integer[OPT_SHARES] != 0)
+    return complain("--batch is %" PRId64 " and --shares %" PRId64 "; the latter must divide the former",
+                    integer[OPT_BATCH], integer[OPT_SHARES]);
   return 0;
 }
 
 /* *done is set by --help. files has room for argc entries. */
 static int parse_options(int argc, char **argv, options *opt, const char **files, int *done) {
   int only_files = 0, i;
-  opt->files = files, opt->rate = DEFAULT_RATE, opt->temperature = 0.7f;
+  opt->files = files, opt->rate = DEFAULT_RATE, opt->clip = DEFAULT_CLIP, opt->temperature = 0.7f;
   for (i = 0; i < INTEGERS; i++) opt->integer[i] = -1;
   for (i = 1; i < argc; i++) {
     int code;
@@ -1594,22 +2023,32 @@ static int parse_options(int argc, char **argv, options *opt, const char **files
 
 /* ---- from options to results ------------------------------------------------------------------------------------- */
 
-static int open_library(training *t, mlk_info *info) {
+static int plan_all(training *t, uint64_t *workspace) {
   model *m = &t->net;
   tape *tapes[5];
+  int code = 0, i;
+  tapes[0] = &m->forward, tapes[1] = &m->update, tapes[2] = &m->judge, tapes[3] = &m->next, tapes[4] = &m->choose;
+  for (i = 0; i < 5 && !code; i++) code = plan_tape(t->ctx, tapes[i], workspace);
+  for (i = 0; i < m->own_shares && !code; i++) code = plan_tape(t->ctx, &m->share[i].learn, workspace);
+  return code;
+}
+
+/* group: of this replica; NULL: none */
+static int open_library(training *t, const mlk_group_desc *group, int threads, mlk_info *info) {
   uint64_t workspace = 0;
   mlk_context_desc desc;
   mlk_ceilings ceilings;
   mlk_status status;
-  int code, i;
+  int code;
   memset(&desc, 0, sizeof desc);
-  desc.threads = (int)t->opt->integer[OPT_THREADS];
+  desc.threads = threads;
   desc.isa = t->opt->isa;
   status = mlk_open(&t->ctx, &desc);
   if (status != MLK_OK) return fail_run("mlk_open", mlk_status_name(status));
   code = make_schedule(t, t->opt->rate);
-  tapes[0] = &m->forward, tapes[1] = &m->learn, tapes[2] = &m->judge, tapes[3] = &m->next, tapes[4] = &m->choose;
-  for (i = 0; i < 5 && !code; i++) code = plan_tape(t->ctx, tapes[i], &workspace);
+  if (!code && group) code = join_group(t, group);
+  if (!code) code = record(&t->net);
+  if (!code) code = plan_all(t, &workspace);
   if (code) return code;
   status = mlk_reserve(t->ctx, workspace, MLK_FIXED); /* from here on the library allocates nothing */
   if (status == MLK_OK && !t->opt->hash_only) status = mlk_measure(t->ctx, &ceilings); /* takes half a second */
@@ -1627,19 +2066,21 @@ static int prepare(training *t) {
   t->loss = (float *)calloc((size_t)t->total, sizeof(float));
   if (!t->rate || !t->loss) return fail_run("training", "no memory for its tables");
   t->net.coldness = t->opt->temperature > 0 ? 1.0f / t->opt->temperature : 1.0f;
+  t->net.clip = t->opt->clip;
   code = model_open(&t->net, integer);
-  return code ? code : load_checkpoint(t);
+  return code ? code : read_checkpoint(t);
 }
 
-static int run(training *t) {
+static int run(training *t, const mlk_group_desc *group, int threads) {
   mlk_info info;
-  int code = open_library(t, &info);
+  int code = open_library(t, group, threads, &info);
   if (code) return code;
-  if (!t->opt->hash_only) print_head(t, &info);
-  signal(SIGINT, interrupt), signal(SIGTERM, interrupt);
+  if (t->packed) take_checkpoint(t, t->packed);
+  if (!t->opt->hash_only && t->rank == 0) print_head(t, &info);
   code = train(t);
   if (code) return code;
-  if (interrupted && t->step < t->stop) {
+  if (!leads(t)) return FOLLOWED;
+  if (t->stopped && t->step < t->stop) {
     printf("interrupted after step %" PRId64 "%s\n", t->step,
            t->opt->checkpoint ? "; a checkpoint is written, and the same command (without --fresh) continues" : "");
     return EXIT_INTERRUPTED;
@@ -1649,25 +2090,231 @@ static int run(training *t) {
   return code ? code : print_result(t, &info);
 }
 
+static training *training_open(const options *opt, const corpus *text, int rank) {
+  training *t = (training *)calloc(1, sizeof *t);
+  if (t) t->opt = opt, t->text = text, t->rank = rank;
+  return t;
+}
+
+static void training_close(training *t) {
+  if (!t) return;
+  mlk_group_close(t->net.group);
+  mlk_close(t->ctx);
+  free(t->net.memory), free(t->net.moments), free(t->net.share), free(t->packed), free(t->rate), free(t->loss);
+  free(t);
+}
+
+/* ---- replicas: threads, or processes --------------------------------------------------------------------------------
+
+   All have the same options and the same text, and each a model of its own. Nobody leads but by being the lowest of
+   those that are left. */
+
+typedef struct crew {
+  const options *opt;
+  mlk_bucket buckets[MAX_BUCKETS];
+  mlk_group_desc desc; /* of all, but for the rank */
+  mlk_group_segment segment;
+  void *memory;
+  int threads;                       /* of each replica */
+  training *training[MLK_MAX_RANKS]; /* of processes one, which each of them inherits */
+  int code[MLK_MAX_RANKS];           /* how each ended: its exit code; below 0: by a signal */
+} crew;
+
+static int run_replica(crew *c, training *t) {
+  mlk_group_desc desc = c->desc;
+  int code;
+  desc.rank = t->rank;
+  code = run(t, &desc, c->threads);
+  mlk_group_close(t->net.group); /* at once: the others need not wait for one who failed */
+  t->net.group = NULL;
+  return code;
+}
+
+/* What comes of how the replicas ended. */
+static int crew_result(const crew *c) {
+  int done = 0, interrupts = 0, failed = 0, rank;
+  for (rank = 0; rank < c->opt->replicas; rank++) {
+    done += c->code[rank] == 0, interrupts += c->code[rank] == EXIT_INTERRUPTED;
+    failed += c->code[rank] != 0 && c->code[rank] != FOLLOWED && c->code[rank] != EXIT_INTERRUPTED;
+  }
+  if (failed && c->opt->on_loss == MLK_LOSS_FAILS) return EXIT_RUN;
+  return done ? 0 : (interrupts ? EXIT_INTERRUPTED : EXIT_RUN);
+}
+
+#if defined(_WIN32)
+static int run_crew(crew *c) {
+  if (c->opt->processes || c->opt->replicas > 1)
+    return complain("--%s: this system has no POSIX %s", c->opt->processes ? "processes" : "replicas",
+                    c->opt->processes ? "fork" : "threads");
+  c->code[0] = run_replica(c, c->training[0]);
+  return crew_result(c);
+}
+#else
+static pid_t child[MLK_MAX_RANKS]; /* 0: not there, or no longer */
+
+/* Of the parent: the children end after the same step, with a checkpoint. (An interrupt from the terminal reaches them
+   too, which is why they ignore those.) The second signal ends the parent at once, and the children without it. */
+static void pass_on(int number) {
+  int rank;
+  for (rank = 0; rank < MLK_MAX_RANKS; rank++)
+    if (child[rank] > 0) kill(child[rank], SIGTERM);
+  signal(number, SIG_DFL);
+}
+
+static void wait_for_children(crew *c) {
+  int status, rank;
+  pid_t ended;
+  while ((ended = wait(&status)) > 0 || errno == EINTR) {
+    for (rank = 0; rank < c->opt->replicas && child[rank] != ended; rank++) continue;
+    if (ended <= 0 || rank == c->opt->replicas) continue;
+    child[rank] = 0;
+    c->code[rank] = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+    if (c->code[rank] < 0)
+      complain("replica %d, process %ld, was ended by signal %d", rank, (long)ended, -c->code[rank]);
+  }
+}
+
+/* Returns in the parent when all children have ended, and in each child when it has. No thread was started so far: what
+   OpenMP has does not survive a fork. */
+static int run_processes(crew *c) {
+  const long parent = (long)getpid();
+  int rank;
+  fflush(stdout);
+  for (rank = 0; rank < c->opt->replicas; rank++) {
+    child[rank] = fork();
+    if (child[rank] == 0) {
+      signal(SIGINT, SIG_IGN), signal(SIGTERM, interrupt);
+      memset(child, 0, sizeof child);
+      c->training[0]->rank = rank, c->training[0]->parent = parent;
+      return run_replica(c, c->training[0]);
+    }
+    c->code[rank] = EXIT_RUN;
+    if (child[rank] > 0) continue;
+    complain("replica %d cannot be started: %s", rank, strerror(errno));
+    while (rank-- > 0) kill(child[rank], SIGKILL);
+    break;
+  }
+  signal(SIGINT, pass_on), signal(SIGTERM, pass_on);
+  wait_for_children(c);
+  return crew_result(c);
+}
+
+typedef struct hand {
+  crew *in;
+  int rank, started;
+  pthread_t thread;
+} hand;
+
+static void *run_hand(void *argument) {
+  hand *h = (hand *)argument;
+  h->in->code[h->rank] = run_replica(h->in, h->in->training[h->rank]);
+  return NULL;
+}
+
+/* This thread is the first replica. */
+static int run_threads(crew *c) {
+  hand hands[MLK_MAX_RANKS];
+  int rank, error;
+  signal(SIGINT, interrupt), signal(SIGTERM, interrupt);
+  for (rank = 0; rank < c->opt->replicas; rank++) {
+    hands[rank].in = c, hands[rank].rank = rank;
+    error = rank ? pthread_create(&hands[rank].thread, NULL, run_hand, &hands[rank]) : 0;
+    hands[rank].started = rank && !error;
+    if (!error) continue;
+    complain("replica %d cannot be started: %s", rank, strerror(error));
+    c->code[rank] = EXIT_RUN;
+  }
+  run_hand(&hands[0]);
+  for (rank = 1; rank < c->opt->replicas; rank++)
+    if (hands[rank].started) pthread_join(hands[rank].thread, NULL);
+  return crew_result(c);
+}
+
+static int run_crew(crew *c) { return c->opt->processes ? run_processes(c) : run_threads(c); }
+#endif
+
+/* The common memory: of threads, plain memory; of processes, a segment without a name, which children inherit. */
+static int open_memory(crew *c, mlk_context *ctx) {
+  mlk_group_plan plan;
+  mlk_status status = mlk_group_get_plan(ctx, &c->desc, &plan);
+  if (status == MLK_OK && c->opt->processes) {
+    status = mlk_group_segment_open(ctx, &c->desc, &c->segment);
+    c->desc.fd = c->segment.fd;
+  }
+  if (status != MLK_OK) return library_failed(ctx, "the replicas' common memory", status);
+  if (c->opt->processes) return 0;
+  c->memory = calloc((size_t)plan.bytes + 64, 1);
+  if (!c->memory) return fail_run("the replicas' common memory", "there is not so much");
+  c->desc.memory = (char *)c->memory + (64 - (uintptr_t)c->memory % 64) % 64;
+  return 0;
+}
+
+static int open_crew(crew *c, const model *m) {
+  static const char *const names[2] = {"table and norms", "figures"};
+  mlk_context_desc context;
+  mlk_context *ctx;
+  mlk_info info;
+  int64_t bucket;
+  int code;
+  for (bucket = 0; bucket < m->layers + 2; bucket++) {
+    c->buckets[bucket].name = bucket < m->layers ? "a layer's matrices" : names[bucket - m->layers];
+    c->buckets[bucket].elements = bucket_elements(m, bucket);
+  }
+  c->desc.ranks = c->opt->replicas, c->desc.shares = m->shares;
+  c->desc.buckets = c->buckets, c->desc.bucket_count = m->layers + 2;
+  c->desc.on_loss = c->opt->on_loss, c->desc.timeout = (double)c->opt->timeout;
+  memset(&context, 0, sizeof context);
+  context.threads = (int)c->opt->integer[OPT_THREADS];
+  if (mlk_open(&ctx, &context) != MLK_OK) return fail_run("mlk_open", "no memory");
+  code = open_memory(c, ctx);
+  mlk_get_info(ctx, &info);
+  mlk_close(ctx);
+  c->threads = info.threads; /* those of the machine are shared out */
+  if (!context.threads) c->threads = info.threads > c->opt->replicas ? info.threads / c->opt->replicas : 1;
+  return code;
+}
+
+static int learn_in_group(const options *opt, const corpus *text) {
+  crew *c = (crew *)calloc(1, sizeof *c);
+  int code = 0, rank;
+  if (!c) return fail_run("the replicas", "no memory for their records");
+  c->opt = opt;
+  for (rank = 0; rank < (opt->processes ? 1 : opt->replicas) && !code; rank++) {
+    c->training[rank] = training_open(opt, text, rank);
+    code = c->training[rank] ? prepare(c->training[rank]) : fail_run("the replicas", "no memory for their records");
+  }
+  if (!code) code = open_crew(c, &c->training[0]->net);
+  if (!code) code = run_crew(c);
+  for (rank = 0; rank < opt->replicas; rank++) training_close(c->training[rank]);
+  if (c->desc.fd > 0) mlk_group_segment_close(&c->segment);
+  free(c->memory), free(c);
+  return code;
+}
+
+static int learn_alone(const options *opt, const corpus *text) {
+  training *t = training_open(opt, text, 0);
+  int code = t ? prepare(t) : fail_run("the program", "no memory for its own records");
+  signal(SIGINT, interrupt), signal(SIGTERM, interrupt);
+  if (!code) code = run(t, NULL, (int)opt->integer[OPT_THREADS]);
+  training_close(t);
+  return code;
+}
+
 int main(int argc, char **argv) {
   options opt;
   corpus *words = (corpus *)calloc(1, sizeof *words);
-  training *t = (training *)calloc(1, sizeof *t);
   const char **files = (const char **)calloc((size_t)argc + 1, sizeof *files);
   int code = 0, done = 0;
   memset(&opt, 0, sizeof opt);
-  if (!words || !t || !files) code = fail_run("the program", "no memory for its own records");
+  if (!words || !files) code = fail_run("the program", "no memory for its own records");
   if (!code) code = parse_options(argc, argv, &opt, files, &done);
   if (!code && !done) {
-    t->text = words, t->opt = &opt;
     code = load_text(argv[0], &opt, words);
-    if (!code) code = prepare(t);
-    if (!code) code = run(t);
+    if (!code) code = opt.grouped ? learn_in_group(&opt, words) : learn_alone(&opt, words);
   }
   if ((fflush(stdout) != 0 || ferror(stdout)) && code == 0)
     code = fail_run("standard output", "could not be written to its end");
-  if (t) mlk_close(t->ctx), free(t->net.memory), free(t->rate), free(t->loss);
   if (words) free(words->learn), free(words->held);
-  free(t), free(words), free(files);
+  free(words), free(files);
   return code;
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The demo examples/00_knn_pictures.c from outside: its results on every instruction set, thread count and metric against
 # tests/demo_expected.txt, its options, its refusal of wrong arguments and files, its JSON; then the network of
-# examples/02_fashion_cnn.c and the text model of examples/03_gpt.c: their weights everywhere, their checkpoints under
-# kill -9, damage and a full disk; then the rest.
+# examples/02_fashion_cnn.c and the text model of examples/03_gpt.c: their weights everywhere, with several replicas too,
+# their checkpoints under kill -9, damage and a full disk; then the rest.
 #
 # usage: tests/test_demo.sh     from anywhere; CC, CFLAGS and OPENMP are taken from the environment, and MLK_OBJECT: the
 #                               implementation of mlk.h as an object, to save compiling it
@@ -35,7 +35,7 @@ library=$work/mlk.o
 [ -z "${MLK_OBJECT:-}" ] || library=$MLK_OBJECT
 against_library() { # example, name, flags, libraries
   sed '/^#define MLK_IMPLEMENTATION$/d' "examples/$1.c" >"$work/$2.c"
-  if $CC $WARN $CFLAGS $3 -I. "$work/$2.c" "$library" $OPENMP -o "$work/$2" -lm $4 >"$work/log" 2>&1 && ! [ -s "$work/log" ]; then
+  if $CC $WARN $CFLAGS $3 -I. "$work/$2.c" "$library" $OPENMP $pthread -o "$work/$2" -lm $4 >"$work/log" 2>&1 && ! [ -s "$work/log" ]; then
     pass
   else
     fail "examples/$1.c does not compile without warnings: $CC $WARN $CFLAGS $3: $(head -n 5 "$work/log")"
@@ -43,6 +43,8 @@ against_library() { # example, name, flags, libraries
   fi
 }
 
+pthread= # where threads are not in the C library
+links -pthread 'int main(void) { return 0; }\n' && pthread=-pthread
 if [ -z "${OPENMP+set}" ]; then
   OPENMP=
   links -fopenmp '#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n' && OPENMP=-fopenmp
@@ -377,6 +379,47 @@ learns --data digits --steps 40 --isa scalar --threads 1 --out "$state"
 cp "$state/checkpoint" "$work/checkpoint_40"
 learns --data digits --steps 200 --threads 3 --resume --out "$state"
 
+# Replicas: for a number of shares one hash, whoever computes them. One share is what there is without replicas.
+learns --data digits --steps 40 --processes 1 --shares 1
+learns --data digits --steps 40 --shares 4
+for group in '--replicas 2' '--replicas 4 --threads 1' '--processes 2' '--processes 3 --isa scalar --threads 1 --on-loss shrinks'; do
+  learns --data digits --steps 40 $group
+done
+"$cnn" --data digits --out "$work/group" --epochs 2 --processes 2 --threads 1 >"$work/out" 2>"$work/err" || fail "two processes: $(cat "$work/err")"
+grep -qx 'replicas   2 processes, 4 shares of 8 pictures, gradients in 4 buckets' "$work/out" &&
+  grep -qE '^epoch 2/2  step 80/80  [0-9,]+ images/s .* test: loss' "$work/out" && grep -qE '^accuracy ' "$work/out" &&
+  [ "$(wc -l <"$work/group/loss.csv")" = 81 ] && ! [ -s "$work/err" ] && pass || fail "two processes print $(cat "$work/out" "$work/err")"
+if [ "$sanitize" ]; then
+  for group in --replicas --processes; do
+    "$work/cnn_sanitized" --data digits --hash-only --steps 3 $group 2 --threads 1 >"$work/out" 2>"$work/err" && ! [ -s "$work/err" ] && pass ||
+      fail "02_fashion_cnn $group under the sanitizers: $(cat "$work/err")"
+  done
+fi
+
+# Of a training that has written its first checkpoint, the process ID: $1, and its children, or one of them: $2.
+alive() { ps -o stat= -p "$(echo $1 | tr ' ' ',')" | grep -qv '^Z'; } # any of these processes
+children() { ps -A -o pid=,ppid= | awk -v parent="$1" '$2 == parent { print $1 }' | sort -n | sed -n "${2:-p}"; }
+wait_for() { # file that a training writes
+  local i
+  for i in $(seq 200); do [ -s "$1" ] && return; sleep 0.02; done
+}
+
+# A process killed: the others go on without its shares, whoever it is, and end well; or all end.
+for victim in 1 3; do
+  rm -rf "$state"
+  "$cnn" --data digits --hash-only --steps 400 --save-every 1 --processes 3 --threads 1 --on-loss shrinks --out "$state" >"$work/out" 2>"$work/err" &
+  wait_for "$state/checkpoint"
+  kill -9 "$(children $! ${victim}p)"
+  wait $!
+  code=$?
+  [ $code = 0 ] && grep -qE "replica $((victim - 1)), process [0-9]+, was ended by signal 9" "$work/err" &&
+    grep -qE "replica $((victim - 1)) was lost in step [0-9]+; 2 of 3 go on without its shares" "$work/err" &&
+    awk '{ sub(/.*steps=400 loss=/, ""); exit !($1 + 0 > 0 && $1 + 0 < 1) }' "$work/out" && pass ||
+    fail "replica $((victim - 1)) killed, exit code $code: $(cat "$work/out" "$work/err")"
+done
+rm -rf "$state"
+learns --data digits --steps 40 --isa scalar --threads 1 --out "$state"
+
 # A full disk leaves the checkpoint before it as it was.
 cp "$work/checkpoint_40" "$state/checkpoint"
 (trap '' XFSZ && ulimit -f 64 && "$cnn" --data digits --hash-only --steps 60 --out "$state" >"$work/out" 2>"$work/err")
@@ -392,22 +435,23 @@ damaged() { # regular expression, then further arguments; the file is $state/che
 }
 bytes=$(($(wc -c <"$work/checkpoint_40")))
 again() { cp "$work/checkpoint_40" "$state/checkpoint"; }
-for length in 0 7 63; do
+for length in 0 7 71; do
   head -c $length "$work/checkpoint_40" >"$state/checkpoint"
-  damaged 'checkpoint is no checkpoint of this program: it does not begin with MLKCNN01'
+  damaged 'checkpoint is no checkpoint of this program: it does not begin with MLKCNN02'
 done
-for length in 64 1000 $((bytes - 1)); do
+for length in 72 1000 $((bytes - 1)); do
   head -c $length "$work/checkpoint_40" >"$state/checkpoint"
   damaged "checkpoint is damaged: it has $length bytes and says $bytes"
 done
 again && printf x >>"$state/checkpoint" && damaged "checkpoint is damaged: it has $((bytes + 1)) bytes and says $bytes"
-for offset in 16 56 5000 $((bytes - 1)); do # fingerprint, weights, checksum
+for offset in 16 64 5000 $((bytes - 1)); do # fingerprint, weights, checksum
   again && printf '\125\252\125\252' | head -c $((bytes - offset < 4 ? 1 : 4)) | dd of="$state/checkpoint" bs=1 seek=$offset conv=notrunc 2>/dev/null
   damaged 'checkpoint is damaged: its checksum does not fit its [0-9]+ bytes'
 done
 again && printf 'PNG' | dd of="$state/checkpoint" bs=1 conv=notrunc 2>/dev/null && damaged 'checkpoint is no checkpoint of this program: .*'
 again && damaged 'was made with --batch 32 --epochs 30, this is --batch 16 --epochs 30' --batch 16
 again && damaged 'was made with --batch 32 --epochs 30, this is --batch 32 --epochs 3' --epochs 3
+again && damaged 'was made with --shares 1, this is --shares 4' --replicas 2
 rm -f "$state/checkpoint"
 refuses "--resume: there is no $state/checkpoint" --data digits --hash-only --resume --out "$state"
 printf x >"$state/checkpoint"
@@ -445,6 +489,12 @@ refuses '--resume and --fresh exclude each other' --resume --fresh
 refuses "'--momentum' is not an option" --momentum 1
 refuses '--out needs a value' --out
 refuses "--out: $cnn/x cannot be made: Not a directory" --data digits --out "$cnn/x"
+refuses "--replicas is '17'; it must be a whole number from 1 to 16" --replicas 17
+refuses '--replicas and --processes exclude each other' --replicas 2 --processes 2
+refuses '--shares is 2; there are 3 replicas, and each needs one' --replicas 3 --shares 2
+refuses '--batch is 30 and --shares 4; the latter must divide the former' --data digits --batch 30 --replicas 2
+refuses "--on-loss is 'waits'; it must be fails or shrinks" --replicas 2 --on-loss waits
+refuses "--timeout is '-1'; it must be a number from 0 to 86400" --replicas 2 --timeout -1
 
 # What is printed and written.
 "$cnn" --data digits --out "$work/digits_cnn" >"$work/out" 2>"$work/err" || fail "02_fashion_cnn: $(cat "$work/err")"
@@ -481,6 +531,55 @@ for isa in scalar neon avx2 avx512 reference; do
 done
 reads $tiny --heads 2 --kv-heads 1 --width 36 --context 40 --steps 20 # odd sizes, one key head
 reads $tiny --heads 4 --kv-heads 4 --temperature 0 --seed 7 --prompt 'On the ' --steps 20
+
+# Replicas: for a number of shares one hash, whoever computes them, and whoever keeps the moments (--zero).
+reads $tiny --steps 20 --replicas 1 --shares 1
+wide="${tiny/--batch 2/--batch 4}"
+reads $wide --steps 20 --shares 4
+for group in '--replicas 2' '--replicas 4 --threads 1' '--processes 2' '--processes 3 --isa scalar --on-loss shrinks' \
+  '--replicas 3 --zero 1' '--processes 2 --zero 1'; do
+  reads $wide --steps 20 $group
+done
+reads $wide --steps 20 --shares 4 --clip 0
+reads $wide --steps 20 --processes 3 --zero 1 --clip 0
+if [ "$sanitize" ]; then
+  for group in --replicas --processes; do
+    "$work/gpt_sanitized" $wide --hash --steps 3 $group 2 --zero 1 >"$work/out" 2>"$work/err" && ! [ -s "$work/err" ] && pass ||
+      fail "03_gpt $group under the sanitizers: $(cat "$work/err")"
+  done
+fi
+
+# Continued by other replicas: the same bits, the same checkpoint.
+rm -rf "$state" && mkdir -p "$state"
+reads $wide --steps 400 --shares 4 --checkpoint "$state/once"
+for group in '--processes 2 --stop 5' '--replicas 4 --stop 9' '--processes 3 --zero 1 --stop 14 --save-every 2' '--replicas 2 --zero 1 --stop 20' '--shares 4'; do
+  "$gpt" $wide --hash --steps 400 $group --checkpoint "$state/gpt" >"$work/out" 2>"$work/err" || fail "03_gpt $group: $(cat "$work/err")"
+done
+cmp -s "$state/once" "$state/gpt" && pass || fail 'a checkpoint that several groups continued is another one'
+
+# A process killed: all end, and the checkpoint is whole; an interrupt, and the end of the parent, end all after a step.
+for how in 'kill -9 child' 'kill -INT parent' 'kill -9 parent'; do
+  rm -f "$state/gpt"
+  "$gpt" $wide --hash --steps 400 --save-every 1 --processes 3 --timeout 5 --checkpoint "$state/gpt" >"$work/out" 2>"$work/err" &
+  wait_for "$state/gpt"
+  replicas=$(children $!)
+  case $how in
+    *child) kill -9 "$(children $! 2p)" ;;
+    *) ${how% parent} $! ;;
+  esac
+  wait $! 2>/dev/null
+  code=$?
+  for i in $(seq 100); do alive "$replicas" && sleep 0.05 || break; done
+  case $how in
+    *child) [ $code = 1 ] && grep -q 'replica 1, process [0-9]*, was ended by signal 9' "$work/err" &&
+      grep -qE 'replica [02] ends in step [0-9]+ of the training: .*; the last checkpoint is whole' "$work/err" ;;
+    *INT*) [ $code = 130 ] && [ "$(grep -c '^interrupted after step [0-9]*; a checkpoint is written' "$work/out")" = 1 ] && ! [ -s "$work/err" ] ;;
+    *) [ $code = 137 ] && grep -q '^interrupted after step [0-9]*; a checkpoint is written' "$work/out" ;;
+  esac && pass || fail "03_gpt, $how: exit code $code, $(cat "$work/out" "$work/err")"
+  alive "$replicas" && fail "03_gpt, $how: there are replicas left"
+  reads $wide --steps 400 --shares 4 --checkpoint "$state/gpt"
+done
+rm -f "$state/gpt"
 
 # Killed at every moment of a training that mostly writes checkpoints: what is left always continues.
 rm -rf "$state" && mkdir -p "$state"
@@ -523,9 +622,11 @@ damaged 'gpt was made with --layers 2, this is --layers 3' --layers 3
 damaged 'gpt was made with --context 16, this is --context 8' --context 8
 damaged 'gpt was made with --seed 2026, this is --seed 1' --seed=1
 damaged 'gpt was made with another --lr than 0.001' --lr 0.001
+damaged 'gpt was made with another --clip than 0' --clip 0
+damaged 'gpt was made with --shares 1, this is --shares 2' --processes 2 --shares 2
 refuses 'gpt belongs to another text' --layers 2 --width 32 --context 16 --batch 2 --checkpoint "$state/gpt" README.md
 printf x >>"$state/gpt" && damaged 'gpt has [0-9]+ weights, step 20 and [0-9]+ bytes, which do not go together'
-printf 'PNG' >"$state/gpt" && damaged 'gpt is no checkpoint of this program: it does not begin with MLKGPT01'
+printf 'PNG' >"$state/gpt" && damaged 'gpt is no checkpoint of this program: it does not begin with MLKGPT02'
 rm "$state/gpt" && mkdir "$state/gpt" && refuses '/gpt' $tiny --hash --steps 400 --checkpoint "$state/gpt" && rmdir "$state/gpt"
 if command -v python3 >/dev/null; then
   for program in $checkers; do
@@ -533,7 +634,7 @@ if command -v python3 >/dev/null; then
 import random, struct, subprocess, sys
 program, good, path = sys.argv[1:4]
 file, rng = open(good, "rb").read(), random.Random(1)
-header, bad = 8 + 8 * 13, []
+header, bad = 8 + 8 * 15, []
 def sealed(body):
     h = 0xcbf29ce484222325
     for b in body: h = (h ^ b) * 0x100000001b3 & (1 << 64) - 1
@@ -542,12 +643,12 @@ bad += [file[:n] for n in (0, 1, 7, 8, 15, 16, header - 1, header, header + 7, h
 for i in [rng.randrange(header) for _ in range(20)] + [rng.randrange(len(file)) for _ in range(10)] + [len(file) - 1]:
     bad.append(file[:i] + bytes([file[i] ^ 1 << rng.randrange(8)]) + file[i + 1:])
 short = file[:header] # sealing takes python a tenth of a second with all weights, so most lies are short files
-for field in range(13):
+for field in range(15):
     for value in (1 << 63, (1 << 64) - 1, 401, 0) if field else (1 << 63, 0):
         at = 8 + 8 * field
         bad.append(sealed(short[:at] + struct.pack("<Q", value) + short[at + 8:]))
 bad.append(sealed(short[:8] + struct.pack("<Q", header + 8) + short[16:]))
-for field, value in (12, 401), (12, (1 << 64) - 1), (11, 0), (11, 1 << 62):
+for field, value in (14, 401), (14, (1 << 64) - 1), (13, 0), (13, 1 << 62):
     at = 8 + 8 * field
     bad.append(sealed(file[:at] + struct.pack("<Q", value) + file[at + 8:-8]))
 for i, bytes_ in enumerate(bad):
@@ -589,6 +690,11 @@ refuses "--demo and 'x' exclude each other" --demo x
 refuses "'--momentum' is not an option" --momentum 1
 refuses '--prompt needs a value' --prompt
 refuses "--checkpoint is 0 bytes long; it must have 1 to" --checkpoint=
+refuses '--replicas and --processes exclude each other' --replicas 2 --processes 2
+refuses '--shares is 2; there are 3 replicas, and each needs one' --processes 3 --shares 2
+refuses '--batch is 16 and --shares 5; the latter must divide the former' --shares 5
+refuses '--zero 1 needs --on-loss fails' --replicas 2 --zero 1 --on-loss shrinks
+refuses "--clip is '-1'; it must be a number from 0 to 1e.06" --clip -1
 
 # What is printed, and the hash that the program checks itself.
 "$gpt" --demo --profile >"$work/out" 2>"$work/err" || fail "03_gpt: $(cat "$work/err")"
