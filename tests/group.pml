@@ -66,27 +66,32 @@
 #define LEAVES_OLD_STEP    (MUTANT != 10) /* a replacement takes its rank out of the step that its predecessor was in */
 #define JOINS_AS_NEW       (MUTANT != 11) /* ... and of one that was begun with the predecessor in mind */
 #define JOINER_NEEDS_GIVER (MUTANT != 12) /* a joiner leaves when nobody is left who could bring it up to date */
-#define DROPS_JOINED       (MUTANT != 13) /* who joined with a step that fails is not a member of the next one */
+#define JOINS_AGAIN        (MUTANT != 13) /* who joined a step that failed joins the next one again */
 #define MARKS_RANGE        (MUTANT != 14) /* two shots: the words of a range name the mask it is the mean of */
 #define RANGE_BEFORE_WORDS (MUTANT != 15) /* two shots: the words come after the range */
 
-/* A word of the ring: state, step, mask of ranks. */
+/* A word of the ring: state, step, ranks that joined, ranks that are in. */
 #define OPEN      1
 #define COMMITTED 2
 #define FAILED    3
-#define WORD(state, step, mask) ((state) << 6 | (step) << 3 | (mask))
-#define STATE(word) ((word) >> 6)
-#define STEP(word) ((word) >> 3 & 7)
-#define MASK(word) ((word) & 7)
+#define WORD(state, step, joined, members) ((state) << 9 | (step) << 6 | (joined) << 3 | (members))
+#define STATE(word) ((word) >> 9)
+#define STEP(word) ((word) >> 6 & 7)
+#define JOINED(word) ((word) >> 3 & 7)
+#define MEMBERS(word) ((word) & 7)
+#define NOW ring[s % RING]
+#define NEXT ring[(s + 1) % RING]
+#define BEFORE NEXT /* where there is no next step yet */
+#define NEWEST ring[(STEP(ring[0]) > STEP(ring[1]) -> 0 : 1)]
 #define ALL ((1 << N) - 1)
 #define ME (1 << _pid)
 #define COUNT(mask) (((mask) & 1) + ((mask) >> 1 & 1) + ((mask) >> 2 & 1))
-/* A word without the lost. With too few left the step fails, and those who had joined with it are out again: they may
-   not have been brought up to date, and in the next step nobody would take them for new. */
-#define WITHOUT(word, lost, before)                                                                                    \
-  (COUNT(MASK(word) & ~(lost)) >= MIN                                                                                  \
-       -> WORD(OPEN, STEP(word), MASK(word) & ~(lost))                                                                 \
-       :  WORD(FAILED, STEP(word), MASK(word) & ~(lost) & ((before) | (DROPS_JOINED -> 0 : ALL))))
+/* A word without the lost; with too few left the step fails. */
+#define WITHOUT(word, lost)                                                                                            \
+  WORD((COUNT(MEMBERS(word) & ~(lost)) >= MIN -> OPEN : FAILED), STEP(word), JOINED(word) & ~(lost),                   \
+       MEMBERS(word) & ~(lost))
+/* Who joined a step that failed may not have been brought up to date, so he joins the next one again. */
+#define FRESH (STATE(BEFORE) == FAILED && JOINS_AGAIN -> JOINED(BEFORE) : 0)
 
 #if N == 2
 #define EACH(mask, ok0, ok1, ok2) ((!((mask) & 1) || ok0) && (!((mask) & 2) || ok1))
@@ -96,15 +101,14 @@
 #define ALL_DONE(mask) EACH(mask, done[0] >= s - 1, done[1] >= s - 1, done[N - 1] >= s - 1)
 #define ALL_PUBLISHED(mask) EACH(mask, published[0] >= s, published[1] >= s, published[N - 1] >= s)
 #define ALL_COMPLETE(mask) EACH(mask, complete[0] >= s, complete[1] >= s, complete[N - 1] >= s)
-#define NEWEST (STEP(ring[0]) > STEP(ring[1]) -> 0 : 1)
 
 /* The common memory. */
-byte ring[RING] = WORD(COMMITTED, 0, ALL); /* attached; step 0 is over */
+short ring[RING] = WORD(COMMITTED, 0, 0, ALL); /* attached; step 0 is over */
 byte done[N], published[N], complete[N], slot[N];
 bool want[N];
 bool alive[N] = true; /* what the locks tell */
 #if TWO_SHOT
-byte range_word[N], range[N]; /* step and mask that the owner says, and that the element really is the mean of */
+short range_word[N], range[N]; /* step and mask that the owner says, and that the element really is the mean of */
 #endif
 #define NO_MEAN 0
 
@@ -124,24 +128,24 @@ inline pick(mask) { /* some rank of the mask */
 
 /* Members of w that the caller may give up: all others when its deadlines may be over, else the dead ones. */
 #if DEADLINES
-#define LOST (MASK(w) & ~ME)
+#define LOST (MEMBERS(w) & ~ME)
 #else
-#define LOST (MASK(w) & ~ME & (!alive[0] | !alive[1] << 1 | !alive[N - 1] << (N - 1)))
+#define LOST (MEMBERS(w) & ~ME & (!alive[0] | !alive[1] << 1 | !alive[N - 1] << (N - 1)))
 #endif
 
 inline give_up() { /* some rank of LOST */
   pick(LOST);
   if
-  :: ring[s % RING] == w || (!REMOVES_BY_SWAP && STEP(ring[s % RING]) == s) -> ring[s % RING] = WITHOUT(w, 1 << q, m)
+  :: NOW == w || (!REMOVES_BY_SWAP && STEP(NOW) == s) -> NOW = WITHOUT(w, 1 << q)
   :: else
   fi;
   q = 0
 }
 
 inline look(knows) { /* at the decision of step s, which a rank that was left behind does not find any more */
-  w = ring[s % RING];
+  w = NOW;
   if
-  :: STEP(w) != s || (knows && !(MASK(w) & ME)) -> w = 0; goto left_out
+  :: STEP(w) != s || (knows && !(MEMBERS(w) & ME)) -> w = 0; goto left_out
   :: else
   fi
 }
@@ -151,8 +155,7 @@ inline look(knows) { /* at the decision of step s, which a rank that was left be
 
 active [N] proctype rank() {
   byte s = 1;          /* the step */
-  byte m = ALL;        /* final members of the step before */
-  byte w;              /* the decision as last seen */
+  short w;             /* the decision as last seen */
   byte over;           /* the held mean: over which ranks */
   bool good;           /* ... and their gradients of this step */
   bool stale;          /* the parameters are not those of the group: nobody has brought them up to date */
@@ -160,44 +163,47 @@ active [N] proctype rank() {
 
 begin:
   do
-  :: atomic { STEP(ring[s % RING]) < s -> /* proposes, unless somebody has */
-       w = ME;
+  :: atomic { STEP(NOW) < s -> /* proposes, unless somebody has */
+       w = ME | (FRESH & ME) << 3;
        q = 0;
        do
-       :: q < N && q != _pid && (m >> q & 1) -> w = w | 1 << q; q++
+       :: q < N && q != _pid && (MEMBERS(BEFORE) >> q & 1) && !(FRESH >> q & 1) -> w = w | 1 << q; q++
+       :: q < N && q != _pid && (want[q] || (FRESH >> q & 1)) -> w = w | 9 << q; q++
 #if DEADLINES
-       :: q < N && q != _pid && (m >> q & 1) -> q++
+       :: q < N && q != _pid -> q++
 #else
-       :: q < N && q != _pid && (m >> q & 1) && !alive[q] -> q++
+       :: q < N && q != _pid && !(MEMBERS(BEFORE) >> q & 1 && alive[q]) -> q++
 #endif
-       :: q < N && q != _pid && !(m >> q & 1) && want[q] -> w = w | 1 << q; q++
-       :: q < N && (q == _pid || !(m >> q & 1)) -> q++
+       :: q < N && q == _pid -> q++
        :: q == N -> break
        od;
        q = 0;
        if
-       :: COUNT(w) >= MIN -> ring[s % RING] = WORD(OPEN, s, w); w = 0
-       :: else -> w = 0; goto too_few
+       :: COUNT(MEMBERS(w)) >= MIN -> NOW = WORD(OPEN, s, JOINED(w), MEMBERS(w)); w = 0
+#if DEADLINES
+       :: COUNT(MEMBERS(w)) < MIN -> NOW = WORD(FAILED, s, JOINED(w), MEMBERS(w)); w = 0
+#endif
+       :: COUNT(MEMBERS(w)) < MIN -> w = 0; goto too_few
        fi
      }
-  :: atomic { STEP(ring[s % RING]) >= s -> look(true) } break
+  :: atomic { STEP(NOW) >= s -> look(true) } break
   MAY_DIE
   od;
 
 wait_done:
   do
-  :: atomic { STATE(w) == OPEN && (ALL_DONE(MASK(w) & m) || !WAITS_FOR_DONE) ->
+  :: atomic { STATE(w) == OPEN && (ALL_DONE(MEMBERS(w) & ~JOINED(w)) || !WAITS_FOR_DONE) ->
        /* property: whoever takes part has the group's parameters; who joined gets them (mlk_group_sync) */
        if
-       :: !(m & ME) && (m & MASK(w)) -> stale = false
-       :: !(m & ME) && !(m & MASK(w)) && JOINER_NEEDS_GIVER -> goto left_out
+       :: (JOINED(w) & ME) && (MEMBERS(w) & ~JOINED(w)) -> stale = false
+       :: (JOINED(w) & ME) && !(MEMBERS(w) & ~JOINED(w)) && JOINER_NEEDS_GIVER -> goto left_out
        :: else
        fi;
        assert(!stale);
        break
      }
   :: atomic { STATE(w) == OPEN && LOST -> give_up(); look(true) }
-  :: atomic { ring[s % RING] != w -> look(true) }
+  :: atomic { NOW != w -> look(true) }
   :: atomic { STATE(w) == FAILED -> goto failed }
   MAY_DIE
   od;
@@ -232,13 +238,13 @@ wait_done:
   :: !TWO_SHOT -> goto finish
   fi;
   do
-  :: atomic { STATE(w) != FAILED && ALL_PUBLISHED(MASK(w)) -> break }
+  :: atomic { STATE(w) != FAILED && ALL_PUBLISHED(MEMBERS(w)) -> break }
   :: atomic { STATE(w) == OPEN && LOST -> give_up(); look(true) }
-  :: atomic { ring[s % RING] != w -> look(true) }
+  :: atomic { NOW != w -> look(true) }
   :: atomic { STATE(w) == FAILED -> goto failed }
   MAY_DIE
   od;
-  over = MASK(w);
+  over = MEMBERS(w);
 #if TWO_SHOT
   /* the element is in the own range or in that of another rank */
   if
@@ -246,25 +252,25 @@ wait_done:
   MAY_DIE
   fi;
   if
-  :: atomic { RANGE_BEFORE_WORDS -> range_word[_pid] = 0; range[_pid] = (good -> WORD(0, s, over) : NO_MEAN) }
-  :: atomic { !RANGE_BEFORE_WORDS -> range_word[_pid] = WORD(0, s, over) }
+  :: atomic { RANGE_BEFORE_WORDS -> range_word[_pid] = 0; range[_pid] = (good -> WORD(0, s, 0, over) : NO_MEAN) }
+  :: atomic { !RANGE_BEFORE_WORDS -> range_word[_pid] = WORD(0, s, 0, over) }
   MAY_DIE
   fi;
   if
-  :: atomic { RANGE_BEFORE_WORDS -> range_word[_pid] = WORD(0, s, over) }
-  :: atomic { !RANGE_BEFORE_WORDS -> range[_pid] = (good -> WORD(0, s, over) : NO_MEAN) }
+  :: atomic { RANGE_BEFORE_WORDS -> range_word[_pid] = WORD(0, s, 0, over) }
+  :: atomic { !RANGE_BEFORE_WORDS -> range[_pid] = (good -> WORD(0, s, 0, over) : NO_MEAN) }
   MAY_DIE
   fi;
   if
   :: skip /* the own range */
   :: atomic { (over & ~ME) -> pick(over & ~ME) };
      if
-     :: (range_word[q] == WORD(0, s, over) || (!MARKS_RANGE && STEP(range_word[q]) == s)) ->
-        atomic { good = range[q] == WORD(0, s, over); q = 0 }
+     :: (range_word[q] == WORD(0, s, 0, over) || (!MARKS_RANGE && STEP(range_word[q]) == s)) ->
+        atomic { good = range[q] == WORD(0, s, 0, over); q = 0 }
 #if DEADLINES
      :: atomic { q = 0; pick(over); good = slot[q] == s; q = 0 } /* dead or late: averaged here */
 #else
-     :: atomic { !alive[q] || ring[s % RING] != w -> q = 0; pick(over); good = slot[q] == s; q = 0 }
+     :: atomic { !alive[q] || NOW != w -> q = 0; pick(over); good = slot[q] == s; q = 0 }
 #endif
      MAY_DIE
      fi
@@ -280,31 +286,31 @@ finish: /* decide */
   atomic { look(KNOWS_ITS_PLACE) };
   do
   :: atomic { STATE(w) == COMMITTED -> break }
-  :: atomic { STATE(w) == OPEN && (ALL_COMPLETE(MASK(w)) || !COMMITS_COMPLETE) ->
+  :: atomic { STATE(w) == OPEN && (ALL_COMPLETE(MEMBERS(w)) || !COMMITS_COMPLETE) ->
        if
-       :: ring[s % RING] == w || (!COMMITS_BY_SWAP && STEP(ring[s % RING]) == s) ->
-          ring[s % RING] = WORD(COMMITTED, s, MASK(w))
+       :: NOW == w || (!COMMITS_BY_SWAP && STEP(NOW) == s) ->
+          NOW = WORD(COMMITTED, s, JOINED(w), MEMBERS(w))
        :: else
        fi;
        look(KNOWS_ITS_PLACE)
      }
   :: atomic { STATE(w) == OPEN && LOST -> give_up(); look(KNOWS_ITS_PLACE) }
-  :: atomic { ring[s % RING] != w -> look(KNOWS_ITS_PLACE) }
+  :: atomic { NOW != w -> look(KNOWS_ITS_PLACE) }
   :: atomic { STATE(w) == FAILED -> goto failed }
   MAY_DIE
   od;
   if
   :: !LOOKS_LATE -> atomic {
        if
-       :: STEP(ring[(s + 1) % RING]) > s && !(MASK(ring[(s + 1) % RING]) & ME) -> goto left_out
+       :: STEP(NEXT) > s && !(MEMBERS(NEXT) & ME) -> goto left_out
        :: else
        fi
      }
   :: LOOKS_LATE
   fi;
   if
-  :: atomic { MASK(w) != over && AVERAGES_AGAIN -> over = MASK(w); pick(over); good = slot[q] == s; q = 0 }
-  :: MASK(w) == over || !AVERAGES_AGAIN
+  :: atomic { MEMBERS(w) != over && AVERAGES_AGAIN -> over = MEMBERS(w); pick(over); good = slot[q] == s; q = 0 }
+  :: MEMBERS(w) == over || !AVERAGES_AGAIN
   MAY_DIE
   fi;
   if
@@ -313,25 +319,24 @@ finish: /* decide */
   fi;
   atomic {
     if
-    :: LOOKS_AFTERWARDS && LOOKS_LATE && STEP(ring[(s + 1) % RING]) > s && !(MASK(ring[(s + 1) % RING]) & ME) ->
+    :: LOOKS_AFTERWARDS && LOOKS_LATE && STEP(NEXT) > s && !(MEMBERS(NEXT) & ME) ->
        goto left_out
     :: else
     fi;
     /* MLK_OK. Properties: the mean is that of this step's gradients of exactly the decided ranks; the decision is the
        same for all; whoever is not in it does not get here */
-    assert(over == MASK(w));
+    assert(over == MEMBERS(w));
     assert(good);
-    assert(MASK(w) & ME);
-    assert(COUNT(MASK(w)) >= MIN);
-    assert(decided[s] == 0 || decided[s] == MASK(w));
-    decided[s] = MASK(w);
+    assert(MEMBERS(w) & ME);
+    assert(COUNT(MEMBERS(w)) >= MIN);
+    assert(decided[s] == 0 || decided[s] == MEMBERS(w));
+    decided[s] = MEMBERS(w);
 #if !DEADLINES && !DEATHS
-    assert(MASK(w) == ALL) /* property: nobody is lost without a reason */
+    assert(MEMBERS(w) == ALL) /* property: nobody is lost without a reason */
 #endif
   };
 next_step:
   atomic {
-    m = MASK(w);
     w = 0;
     over = 0;
     good = false;
@@ -345,20 +350,17 @@ next_step:
 failed:
   atomic { assert(decided[s] == 0); done[_pid] = s; goto next_step } /* property: a failed step counts for nobody */
 
-too_few: /* waits for replacements until its deadline, then returns MLK_ERR_REPLICA; the caller may try again */
+too_few: /* waits for replacements */
 end_few:
   if
-  :: atomic { STEP(ring[s % RING]) >= s || want[0] || want[1] || want[N - 1] -> goto begin }
-#if DEADLINES
-  :: atomic { alive[_pid] = false; goto gone }
-#endif
+  :: atomic { STEP(NOW) >= s || want[0] || want[1] || want[N - 1] -> goto begin }
   MAY_DIE
   fi;
 
 left_out:
 gone: /* of a process that is dead or was left out nothing remains: another one may come with its rank */
   atomic {
-    s = 0; m = 0; w = 0; over = 0; good = false; q = 0;
+    s = 0; w = 0; over = 0; good = false; q = 0;
     stale = true;
     if
     :: rejoins < REJOINS -> rejoins++
@@ -369,11 +371,11 @@ gone: /* of a process that is dead or was left out nothing remains: another one 
 join: /* out of the step that is under way, if its predecessor was in it */
   atomic {
     alive[_pid] = true;
-    s = STEP(ring[NEWEST]);
-    w = ring[NEWEST];
+    s = STEP(NEWEST);
+    w = NEWEST;
     if
-    :: LEAVES_OLD_STEP && STATE(w) == OPEN && (MASK(w) & ME) ->
-       ring[s % RING] = WITHOUT(w, ME, MASK(ring[(s + 1) % RING]))
+    :: LEAVES_OLD_STEP && STATE(w) == OPEN && (MEMBERS(w) & ME) ->
+       NOW = WITHOUT(w, ME)
     :: else
     fi;
     w = 0; s = 0
@@ -384,16 +386,14 @@ join: /* out of the step that is under way, if its predecessor was in it */
   fi;
 end_join: /* all others may be gone; the deadline ends this wait */
   do
-  :: atomic { STATE(ring[NEWEST]) == OPEN && (MASK(ring[NEWEST]) & ME) ->
-       w = ring[NEWEST];
+  :: atomic { STATE(NEWEST) == OPEN && (MEMBERS(NEWEST) & ME) ->
+       w = NEWEST;
        s = STEP(w);
-       m = MASK(ring[(s + 1) % RING]); /* of the step before: the other word of the ring */
        if
-       :: !(m & ME) || !JOINS_AS_NEW ->
-          want[_pid] = false; done[_pid] = s - 1; goto wait_done
-       :: else -> ring[s % RING] = WITHOUT(w, ME, m)
+       :: (JOINED(w) & ME) || !JOINS_AS_NEW -> want[_pid] = false; done[_pid] = s - 1; goto wait_done
+       :: else -> NOW = WITHOUT(w, ME)
        fi;
-       s = 0; w = 0; m = 0
+       s = 0; w = 0
      }
 #if DEADLINES
   :: atomic { want[_pid] = false; alive[_pid] = false; goto stopped }
