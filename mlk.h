@@ -849,6 +849,7 @@ typedef struct mlk_group_desc {
   int shares;                /* of a batch, ranks .. MLK_MAX_SHARES; 0: ranks */
   const mlk_bucket *buckets; /* read by the call only */
   int64_t bucket_count;      /* >= 1 */
+  int64_t tensors;           /* most tensors of a list that a call gets, for the plan's workspace; 0: 1 */
   mlk_dtype wire;            /* of published gradients: f32 (0), f16 or bf16; sums are f32 always */
   mlk_loss on_loss;
   int min_ranks;      /* SHRINKS: fewer than this: the step fails; 0: 1 */
@@ -865,9 +866,10 @@ typedef struct mlk_group_desc {
 
 /* What a group takes. */
 typedef struct mlk_group_plan {
-  uint64_t bytes;         /* of the common memory */
-  uint64_t part_bytes;    /* of one rank's part of it: slots and averaged ranges */
-  uint64_t private_bytes; /* allocated by mlk_group_open of each rank */
+  uint64_t bytes;           /* of the common memory */
+  uint64_t part_bytes;      /* of one rank's part of it: slots and averaged ranges */
+  uint64_t private_bytes;   /* allocated by mlk_group_open of each rank */
+  uint64_t workspace_bytes; /* of the context, at most, for lists of desc.tensors */
 } mlk_group_plan;
 
 /* An anonymous segment: it has no name, so nothing is left behind whatever happens to the processes. Children inherit
@@ -1032,8 +1034,9 @@ MLK_API mlk_status mlk_average(mlk_context *ctx, const mlk_average_desc *desc);
 MLK_API mlk_status mlk_average_plan(mlk_context *ctx, const mlk_average_desc *desc, mlk_plan *plan);
 
 /* Groups of replicas: see mlk_group_desc. A group belongs to ctx, which must outlive it, and like it serves one thread
-   at a time; errors are sentences of ctx. Memory is allocated by mlk_group_open only.
-   mlk_group_get_plan: sizes; looks at ranks, shares, buckets, wire only.
+   at a time; errors are sentences of ctx. Memory is allocated by mlk_group_open only, but for the
+   context's workspace, which publishing and averaging use as mlk_average does.
+   mlk_group_get_plan: sizes; looks at ranks, shares, buckets, wire, tensors and transport only.
    mlk_group_segment_open: makes an anonymous segment of the plan's bytes, all of it reserved: a host that is short
    of memory refuses here (MLK_ERR_MEMORY), not by a signal later. Close with mlk_group_segment_close.
    mlk_group_open: attaches, and waits until all ranks have (SHRINKS: or timeout is over and min_ranks have; a group
@@ -1267,7 +1270,6 @@ static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_
 
 /* MLKI_SEGMENTS: memory that processes share, with locks that end with them. */
 #if defined(__linux__)
-#include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -1411,9 +1413,11 @@ static double mlki_wall(void) {
 /* Lets somebody else run: another thread now, or, when that was not enough, whoever wants for 50 microseconds. */
 static void mlki_give_way(int sleep) {
 #if defined(CLOCK_MONOTONIC)
+  const int error = errno;
   struct timespec t;
   t.tv_sec = 0, t.tv_nsec = sleep ? 50000 : 0;
   nanosleep(&t, NULL);
+  errno = error; /* a signal ends the nap early */
 #else
   (void)sleep;
 #endif
@@ -14012,6 +14016,16 @@ static uint64_t mlki_average_tables(mlki_average *g, void *base, int64_t segment
   return carver.used;
 }
 
+/* The same for replicas of count tensors and outputs apart from them, without a norm. */
+static uint64_t mlki_average_table_bytes(int64_t replicas, int64_t count, int64_t outputs) {
+  mlki_average g;
+  mlk_average_desc desc;
+  memset(&g, 0, sizeof g);
+  memset(&desc, 0, sizeof desc);
+  desc.replicas = replicas, g.desc = &desc, g.count = count, g.outs = outputs;
+  return mlki_average_tables(&g, NULL, 0);
+}
+
 /* What the plan tells, and how the call will go. */
 static void mlki_average_choose(const mlk_context *ctx, mlki_average *g, int64_t segments) {
   const int64_t n = g->to - g->from, in = mlki_dtype_bytes((int32_t)g->type);
@@ -14447,8 +14461,9 @@ enum {
 #define MLKI_FAILED    ((uint64_t)1 << 62)
 #define MLKI_STEP_MAX  (((int64_t)1 << 30) - 1)
 MLKI_INLINE int64_t mlki_decision_step(uint64_t d) { return (int64_t)(d >> 32 & (uint64_t)MLKI_STEP_MAX); }
-MLKI_INLINE uint32_t mlki_decision_joined(uint64_t d) { return (uint32_t)(d >> 16 & 0xffff); }
 MLKI_INLINE uint32_t mlki_decision_members(uint64_t d) { return (uint32_t)(d & 0xffff); }
+MLKI_INLINE uint32_t mlki_decision_came(uint64_t d) { return (uint32_t)(d >> 16 & 0xffff); } /* in still or not */
+MLKI_INLINE uint32_t mlki_decision_joined(uint64_t d) { return mlki_decision_came(d) & mlki_decision_members(d); }
 MLKI_INLINE uint64_t mlki_decision(int64_t step, uint32_t joined, uint32_t members) {
   return (uint64_t)step << 32 | (uint64_t)joined << 16 | members;
 }
@@ -14493,12 +14508,11 @@ struct mlk_group {
   mlki_group_state state;
   int64_t step;
   int64_t unpublished;   /* buckets of own shares, in this step */
-  uint64_t began;        /* the decision as it was when this rank entered the step */
   uint32_t final;        /* members of the last step, if it counted */
   uint32_t slow;         /* ranks whose ranges did not come in time in this step */
   uint32_t out_of_reach; /* ranks that a transport could not reach */
   uint32_t ranged; /* members among whom ranges are shared in this step: those of the first average; 0: none yet */
-  int joined;      /* this rank's part says who it is */
+  int attached;    /* this rank's part says who it is */
 };
 
 static int mlki_group_first(int rank, int ranks, int shares) { return (int)((int64_t)rank * shares / ranks); }
@@ -14550,7 +14564,7 @@ static mlk_status mlki_group_layout(mlk_context *ctx, const mlk_group_desc *desc
       return mlki_fail(ctx, MLK_ERR_SIZE, "buckets: up to number %lld they have more than 2^50 elements", (long long)i);
     if (bucket) bucket[i].elements = elements, bucket[i].slot = slot, bucket[i].range = range;
     slot += (uint64_t)mlki_round_up(elements * mlki_dtype_bytes((int32_t)g->wire), 64);
-    if (g->ranks > 1) range += (uint64_t)mlki_ceil_div(units, 2) * MLKI_RANGE_UNIT * 4;
+    range += (uint64_t)mlki_ceil_div(units, g->ranks > 1 ? 2 : 1) * MLKI_RANGE_UNIT * 4;
     largest = mlki_max(largest, elements);
   }
   g->words = mlki_group_word_averaged(g, g->buckets);
@@ -14652,7 +14666,7 @@ static void mlki_group_drop(mlk_group *g, int64_t step, uint32_t lost) {
   for (;;) {
     const uint64_t d = mlki_group_decided(g, step);
     const uint32_t left = mlki_decision_members(d) & ~lost;
-    uint64_t next = mlki_decision(step, mlki_decision_joined(d) & left, left);
+    uint64_t next = mlki_decision(step, mlki_decision_came(d), left);
     if (mlki_decision_step(d) != step || d & MLKI_COMMITTED || !(mlki_decision_members(d) & lost)) return;
     if (g->on_loss == MLK_LOSS_FAILS || mlki_bits(left) < g->min_ranks) next |= MLKI_COMMITTED | MLKI_FAILED;
     if (mlki_group_decide(g, step, d, next) || g->out_of_reach & 1) return;
@@ -14736,58 +14750,74 @@ static mlk_status mlki_segment_check(mlk_context *ctx, int fd, const char *name,
   return MLK_OK;
 }
 
-/* One process at a time makes the file what it must be: bytes long, and zero when nobody is attached. */
-static mlk_status mlki_segment_settle(mlk_context *ctx, int fd, const char *name, int may_make, uint64_t bytes,
-                                      double timeout) {
-  struct stat s;
-  uint64_t signature = 0;
-  mlki_wait wait = mlki_wait_for(timeout);
-  mlk_status status;
-  while (!mlki_segment_lock(fd, MLKI_OFD_SETLK, F_WRLCK, MLKI_LOCK_MAKER, 1)) {
-    if (errno != EAGAIN && errno != EACCES)
-      return mlki_fail(ctx, MLK_ERR_SYSTEM, "%s: locking: %s", name, strerror(errno));
-    if (wait.late)
-      return mlki_fail(ctx, MLK_ERR_REPLICA, "%s: another process is making it, for %g s now", name, timeout);
-    mlki_wait_pause(&wait);
-  }
-  status = mlki_segment_check(ctx, fd, name, &s);
-  if (status == MLK_OK && may_make && s.st_size == 0) {
-    status = mlki_segment_reserve(ctx, fd, name, bytes);
-  } else if (status == MLK_OK && (uint64_t)s.st_size != bytes) {
-    status = mlki_fail(ctx, MLK_ERR_SYSTEM,
-                       "%s: is %lld bytes long, but this group takes %llu: cut off, or of another layout", name,
-                       (long long)s.st_size, (unsigned long long)bytes);
-  } else if (status == MLK_OK && may_make && !mlki_segment_lock(fd, MLKI_OFD_GETLK, F_WRLCK, 0, MLK_MAX_RANKS)) {
-    /* nobody is attached: what a run left behind that was killed is made anew, anything else is not ours to clear */
-    if (pread(fd, &signature, sizeof signature, 0) != (ssize_t)sizeof signature)
-      status = mlki_fail(ctx, MLK_ERR_SYSTEM, "%s: reading: %s", name, strerror(errno));
-    else if (signature != 0 && signature != MLKI_SIGNATURE)
-      status = mlki_fail(ctx, MLK_ERR_SYSTEM, "%s: is there already, but is no memory of a group", name);
-    else
-      status = mlki_segment_reserve(ctx, fd, name, bytes);
-  }
-  return status;
+/* Takes the name away; but only that of this file. */
+static void mlki_segment_unlink(mlk_group *g, const char *path) {
+  const int error = errno;
+  struct stat by_name, own;
+  if (strncmp(path, "/proc/", 6) == 0) return;
+  if (lstat(path, &by_name) == 0 && fstat(g->fd, &own) == 0 && by_name.st_ino == own.st_ino &&
+      by_name.st_dev == own.st_dev)
+    unlink(path);
+  errno = error; /* another may have taken it away before */
 }
 
-static mlk_status mlki_segment_attach(mlk_group *g, const mlk_group_desc *desc, uint64_t bytes) {
+/* Opens what a call names, under a description of its own: locks belong to it, and end with it. *made: by this call. */
+static mlk_status mlki_segment_find(mlk_group *g, const mlk_group_desc *desc, int *made) {
+  const int flags = O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+  const int by_name = desc->path && strncmp(desc->path, "/proc/", 6) != 0; /* names in /proc are links */
   char own[32];
-  const char *path = desc->path, *name = desc->path ? "path" : "fd";
-  const int may_make = desc->path && strncmp(path, "/proc/", 6) != 0;
-  mlk_status status;
-  if (!path) snprintf(own, sizeof own, "/proc/self/fd/%d", desc->fd), path = own;
-  /* a description of its own: locks belong to it, and end with it */
-  do g->fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | (may_make ? O_CREAT | O_NOFOLLOW : 0), 0600);
-  while (g->fd < 0 && errno == EINTR);
-  if (g->fd < 0)
-    return desc->path
-               ? mlki_fail(g->ctx, MLK_ERR_SYSTEM, "path: %s: %s", path, strerror(errno))
-               : mlki_fail(g->ctx, MLK_ERR_SYSTEM, "fd: %d cannot be opened anew: %s", desc->fd, strerror(errno));
-  status = mlki_segment_settle(g->ctx, g->fd, name, may_make, bytes, g->timeout);
-  if (status == MLK_OK && !mlki_segment_lock(g->fd, MLKI_OFD_SETLK, F_WRLCK, g->rank, 1))
-    status = errno == EAGAIN || errno == EACCES
-                 ? mlki_fail(g->ctx, MLK_ERR_REPLICA, "rank: %d is taken by a process that is alive", g->rank)
-                 : mlki_fail(g->ctx, MLK_ERR_SYSTEM, "%s: locking: %s", name, strerror(errno));
-  mlki_segment_lock(g->fd, MLKI_OFD_SETLK, F_UNLCK, MLKI_LOCK_MAKER, 1);
+  *made = 0;
+  if (by_name) {
+    g->fd = open(desc->path, flags | O_NOFOLLOW | O_CREAT | O_EXCL, 0600);
+    *made = g->fd >= 0;
+    if (g->fd < 0 && errno == EEXIST) g->fd = open(desc->path, flags | O_NOFOLLOW);
+    if (*made && fchmod(g->fd, 0600) != 0) /* the umask may have taken the owner's rights */
+      return mlki_fail(g->ctx, MLK_ERR_SYSTEM, "path: fchmod: %s", strerror(errno));
+  } else {
+    snprintf(own, sizeof own, "/proc/self/fd/%d", desc->fd);
+    g->fd = open(desc->path ? desc->path : own, flags);
+  }
+  if (g->fd >= 0) return MLK_OK;
+  return desc->path ? mlki_fail(g->ctx, MLK_ERR_SYSTEM, "path: %s: %s", desc->path, strerror(errno))
+                    : mlki_fail(g->ctx, MLK_ERR_SYSTEM, "fd: %d cannot be opened anew: %s", desc->fd, strerror(errno));
+}
+
+/* One process at a time looks at the segment and makes it what it must be: waits for that right. */
+static mlk_status mlki_segment_turn(mlk_group *g, const char *name) {
+  mlki_wait wait = mlki_wait_for(g->timeout);
+  while (!mlki_segment_lock(g->fd, MLKI_OFD_SETLK, F_WRLCK, MLKI_LOCK_MAKER, 1)) {
+    if (errno != EAGAIN && errno != EACCES)
+      return mlki_fail(g->ctx, MLK_ERR_SYSTEM, "%s: locking: %s", name, strerror(errno));
+    if (wait.late)
+      return mlki_fail(g->ctx, MLK_ERR_REPLICA, "%s: another process is making it, for %g s now", name, g->timeout);
+    mlki_wait_pause(&wait);
+  }
+  return MLK_OK;
+}
+
+/* Nobody is attached: clears what a run has left behind that is over. Slots may stay as they are. */
+static mlk_status mlki_segment_clear(mlk_group *g, const char *name) {
+  int rank;
+  for (rank = 0; rank < g->ranks; rank++) {
+    const uint64_t signature = mlki_load_word(g->base + (uint64_t)rank * g->part_bytes);
+    if (signature != 0 && signature != MLKI_SIGNATURE)
+      return mlki_fail(g->ctx, MLK_ERR_SYSTEM, "%s: is there already, but is no memory of a group", name);
+  }
+  for (rank = 0; rank < g->ranks; rank++) memset(g->base + (uint64_t)rank * g->part_bytes, 0, (size_t)g->slots);
+  return MLK_OK;
+}
+
+/* Checks the segment, reserves it if it is new, maps it and takes the rank's lock. */
+static mlk_status mlki_segment_map(mlk_group *g, const char *name, int by_name, uint64_t bytes) {
+  struct stat s;
+  mlk_status status = mlki_segment_check(g->ctx, g->fd, name, &s);
+  if (status == MLK_OK && by_name && s.st_size == 0) {
+    if ((status = mlki_segment_reserve(g->ctx, g->fd, name, bytes)) != MLK_OK) return status;
+  } else if (status == MLK_OK && (uint64_t)s.st_size != bytes) {
+    return mlki_fail(g->ctx, MLK_ERR_SYSTEM,
+                     "%s: is %lld bytes long, but this group takes %llu: cut off, or of another layout", name,
+                     (long long)s.st_size, (unsigned long long)bytes);
+  }
   if (status) return status;
   g->base = (char *)mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, g->fd, 0);
   if (g->base == (char *)MAP_FAILED) {
@@ -14795,7 +14825,27 @@ static mlk_status mlki_segment_attach(mlk_group *g, const mlk_group_desc *desc, 
     return mlki_fail(g->ctx, MLK_ERR_MEMORY, "%s: %llu bytes cannot be mapped: %s", name, (unsigned long long)bytes,
                      strerror(errno));
   }
-  return MLK_OK;
+  if (!mlki_segment_lock(g->fd, MLKI_OFD_GETLK, F_WRLCK, 0, MLK_MAX_RANKS) &&
+      (status = mlki_segment_clear(g, name)) != MLK_OK)
+    return status;
+  if (mlki_segment_lock(g->fd, MLKI_OFD_SETLK, F_WRLCK, g->rank, 1)) return MLK_OK;
+  return errno == EAGAIN || errno == EACCES
+             ? mlki_fail(g->ctx, MLK_ERR_REPLICA, "rank: %d is taken by a process that is alive", g->rank)
+             : mlki_fail(g->ctx, MLK_ERR_SYSTEM, "%s: locking: %s", name, strerror(errno));
+}
+
+static mlk_status mlki_segment_attach(mlk_group *g, const mlk_group_desc *desc, uint64_t bytes) {
+  const char *name = desc->path ? "path" : "fd";
+  const int error = errno;
+  int made;
+  mlk_status status = mlki_segment_find(g, desc, &made);
+  if (status == MLK_OK && (status = mlki_segment_turn(g, name)) == MLK_OK) {
+    status = mlki_segment_map(g, name, desc->path && strncmp(desc->path, "/proc/", 6) != 0, bytes);
+    if (status && made) mlki_segment_unlink(g, desc->path);
+    mlki_segment_lock(g->fd, MLKI_OFD_SETLK, F_UNLCK, MLKI_LOCK_MAKER, 1);
+  }
+  if (status == MLK_OK) errno = error; /* names that exist and locks that are taken are no failures */
+  return status;
 }
 
 static void mlki_segment_detach(mlk_group *g) {
@@ -14803,14 +14853,6 @@ static void mlki_segment_detach(mlk_group *g) {
   close(g->fd);
 }
 
-/* The file's name goes when all have come; but only this file's. */
-static void mlki_segment_unlink(mlk_group *g, const char *path) {
-  struct stat by_name, own;
-  if (strncmp(path, "/proc/", 6) == 0) return;
-  if (lstat(path, &by_name) == 0 && fstat(g->fd, &own) == 0 && by_name.st_ino == own.st_ino &&
-      by_name.st_dev == own.st_dev)
-    unlink(path);
-}
 #else
 static int mlki_segment_locked(int fd, int rank) { return (void)fd, (void)rank, 1; }
 static mlk_status mlki_segment_make(mlk_context *ctx, uint64_t bytes, mlk_group_segment *segment) {
@@ -14887,7 +14929,7 @@ static mlk_status mlki_group_join(mlk_group *g, const mlk_group_desc *desc) {
   int i;
   if (g->fd < 0 && mlki_group_word(g, g->rank, MLKI_WORD_SIGNATURE) == MLKI_SIGNATURE)
     return mlki_fail(g->ctx, MLK_ERR_REPLICA, "rank: %d is taken", g->rank);
-  g->joined = 1;
+  g->attached = 1;
   mlki_group_put(g, 8 * MLKI_WORD_SIGNATURE, 0);
   for (i = 0; i < 5; i++) mlki_group_put(g, 8 * (uint64_t)(MLKI_WORD_VERSION + i), f.word[i]);
   mlki_group_put(g, 8 * MLKI_WORD_WANT, MLKI_WANT_NOTHING);
@@ -14911,17 +14953,30 @@ static mlk_status mlki_group_join(mlk_group *g, const mlk_group_desc *desc) {
 /* >>group_steps ----------------------------------------------------------------------------------------------------
    Who is in a step, and the mean of a bucket over them. */
 
-static mlk_status mlki_group_left_out(mlk_group *g) {
+/* Leaves: what this rank has is no longer what the others have. They need not wait for it. */
+static void mlki_group_leave(mlk_group *g) {
+  if (g->attached) mlki_group_put(g, 8 * MLKI_WORD_SIGNATURE, 0);
+  g->attached = 0;
   g->state = MLKI_GROUP_LEFT_OUT;
+}
+
+static mlk_status mlki_group_left_out(mlk_group *g) {
+  mlki_group_leave(g);
   if (g->out_of_reach & 1)
     return mlki_fail(g->ctx, MLK_ERR_SYSTEM, "transport: rank 0 is out of reach, and the decisions with it");
   return mlki_fail(g->ctx, MLK_ERR_REPLICA, "rank %d was left out of step %lld: it was late, or another took its place",
                    g->rank, (long long)g->step);
 }
 
+/* Who was in the last step, or came to this one, and is not in: the same for everybody who reads the same decision. */
+static uint32_t mlki_group_missing(mlk_group *g, uint64_t d) {
+  const uint64_t before = g->step > 1 ? mlki_group_decided(g, g->step - 1) : 0;
+  return (mlki_decision_members(before) | mlki_decision_came(d)) & ~mlki_decision_members(d);
+}
+
 /* Ends a step that does not count. */
 static mlk_status mlki_group_failed(mlk_group *g, uint64_t d) {
-  const uint32_t missing = mlki_decision_members(g->began) & ~mlki_decision_members(d);
+  const uint32_t missing = mlki_group_missing(g, d);
   const uint32_t away = missing ? missing : (uint32_t)((1u << g->ranks) - 1u) & ~mlki_decision_members(d);
   int rank = 0;
   mlki_group_put(g, 8 * MLKI_WORD_DONE, (uint64_t)g->step);
@@ -15235,6 +15290,14 @@ static mlk_status mlki_group_settle(mlk_group *g, uint32_t members, uint32_t sha
 /* >>group_calls ----------------------------------------------------------------------------------------------------
    The calls of a group, public ones included. */
 
+/* What the averages and copies of a group take of the workspace, for lists of n tensors. */
+static uint64_t mlki_group_workspace(const mlk_group *g, int64_t n) {
+  const uint64_t publish = mlki_average_table_bytes(1, n, 1), mean = mlki_average_table_bytes(g->shares, 1, n),
+                 collect = mlki_average_table_bytes(1, g->ranks, n);
+  const uint64_t most = publish > mean ? publish : mean;
+  return most > collect ? most : collect;
+}
+
 MLK_API mlk_status mlk_group_get_plan(mlk_context *ctx, const mlk_group_desc *desc, mlk_group_plan *plan) {
   mlk_group g;
   mlk_status status;
@@ -15242,8 +15305,11 @@ MLK_API mlk_status mlk_group_get_plan(mlk_context *ctx, const mlk_group_desc *de
   if (!desc || !plan) return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: is NULL", desc ? "plan" : "desc");
   memset(&g, 0, sizeof g);
   if ((status = mlki_group_layout(ctx, desc, &g, NULL)) != MLK_OK) return status;
+  if (desc->tensors < 0 || desc->tensors > 1 << 24)
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT, "tensors: is %lld, but must be 0 to %d", (long long)desc->tensors, 1 << 24);
   plan->bytes = g.part_bytes * (uint64_t)g.ranks, plan->part_bytes = g.part_bytes,
   plan->private_bytes = g.private_bytes;
+  plan->workspace_bytes = mlki_group_workspace(&g, desc->tensors ? desc->tensors : 1);
   return MLK_OK;
 }
 
@@ -15341,7 +15407,7 @@ MLK_API mlk_status mlk_group_open(mlk_context *ctx, mlk_group **group, const mlk
 
 MLK_API void mlk_group_close(mlk_group *g) {
   if (!g) return;
-  if (g->joined) mlki_group_put(g, 8 * MLKI_WORD_SIGNATURE, 0);
+  mlki_group_leave(g);
   if (g->fd >= 0) mlki_segment_detach(g);
   mlki_free(g->ctx, g, g->private_bytes);
 }
@@ -15419,11 +15485,11 @@ static mlk_status mlki_group_clear(mlk_group *g, uint64_t *d) {
   }
 }
 
-static void mlki_group_tell(const mlk_group *g, uint64_t d, uint32_t before, mlk_group_report *report) {
+static void mlki_group_tell(mlk_group *g, uint64_t d, mlk_group_report *report) {
   if (!report) return;
   memset(report, 0, sizeof *report);
   report->step = g->step, report->members = mlki_decision_members(d), report->joined = mlki_decision_joined(d);
-  report->lost = before & ~report->members;
+  report->lost = mlki_group_missing(g, d);
 }
 
 /* Is the group in the state that a call needs? */
@@ -15458,7 +15524,6 @@ MLK_API mlk_status mlk_group_begin(mlk_group *g, const float *weights, mlk_group
     return status;
   }
   g->slow = 0, g->ranged = 0;
-  g->began = mlki_group_decided(g, g->step);
   if ((status = mlki_group_clear(g, &d)) != MLK_OK) return status;
   for (i = 0; i < g->own; i++) {
     const float weight = weights ? weights[i] : 1.0f;
@@ -15470,7 +15535,7 @@ MLK_API mlk_status mlk_group_begin(mlk_group *g, const float *weights, mlk_group
     g->bucket[i].published = 0, g->bucket[i].use = MLKI_BUCKET_IDLE, g->bucket[i].range_members = 0;
   g->unpublished = g->own * g->buckets;
   g->state = MLKI_GROUP_STEP;
-  mlki_group_tell(g, d, g->step > 1 ? mlki_decision_members(mlki_group_decided(g, g->step - 1)) : 0, report);
+  mlki_group_tell(g, d, report);
   return MLK_OK;
 }
 
@@ -15622,7 +15687,7 @@ MLK_API mlk_status mlk_group_finish(mlk_group *g, mlk_group_report *report) {
   status = shares ? mlki_group_settle(g, members, shares)
                   : mlki_fail(g->ctx, MLK_ERR_REPLICA, "step %lld: no share has finite gradients and a weight above 0",
                               (long long)g->step);
-  mlki_group_tell(g, d, mlki_decision_members(g->began), report);
+  mlki_group_tell(g, d, report);
   if (report) {
     report->nonfinite = mlki_group_weighted(g, mlki_group_shares_of(g, members), &report->weight) & ~shares;
     report->shares = mlki_group_weighted(g, shares, &report->weight);
@@ -15630,7 +15695,9 @@ MLK_API mlk_status mlk_group_finish(mlk_group *g, mlk_group_report *report) {
   g->state = MLKI_GROUP_IDLE;
   g->final = status == MLK_OK ? members : 0;
   mlki_group_put(g, 8 * MLKI_WORD_DONE, (uint64_t)g->step);
-  return mlki_group_outrun(g) ? mlki_group_left_out(g) : status;
+  if (mlki_group_outrun(g)) return mlki_group_left_out(g);
+  if (status && shares) mlki_group_leave(g); /* the step counts for the others */
+  return status;
 }
 
 /* ZeRO-1. */
@@ -15672,6 +15739,7 @@ static uint32_t mlki_group_undone(mlk_group *g) {
 
 static mlk_status mlki_group_no_parameters(mlk_group *g, uint32_t lost) {
   int rank = 0;
+  mlki_group_leave(g); /* others may have them */
   while (!(lost >> rank & 1)) rank++;
   return mlki_fail(g->ctx, MLK_ERR_REPLICA, "gather of step %lld: rank %d is %s", (long long)g->step, rank,
                    mlki_group_alive(g, rank) ? "late" : "dead");
@@ -15694,7 +15762,6 @@ MLK_API mlk_status mlk_group_gather(mlk_group *g, int64_t bucket, const mlk_tens
   if ((status = mlki_group_list(g, "mine", mine, mine_count, to - from)) != MLK_OK ||
       (status = mlki_group_list(g, "whole", whole, count, g->bucket[bucket].elements)) != MLK_OK)
     return status;
-  if (g->ranks == 1) return mlki_group_copy(g, mine, mine_count, whole, count, to);
   range = mlki_group_view(g->part + g->ranges + g->bucket[bucket].range, MLK_F32, to - from);
   if (g->bucket[bucket].range_members && (lost = mlki_group_undone(g)) != 0) return mlki_group_no_parameters(g, lost);
   mlki_group_range_words(g, 1, g->final, 0, word);
