@@ -1834,7 +1834,7 @@ static void print_help(void) {
        "  --short         less than a minute on two cores: --epochs 1, but all epochs of the digits\n"
        "  --steps N       stop after so many steps of the schedule that --epochs sets; 0: at its end (default 0)\n"
        "  --batch N       pictures of a step, 1 to 1024 (default 100; digits 32)\n"
-       "  --threads N     0 to 1024; 0 means all cores (default 0)\n"
+       "  --threads N     0 to 1024, of each replica; 0: all cores, shared out (default 0)\n"
        "  --isa NAME      best, scalar, neon, avx2, avx512 or reference (default best)\n"
        "  --data DIR      folder with {train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]; digits: those of MLK.\n"
        "                  Default: examples/data/cache/fashion-mnist, which `make data` fills, else\n"

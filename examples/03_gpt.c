@@ -1855,7 +1855,7 @@ static void print_help(void) {
        "  --sample N         bytes to write at the end\n"
        "  --prompt TEXT      what they continue (default: a new line)\n"
        "  --temperature X    0: always the likeliest byte; 1: as likely as learned; at most 100 (default 0.7)\n"
-       "  --threads N        0: all cores\n"
+       "  --threads N        of each replica; 0: all cores, shared out\n"
        "  --isa NAME         best, scalar, neon, avx2, avx512 or reference (default best)\n"
        "  --hash             train and print one line, with hashes of the weights and of what is written\n"
        "  --profile          also a table of the library's calls and their times\n"
