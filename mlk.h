@@ -14456,10 +14456,11 @@ enum {
 };                                     /* in, or never; in from the next step on; another layout */
 #define MLKI_SIGNATURE 0x31676b6c6dULL /* "mlkg1", little-endian */
 
-/* A decision: committed | failed | step | ranks that joined | ranks that are in. */
+/* A decision: committed | failed | trained | step | ranks that joined | ranks that are in. */
 #define MLKI_COMMITTED ((uint64_t)1 << 63)
 #define MLKI_FAILED    ((uint64_t)1 << 62)
-#define MLKI_STEP_MAX  (((int64_t)1 << 30) - 1)
+#define MLKI_TRAINED   ((uint64_t)1 << 61) /* a step before this one has counted */
+#define MLKI_STEP_MAX  (((int64_t)1 << 29) - 1)
 MLKI_INLINE int64_t mlki_decision_step(uint64_t d) { return (int64_t)(d >> 32 & (uint64_t)MLKI_STEP_MAX); }
 MLKI_INLINE uint32_t mlki_decision_members(uint64_t d) { return (uint32_t)(d & 0xffff); }
 MLKI_INLINE uint32_t mlki_decision_came(uint64_t d) { return (uint32_t)(d >> 16 & 0xffff); } /* in still or not */
@@ -14506,7 +14507,8 @@ struct mlk_group {
   uint64_t stage_bytes, private_bytes;
   int fd; /* -1: the caller's memory, or a transport */
   mlki_group_state state;
-  int64_t step;
+  int64_t step;          /* 0: not taken in yet */
+  int64_t since;         /* the newest step when this rank came */
   int64_t unpublished;   /* buckets of own shares, in this step */
   uint32_t final;        /* members of the last step, if it counted */
   uint32_t slow;         /* ranks whose ranges did not come in time in this step */
@@ -14646,7 +14648,8 @@ static uint64_t mlki_group_newest(mlk_group *g) {
    who was stopped himself looks again before he blames others. */
 typedef struct mlki_wait {
   double until;
-  int rounds, late;
+  uint32_t rounds; /* may wrap round */
+  int late;
 } mlki_wait;
 
 static mlki_wait mlki_wait_for(double seconds) {
@@ -14666,7 +14669,7 @@ static void mlki_group_drop(mlk_group *g, int64_t step, uint32_t lost) {
   for (;;) {
     const uint64_t d = mlki_group_decided(g, step);
     const uint32_t left = mlki_decision_members(d) & ~lost;
-    uint64_t next = mlki_decision(step, mlki_decision_came(d), left);
+    uint64_t next = (d & MLKI_TRAINED) | mlki_decision(step, mlki_decision_came(d), left);
     if (mlki_decision_step(d) != step || d & MLKI_COMMITTED || !(mlki_decision_members(d) & lost)) return;
     if (g->on_loss == MLK_LOSS_FAILS || mlki_bits(left) < g->min_ranks) next |= MLKI_COMMITTED | MLKI_FAILED;
     if (mlki_group_decide(g, step, d, next) || g->out_of_reach & 1) return;
@@ -14897,14 +14900,17 @@ static mlki_group_facts mlki_group_facts_of(const mlk_group *g, const mlk_group_
   return f;
 }
 
-/* Compares every part with ours whose rank is there, or was here and refused; *there: the ranks that are attached. */
+/* Compares every part with ours whose rank is there, or was refused while the group waits for its first step; *there: the
+   ranks that are attached. */
 static mlk_status mlki_group_compare(mlk_group *g, const mlki_group_facts *f, uint32_t *there) {
+  const int begun = mlki_group_newest(g) != 0;
   mlki_group_facts theirs;
   int rank, i;
   *there = 1u << g->rank;
   for (rank = 0; rank < g->ranks; rank++) {
     const int alive = mlki_group_alive(g, rank);
-    if (rank == g->rank || (!alive && mlki_group_word(g, rank, MLKI_WORD_WANT) != MLKI_WANT_REFUSED)) continue;
+    if (rank == g->rank || (!alive && (begun || mlki_group_word(g, rank, MLKI_WORD_WANT) != MLKI_WANT_REFUSED)))
+      continue;
     mlki_group_read_words(g, rank, 8 * MLKI_WORD_VERSION, theirs.word, 5);
     for (i = 0; i < 5; i++)
       if (theirs.word[i] != f->word[i]) {
@@ -14938,6 +14944,7 @@ static mlk_status mlki_group_join(mlk_group *g, const mlk_group_desc *desc) {
   while ((newest = mlki_group_newest(g)) != 0 && mlki_decision_members(newest) >> g->rank & 1 &&
          !(newest & MLKI_COMMITTED))
     mlki_group_drop(g, mlki_decision_step(newest), 1u << g->rank);
+  g->since = mlki_decision_step(newest);
   mlki_group_put(g, 8 * MLKI_WORD_WANT, MLKI_WANT_IN);
   mlki_group_put(g, 8 * MLKI_WORD_SIGNATURE, MLKI_SIGNATURE);
   for (;; mlki_wait_pause(&wait)) {
@@ -15068,20 +15075,6 @@ static uint32_t mlki_group_lost(mlk_group *g, uint32_t ranks, const mlki_wait *w
   return lost;
 }
 
-/* Waits until all members have published a bucket; takes out who does not. */
-static mlk_status mlki_group_await(mlk_group *g, int64_t bucket, uint32_t *members, uint32_t *finite) {
-  mlki_wait wait = mlki_wait_for(g->timeout);
-  for (;; mlki_wait_pause(&wait)) {
-    uint64_t d;
-    uint32_t waits, lost;
-    const mlk_status status = mlki_group_standing(g, &d);
-    if (status) return status;
-    *members = mlki_decision_members(d);
-    if (!(waits = mlki_group_unpublished(g, *members, bucket, finite))) return MLK_OK;
-    if ((lost = mlki_group_lost(g, waits, &wait)) != 0) mlki_group_drop(g, g->step, lost);
-  }
-}
-
 /* bytes at offset of a rank's part: there, or got into the stage at *used. NULL: out of reach. */
 static char *mlki_group_data(mlk_group *g, int rank, uint64_t offset, uint64_t bytes, uint64_t *used) {
   char *at;
@@ -15188,28 +15181,66 @@ static mlk_status mlki_group_range_now(mlk_group *g, int64_t bucket, uint32_t me
   return status;
 }
 
-/* While this rank waits for a range, others may wait for its ranges of other buckets, which they average first. */
+/* From the first average of a step on ranges are shared among those who are members then. */
+static void mlki_group_announce_ranges(mlk_group *g, uint32_t members) {
+  if (g->ranged) return;
+  g->ranged = members;
+  mlki_group_put(g, 8 * MLKI_WORD_RANGED, (uint64_t)g->step << 16 | members);
+}
+
+/* Has one of members averaged a bucket in this step, so that it may wait for ranges? */
+static int mlki_group_ranges_announced(mlk_group *g, uint32_t members) {
+  int rank;
+  for (rank = 0; rank < g->ranks; rank++)
+    if (members >> rank & 1 && (int64_t)(mlki_group_word(g, rank, MLKI_WORD_RANGED) >> 16) == g->step) return 1;
+  return 0;
+}
+
+/* While this rank waits, others may wait for its ranges of other buckets: averages those that all have published. */
 static mlk_status mlki_group_help(mlk_group *g, uint32_t members) {
+  const uint32_t all = mlki_group_shares_of(g, members);
   mlk_status status = MLK_OK;
   int64_t i;
+  if (!mlki_group_ranges_announced(g, members)) return MLK_OK;
   for (i = 0; i < g->buckets && !status; i++) {
     const mlki_bucket *b = &g->bucket[i];
     uint32_t shares;
-    if (b->published == g->own && b->use != MLKI_BUCKET_REDUCED && !b->range_members &&
-        !mlki_group_unpublished(g, members, i, &shares) && mlki_group_two_shots(g, i, members, shares))
-      status = mlki_group_range_now(g, i, members, shares);
+    if (b->published != g->own || b->use == MLKI_BUCKET_REDUCED || b->range_members ||
+        !mlki_group_two_shots(g, i, members, all) || mlki_group_unpublished(g, members, i, &shares) || !shares ||
+        !mlki_group_two_shots(g, i, members, shares))
+      continue;
+    mlki_group_announce_ranges(g, members);
+    status = mlki_group_range_now(g, i, members, shares);
   }
   return status;
 }
 
-/* Of ranks, those that share ranges among others than members in this step, since somebody was lost in between. */
+/* Waits until all members have published a bucket; takes out who does not. */
+static mlk_status mlki_group_await(mlk_group *g, int64_t bucket, uint32_t *members, uint32_t *finite) {
+  mlki_wait wait = mlki_wait_for(g->timeout);
+  for (;; mlki_wait_pause(&wait)) {
+    uint64_t d;
+    uint32_t waits, lost;
+    mlk_status status = mlki_group_standing(g, &d);
+    if (status) return status;
+    *members = mlki_decision_members(d);
+    if (!(waits = mlki_group_unpublished(g, *members, bucket, finite))) return MLK_OK;
+    if ((lost = mlki_group_lost(g, waits, &wait)) != 0) mlki_group_drop(g, g->step, lost);
+    if (wait.rounds % 64 == 32 && (status = mlki_group_help(g, *members)) != MLK_OK) return status;
+  }
+}
+
+/* Of ranks, those whose ranges will not come: they share ranges among others than members in this step, since somebody
+   was lost in between, or have finished it without averaging this bucket. */
 static uint32_t mlki_group_apart(mlk_group *g, uint32_t ranks, uint32_t members) {
   uint32_t apart = 0;
   int rank;
   for (rank = 0; rank < g->ranks; rank++)
     if (ranks >> rank & 1) {
       const uint64_t word = mlki_group_word(g, rank, MLKI_WORD_RANGED);
-      if ((int64_t)(word >> 16) == g->step && (uint32_t)(word & 0xffff) != members) apart |= 1u << rank;
+      if (((int64_t)(word >> 16) == g->step && (uint32_t)(word & 0xffff) != members) ||
+          (g->state == MLKI_GROUP_STEP && (int64_t)mlki_group_word(g, rank, MLKI_WORD_DONE) >= g->step))
+        apart |= 1u << rank;
     }
   return apart;
 }
@@ -15258,14 +15289,11 @@ static mlk_status mlki_group_average_now(mlk_group *g, int64_t bucket, uint32_t 
   uint32_t lost = 0;
   mlk_status status;
   b->members = members, b->shares = shares;
-  if (!g->ranged) {
-    g->ranged = members;
-    mlki_group_put(g, 8 * MLKI_WORD_RANGED, (uint64_t)g->step << 16 | members);
-  }
   if (!shares) return MLK_OK; /* nothing finite: finish will say so */
   if (b->use == MLKI_BUCKET_REDUCED)
     return mlki_group_mean(g, bucket, shares, mlki_group_cut(b->elements, k, n), mlki_group_cut(b->elements, k + 1, n),
                            b->means, b->count);
+  mlki_group_announce_ranges(g, members);
   if (!again && mlki_group_two_shots(g, bucket, members, shares)) {
     if ((status = mlki_group_range_now(g, bucket, members, shares)) != MLK_OK) return status;
     mlki_group_range_words(g, 0, members, shares, word);
@@ -15365,6 +15393,7 @@ static mlk_status mlki_group_check(mlk_context *ctx, const mlk_group_desc *desc,
 }
 
 MLK_API mlk_status mlk_group_open(mlk_context *ctx, mlk_group **group, const mlk_group_desc *desc) {
+  const int kept = errno;
   mlk_group local, *g;
   mlk_status status;
   char *memory;
@@ -15401,6 +15430,7 @@ MLK_API mlk_status mlk_group_open(mlk_context *ctx, mlk_group **group, const mlk
     return status;
   }
   if (desc->path) mlki_segment_unlink(g, desc->path);
+  errno = kept;
   *group = g;
   return MLK_OK;
 }
@@ -15435,7 +15465,8 @@ static mlk_status mlki_group_next(mlk_group *g, int64_t step) {
         members |= 1u << rank;
     }
     members |= joined;
-    next = mlki_decision(step, joined, members);
+    next = mlki_decision(step, joined, members) | (before & MLKI_TRAINED);
+    if (step > 1 && !(before & MLKI_FAILED)) next |= MLKI_TRAINED;
     if (g->on_loss == MLK_LOSS_FAILS ? members != all : mlki_bits(members) < g->min_ranks) {
       if (!wait.late) continue;
       next |= MLKI_COMMITTED | MLKI_FAILED;
@@ -15444,28 +15475,30 @@ static mlk_status mlki_group_next(mlk_group *g, int64_t step) {
   }
 }
 
-/* The first step of a rank that wants to be in. */
+/* The first step of a rank that wants to be in: one that it joined, even if that has failed since. Who is in begins
+   steps; where nobody is, anybody does. */
 static mlk_status mlki_group_enter(mlk_group *g) {
   mlki_wait wait = mlki_wait_for(g->timeout);
+  wait.rounds = 64; /* look at the clock each time: a turn may take all of a timeout */
   for (;; mlki_wait_pause(&wait)) {
     const uint64_t d = mlki_group_newest(g);
     const int64_t step = mlki_decision_step(d);
-    if (!d) {
-      const mlk_status status = mlki_group_next(g, 1);
-      if (status) return status;
-      continue;
+    const uint32_t joined = mlki_decision_joined(d), members = mlki_decision_members(d);
+    if (g->out_of_reach & 1) return mlki_group_left_out(g);
+    if (joined >> g->rank & 1 && (!(d & MLKI_COMMITTED) || (d & MLKI_FAILED && step > g->since))) {
+      g->step = step;
+      mlki_group_put(g, 8 * MLKI_WORD_WANT, MLKI_WANT_NOTHING);
+      return MLK_OK;
     }
-    if (!(d & MLKI_COMMITTED) && mlki_decision_members(d) >> g->rank & 1) {
-      if (mlki_decision_joined(d) >> g->rank & 1) {
-        g->step = step;
-        mlki_group_put(g, 8 * MLKI_WORD_WANT, MLKI_WANT_NOTHING);
-        return MLK_OK;
-      }
+    if (!(d & MLKI_COMMITTED) && members >> g->rank & 1)
       mlki_group_drop(g, step, 1u << g->rank); /* that was this rank's predecessor */
-    }
     if (wait.late)
       return mlki_fail(g->ctx, MLK_ERR_REPLICA, "rank %d was not taken in within %g s: nobody begins a step", g->rank,
                        g->timeout);
+    if (!d || (d & MLKI_FAILED && !(members & ~joined))) {
+      const mlk_status status = mlki_group_next(g, step + 1);
+      if (status) return status;
+    }
   }
 }
 
@@ -15662,7 +15695,7 @@ static mlk_status mlki_group_commit(mlk_group *g, uint64_t *d, uint32_t *shares)
   mlki_wait wait = mlki_wait_for(g->timeout);
   for (;; mlki_wait_pause(&wait)) {
     uint32_t waits, lost;
-    const mlk_status status = mlki_group_standing(g, d);
+    mlk_status status = mlki_group_standing(g, d);
     if (status) return status;
     waits = mlki_group_unpublished(g, mlki_decision_members(*d), -1, shares);
     if (*d & MLKI_COMMITTED) return MLK_OK;
@@ -15670,6 +15703,8 @@ static mlk_status mlki_group_commit(mlk_group *g, uint64_t *d, uint32_t *shares)
       (void)mlki_group_decide(g, g->step, *d, *d | MLKI_COMMITTED);
     else if ((lost = mlki_group_lost(g, waits, &wait)) != 0)
       mlki_group_drop(g, g->step, lost);
+    else if (wait.rounds % 64 == 32 && (status = mlki_group_help(g, mlki_decision_members(*d))) != MLK_OK)
+      return status;
   }
 }
 
@@ -15867,16 +15902,6 @@ static mlk_status mlki_group_pass(mlk_group *g, int giver, const mlk_tensor *ten
   return MLK_OK;
 }
 
-/* Has any step of the group counted, as far back as decisions are kept? */
-static int mlki_group_trained(mlk_group *g) {
-  int64_t step = g->step - 1;
-  for (; step > 0 && step > g->step - MLKI_RING; step--) {
-    const uint64_t d = mlki_group_decided(g, step);
-    if (mlki_decision_step(d) != step || !(d & MLKI_FAILED)) return 1;
-  }
-  return step > 0;
-}
-
 MLK_API mlk_status mlk_group_sync(mlk_group *g, const mlk_tensor *tensors, int64_t count) {
   uint64_t d, bytes, piece;
   uint32_t old;
@@ -15890,7 +15915,7 @@ MLK_API mlk_status mlk_group_sync(mlk_group *g, const mlk_tensor *tensors, int64
   if ((status = mlki_group_standing(g, &d)) != MLK_OK) return status;
   old = mlki_decision_members(d) & ~mlki_decision_joined(d);
   if (!mlki_decision_joined(d) || !bytes) return MLK_OK;
-  if (!old && !mlki_group_trained(g)) return MLK_OK;
+  if (!old && !(d & MLKI_TRAINED)) return MLK_OK;
   if (!old) {
     mlki_group_drop(g, g->step, 1u << g->rank);
     return mlki_fail(g->ctx, MLK_ERR_REPLICA, "sync: nobody is left in step %lld who could bring rank %d up to date",
