@@ -25,16 +25,20 @@ static float f16_value(unsigned half) {
   return half & 0x8000 ? -x : x;
 }
 
-static float decode(const void *from, mlk_dtype dtype) {
+static float half_value(uint16_t half, mlk_dtype dtype) {
   static float f16[1 << 16];
-  uint16_t half;
-  float x;
   unsigned i;
-  if (dtype == MLK_F32) return memcpy(&x, from, sizeof x), x;
-  memcpy(&half, from, sizeof half);
   if (dtype == MLK_BF16) return mlkt_float((uint32_t)half << 16);
   for (i = 0; i < 1 << 16 && f16[1] == 0; i++) f16[(i + 2) & 0xFFFF] = f16_value((i + 2) & 0xFFFF); /* [1] last */
   return f16[half];
+}
+
+static float decode(const void *from, mlk_dtype dtype) {
+  uint16_t half;
+  float x;
+  if (dtype == MLK_F32) return memcpy(&x, from, sizeof x), x;
+  memcpy(&half, from, sizeof half);
+  return half_value(half, dtype);
 }
 
 /* The nearest number of a format with so many binary places, ties to even; lowest: its least normal exponent. */
@@ -1026,7 +1030,7 @@ static void all_halves(void) {
     problem_fill(p, REALS, &rng);
     for (e = 0; e < 3 * ALL; e++) { /* half way to the next number, and the floats beside that */
       const uint16_t half = (uint16_t)(e / 3), next = (uint16_t)(half + 1);
-      const float low = decode(&half, dtypes[type]), high = decode(&next, dtypes[type]);
+      const float low = half_value(half, dtypes[type]), high = half_value(next, dtypes[type]);
       const float middle = isfinite(low) && isfinite(high) ? low + (high - low) / 2 : low * 1.0001f;
       const float x = e % 3 == 0 ? middle : nextafterf(middle, e % 3 == 1 ? INFINITY : -INFINITY);
       memcpy((char *)p->in[0].buffer.data + p->in[0].at[e], &x, sizeof x);
