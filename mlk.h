@@ -1271,6 +1271,7 @@ static inline mlk_tensor mlk_slice(mlk_tensor t, int axis, int64_t first, int64_
 /* MLKI_SEGMENTS: memory that processes share, with locks that end with them. */
 #if defined(__linux__)
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -1416,7 +1417,12 @@ static void mlki_give_way(int sleep) {
   const int error = errno;
   struct timespec t;
   t.tv_sec = 0, t.tv_nsec = sleep ? 50000 : 0;
-  nanosleep(&t, NULL);
+#if defined(__linux__)
+  if (!sleep) /* a nap of no time takes longer than 50 microseconds there */
+    (void)sched_yield();
+  else
+#endif
+    nanosleep(&t, NULL);
   errno = error; /* a signal ends the nap early */
 #else
   (void)sleep;
@@ -14507,14 +14513,14 @@ struct mlk_group {
   uint64_t stage_bytes, private_bytes;
   int fd; /* -1: the caller's memory, or a transport */
   mlki_group_state state;
-  int64_t step;          /* 0: not taken in yet */
-  int64_t since;         /* the newest step when this rank came */
-  int64_t unpublished;   /* buckets of own shares, in this step */
-  uint32_t final;        /* members of the last step, if it counted */
-  uint32_t slow;         /* ranks whose ranges did not come in time in this step */
-  uint32_t out_of_reach; /* ranks that a transport could not reach */
-  uint32_t ranged; /* members among whom ranges are shared in this step: those of the first average; 0: none yet */
-  int attached;    /* this rank's part says who it is */
+  int64_t step;        /* 0: not taken in yet */
+  int64_t since;       /* the newest step when this rank came */
+  int64_t unpublished; /* buckets of own shares, in this step */
+  uint32_t final;      /* members of the last step, if it counted */
+  uint32_t slow;       /* ranks whose ranges did not come in time in this step */
+  int cut_off;         /* a transport has failed to reach the decisions, or the own part */
+  uint32_t ranged;     /* members among whom ranges are shared in this step: those of the first average; 0: none yet */
+  int attached;        /* this rank's part says who it is */
 };
 
 static int mlki_group_first(int rank, int ranks, int shares) { return (int)((int64_t)rank * shares / ranks); }
@@ -14594,19 +14600,19 @@ static uint64_t mlki_group_hash(const mlk_group_desc *desc) {
   return hash;
 }
 
-/* count words of a part. A peer that a transport does not reach reads as 0 and counts as dead. */
-static void mlki_group_read_words(mlk_group *g, int rank, uint64_t offset, uint64_t *words, int count) {
-  const char *part = g->base ? g->base + (uint64_t)rank * g->part_bytes : rank == g->rank ? g->part : NULL;
+/* count words of a part. A peer that a transport does not reach reads as 0, as if nothing were there yet; 0: reached. */
+static int mlki_group_read_words(mlk_group *g, int rank, uint64_t offset, uint64_t *words, int count) {
+  const char *part = g->base ? g->base + (uint64_t)rank * g->part_bytes : NULL;
   int i;
   for (i = 0; i < count; i++) words[i] = part ? mlki_load_word(part + offset + 8 * i) : 0;
-  if (part || !g->transport.read(g->transport.user, rank, offset, words, count)) return;
-  g->out_of_reach |= 1u << rank;
+  if (part || !g->transport.read(g->transport.user, rank, offset, words, count)) return 0;
   for (i = 0; i < count; i++) words[i] = 0;
+  return 1;
 }
 
 static uint64_t mlki_group_read(mlk_group *g, int rank, uint64_t offset) {
   uint64_t word;
-  mlki_group_read_words(g, rank, offset, &word, 1);
+  (void)mlki_group_read_words(g, rank, offset, &word, 1);
   return word;
 }
 
@@ -14614,7 +14620,7 @@ static void mlki_group_put(mlk_group *g, uint64_t offset, uint64_t word) {
   if (g->base)
     mlki_store_word(g->part + offset, word);
   else if (g->transport.put(g->transport.user, offset, word))
-    g->out_of_reach |= 1u << g->rank;
+    g->cut_off = 1;
 }
 
 MLKI_INLINE uint64_t mlki_group_word(mlk_group *g, int rank, int word) {
@@ -14622,7 +14628,9 @@ MLKI_INLINE uint64_t mlki_group_word(mlk_group *g, int rank, int word) {
 }
 
 static uint64_t mlki_group_decided(mlk_group *g, int64_t step) {
-  return mlki_group_word(g, 0, MLKI_WORD_RING + (int)(step % MLKI_RING));
+  uint64_t d;
+  g->cut_off |= mlki_group_read_words(g, 0, 8 * (uint64_t)(MLKI_WORD_RING + (int)(step % MLKI_RING)), &d, 1);
+  return d;
 }
 
 /* Replaces a decision; 1 when it was the expected one. */
@@ -14630,7 +14638,7 @@ static int mlki_group_decide(mlk_group *g, int64_t step, uint64_t expected, uint
   const uint64_t offset = 8 * (uint64_t)(MLKI_WORD_RING + (int)(step % MLKI_RING));
   uint64_t found = expected;
   if (g->base) return mlki_swap_word(g->base + offset, expected, desired);
-  if (g->transport.swap(g->transport.user, 0, offset, expected, desired, &found)) return g->out_of_reach |= 1, 0;
+  if (g->transport.swap(g->transport.user, 0, offset, expected, desired, &found)) return g->cut_off = 1, 0;
   return found == expected;
 }
 
@@ -14638,7 +14646,7 @@ static int mlki_group_decide(mlk_group *g, int64_t step, uint64_t expected, uint
 static uint64_t mlki_group_newest(mlk_group *g) {
   uint64_t ring[MLKI_RING], newest = 0;
   int i;
-  mlki_group_read_words(g, 0, 8 * MLKI_WORD_RING, ring, MLKI_RING);
+  g->cut_off |= mlki_group_read_words(g, 0, 8 * MLKI_WORD_RING, ring, MLKI_RING);
   for (i = 0; i < MLKI_RING; i++)
     if (mlki_decision_step(ring[i]) > mlki_decision_step(newest)) newest = ring[i];
   return newest;
@@ -14672,7 +14680,7 @@ static void mlki_group_drop(mlk_group *g, int64_t step, uint32_t lost) {
     uint64_t next = (d & MLKI_TRAINED) | mlki_decision(step, mlki_decision_came(d), left);
     if (mlki_decision_step(d) != step || d & MLKI_COMMITTED || !(mlki_decision_members(d) & lost)) return;
     if (g->on_loss == MLK_LOSS_FAILS || mlki_bits(left) < g->min_ranks) next |= MLKI_COMMITTED | MLKI_FAILED;
-    if (mlki_group_decide(g, step, d, next) || g->out_of_reach & 1) return;
+    if (mlki_group_decide(g, step, d, next) || g->cut_off) return;
   }
 }
 
@@ -14875,8 +14883,7 @@ static int mlki_group_alive(mlk_group *g, int rank) {
   if (rank == g->rank) return 1;
   if (mlki_group_word(g, rank, MLKI_WORD_SIGNATURE) != MLKI_SIGNATURE) return 0;
   if (g->fd >= 0) return mlki_segment_locked(g->fd, rank);
-  if (!g->base && g->transport.alive && !g->transport.alive(g->transport.user, rank)) return 0;
-  return !(g->out_of_reach >> rank & 1);
+  return g->base || !g->transport.alive || g->transport.alive(g->transport.user, rank);
 }
 
 /* What a part says of its group, in the order of the words from MLKI_WORD_VERSION. */
@@ -14911,7 +14918,7 @@ static mlk_status mlki_group_compare(mlk_group *g, const mlki_group_facts *f, ui
     const int alive = mlki_group_alive(g, rank);
     if (rank == g->rank || (!alive && (begun || mlki_group_word(g, rank, MLKI_WORD_WANT) != MLKI_WANT_REFUSED)))
       continue;
-    mlki_group_read_words(g, rank, 8 * MLKI_WORD_VERSION, theirs.word, 5);
+    if (mlki_group_read_words(g, rank, 8 * MLKI_WORD_VERSION, theirs.word, 5)) continue;
     for (i = 0; i < 5; i++)
       if (theirs.word[i] != f->word[i]) {
         mlki_group_put(g, 8 * MLKI_WORD_WANT, MLKI_WANT_REFUSED); /* so that who waits for this rank hears of it */
@@ -14942,12 +14949,13 @@ static mlk_status mlki_group_join(mlk_group *g, const mlk_group_desc *desc) {
   if ((status = mlki_group_compare(g, &f, &there)) != MLK_OK) return status;
   /* a predecessor of this rank may be in the step that is under way: it will not end it */
   while ((newest = mlki_group_newest(g)) != 0 && mlki_decision_members(newest) >> g->rank & 1 &&
-         !(newest & MLKI_COMMITTED))
+         !(newest & MLKI_COMMITTED) && !g->cut_off)
     mlki_group_drop(g, mlki_decision_step(newest), 1u << g->rank);
   g->since = mlki_decision_step(newest);
   mlki_group_put(g, 8 * MLKI_WORD_WANT, MLKI_WANT_IN);
   mlki_group_put(g, 8 * MLKI_WORD_SIGNATURE, MLKI_SIGNATURE);
   for (;; mlki_wait_pause(&wait)) {
+    g->cut_off = 0; /* rank 0 need not be there yet */
     if ((status = mlki_group_compare(g, &f, &there)) != MLK_OK) return status;
     if (there == all || mlki_group_newest(g)) return MLK_OK;
     if (!wait.late) continue;
@@ -14969,8 +14977,8 @@ static void mlki_group_leave(mlk_group *g) {
 
 static mlk_status mlki_group_left_out(mlk_group *g) {
   mlki_group_leave(g);
-  if (g->out_of_reach & 1)
-    return mlki_fail(g->ctx, MLK_ERR_SYSTEM, "transport: rank 0 is out of reach, and the decisions with it");
+  if (g->cut_off)
+    return mlki_fail(g->ctx, MLK_ERR_SYSTEM, "transport: the own part, or rank 0 with the decisions, is out of reach");
   return mlki_fail(g->ctx, MLK_ERR_REPLICA, "rank %d was left out of step %lld: it was late, or another took its place",
                    g->rank, (long long)g->step);
 }
@@ -14998,7 +15006,8 @@ static mlk_status mlki_group_failed(mlk_group *g, uint64_t d) {
 /* The decision on this step as it stands: MLK_OK while this rank is in it and it has not failed. */
 static mlk_status mlki_group_standing(mlk_group *g, uint64_t *d) {
   *d = mlki_group_decided(g, g->step);
-  if (mlki_decision_step(*d) != g->step || !(mlki_decision_members(*d) >> g->rank & 1)) return mlki_group_left_out(g);
+  if (g->cut_off || mlki_decision_step(*d) != g->step || !(mlki_decision_members(*d) >> g->rank & 1))
+    return mlki_group_left_out(g);
   return *d & MLKI_FAILED ? mlki_group_failed(g, *d) : MLK_OK;
 }
 
@@ -15017,24 +15026,29 @@ static uint64_t mlki_group_published(mlk_group *g, int share, int64_t bucket) {
                          mlki_group_word_published(g, share - mlki_group_first(owner, g->ranks, g->shares), bucket));
 }
 
-static float mlki_group_weight(mlk_group *g, int owner, int own_share) {
-  const uint32_t bits = (uint32_t)mlki_group_read(g, owner, 8 * (uint64_t)(MLKI_WORD_WEIGHTS + own_share));
+/* Weights have a bit that says that there is one: a word that a transport does not reach is no weight of 0. */
+#define MLKI_WEIGHED ((uint64_t)1 << 32)
+
+/* The weight of any share; below 0: out of reach. */
+static float mlki_group_weight(mlk_group *g, int share) {
+  const int owner = mlki_group_owner(share, g->ranks, g->shares);
+  const int own_share = share - mlki_group_first(owner, g->ranks, g->shares);
+  const uint64_t word = mlki_group_read(g, owner, 8 * (uint64_t)(MLKI_WORD_WEIGHTS + own_share));
+  const uint32_t bits = (uint32_t)(word & 0xffffffffu);
   float weight;
   memcpy(&weight, &bits, sizeof weight);
-  return weight;
+  return word & MLKI_WEIGHED ? weight : -1.0f;
 }
 
-/* Those of shares that have a weight above 0; *sum of their weights, ascending. */
+/* Those of shares that have a weight above 0; *sum of their weights, ascending; below 0: some are out of reach. */
 static uint32_t mlki_group_weighted(mlk_group *g, uint32_t shares, double *sum) {
   uint32_t weighted = 0;
   int s;
   *sum = 0;
   for (s = 0; s < g->shares; s++) {
-    const int owner = mlki_group_owner(s, g->ranks, g->shares);
-    float weight;
-    if (!(shares >> s & 1)) continue;
-    weight = mlki_group_weight(g, owner, s - mlki_group_first(owner, g->ranks, g->shares));
+    const float weight = shares >> s & 1 ? mlki_group_weight(g, s) : 0.0f;
     if (weight > 0.0f) weighted |= 1u << s, *sum += (double)weight;
+    if (weight < 0.0f) return *sum = -1.0, 0;
   }
   return weighted;
 }
@@ -15051,17 +15065,17 @@ static uint32_t mlki_group_unpublished(mlk_group *g, uint32_t members, int64_t b
     for (rank = 0; rank < g->ranks; rank++)
       if (members >> rank & 1 && mlki_group_word(g, rank, MLKI_WORD_COMPLETE) != (uint64_t)g->step) waits |= 1u << rank;
     if (waits) return waits;
-    if (!g->skip_nonfinite) return *finite = mlki_group_weighted(g, *finite, &sum), 0;
   }
-  for (s = 0; s < g->shares; s++)
+  for (s = 0; s < g->shares && (bucket >= 0 || g->skip_nonfinite); s++)
     if (*finite >> s & 1)
       for (b = bucket < 0 ? 0 : bucket; b < (bucket < 0 ? g->buckets : bucket + 1); b++) {
         const uint64_t word = mlki_group_published(g, s, b);
         if (word >> 2 != (uint64_t)g->step) waits |= 1u << mlki_group_owner(s, g->ranks, g->shares);
         if (word == ((uint64_t)g->step << 2 | 2)) *finite &= ~(1u << s);
       }
-  if (!waits) *finite = mlki_group_weighted(g, *finite, &sum);
-  return waits;
+  if (waits) return waits;
+  *finite = mlki_group_weighted(g, *finite, &sum);
+  return sum < 0 ? members : 0;
 }
 
 /* Of ranks, those that are gone, or late when the wait is over. */
@@ -15082,9 +15096,7 @@ static char *mlki_group_data(mlk_group *g, int rank, uint64_t offset, uint64_t b
   if (rank == g->rank) return g->part + offset;
   at = g->stage + *used;
   *used += (bytes + 63) / 64 * 64;
-  if (bytes && g->transport.get(g->transport.user, rank, offset, at, bytes))
-    return g->out_of_reach |= 1u << rank, (char *)NULL;
-  return at;
+  return bytes && g->transport.get(g->transport.user, rank, offset, at, bytes) ? NULL : at;
 }
 
 static mlk_tensor mlki_group_view(void *data, mlk_dtype dtype, int64_t elements) {
@@ -15112,10 +15124,11 @@ static mlk_status mlki_group_mean(mlk_group *g, int64_t bucket, uint32_t shares,
     const int owner = mlki_group_owner(s, g->ranks, g->shares), own = s - mlki_group_first(owner, g->ranks, g->shares);
     char *data;
     if (!(shares >> s & 1)) continue;
+    weight[n] = mlki_group_weight(g, s);
     data = mlki_group_data(g, owner, mlki_group_slot_at(g, own, bucket) + (uint64_t)(from * size),
                            (uint64_t)((to - from) * size), &used);
-    if (!data) return mlki_fail(g->ctx, MLK_ERR_SYSTEM, "transport: rank %d is out of reach", owner);
-    weight[n] = mlki_group_weight(g, owner, own);
+    if (!data || weight[n] < 0.0f)
+      return mlki_fail(g->ctx, MLK_ERR_SYSTEM, "transport: rank %d is out of reach", owner);
     slot[n++] = mlki_group_view(data, g->wire, to - from);
   }
   memset(&desc, 0, sizeof desc);
@@ -15215,18 +15228,36 @@ static mlk_status mlki_group_help(mlk_group *g, uint32_t members) {
   return status;
 }
 
+/* Has the group gone on without this rank? Then what it read may be torn: asked after the last read of a step. */
+static int mlki_group_outrun(mlk_group *g) {
+  uint64_t next;
+  mlki_fence(); /* what was read was read before the next decision is looked at */
+  next = mlki_group_decided(g, g->step + 1);
+  return mlki_decision_step(next) > g->step + 1 ||
+         (mlki_decision_step(next) == g->step + 1 && !(mlki_decision_members(next) >> g->rank & 1));
+}
+
+/* Of those who have not published what this rank waits for, takes out who is lost. In a step that is committed, d,
+   everybody has published everything: what is not there has been overwritten by a later step, or is out of reach. */
+static mlk_status mlki_group_expel(mlk_group *g, uint64_t d, uint32_t waits, const mlki_wait *wait) {
+  const uint32_t lost = mlki_group_lost(g, waits, wait);
+  if (d & MLKI_COMMITTED ? wait->late || mlki_group_outrun(g) : wait->late && !lost) return mlki_group_left_out(g);
+  if (lost) mlki_group_drop(g, g->step, lost);
+  if (wait->rounds % 64 == 32) return mlki_group_help(g, mlki_decision_members(d));
+  return MLK_OK;
+}
+
 /* Waits until all members have published a bucket; takes out who does not. */
 static mlk_status mlki_group_await(mlk_group *g, int64_t bucket, uint32_t *members, uint32_t *finite) {
   mlki_wait wait = mlki_wait_for(g->timeout);
   for (;; mlki_wait_pause(&wait)) {
     uint64_t d;
-    uint32_t waits, lost;
+    uint32_t waits;
     mlk_status status = mlki_group_standing(g, &d);
     if (status) return status;
     *members = mlki_decision_members(d);
     if (!(waits = mlki_group_unpublished(g, *members, bucket, finite))) return MLK_OK;
-    if ((lost = mlki_group_lost(g, waits, &wait)) != 0) mlki_group_drop(g, g->step, lost);
-    if (wait.rounds % 64 == 32 && (status = mlki_group_help(g, *members)) != MLK_OK) return status;
+    if ((status = mlki_group_expel(g, d, waits, &wait)) != MLK_OK) return status;
   }
 }
 
@@ -15259,13 +15290,15 @@ static mlk_status mlki_group_collect(mlk_group *g, int64_t bucket, uint32_t memb
   for (;; mlki_wait_pause(&wait)) {
     uint32_t waits = 0;
     for (rank = 0; rank < g->ranks; rank++)
-      if (members >> rank & 1 && (mlki_group_read(g, rank, mlki_group_word_averaged(g, bucket) + 8) != word[1] ||
-                                  mlki_group_read(g, rank, mlki_group_word_averaged(g, bucket)) != word[0]))
+      if (members >> rank & 1 && rank != g->rank &&
+          (mlki_group_read(g, rank, mlki_group_word_averaged(g, bucket) + 8) != word[1] ||
+           mlki_group_read(g, rank, mlki_group_word_averaged(g, bucket)) != word[0]))
         waits |= 1u << rank;
     if (!waits) break;
     if ((*lost = waits & (g->slow | mlki_group_apart(g, waits, members))) != 0) return MLK_OK;
     if ((*lost = mlki_group_lost(g, waits, &wait)) != 0) return g->slow |= *lost, MLK_OK;
-    if (mlki_decision_members(mlki_group_decided(g, g->step)) != members) return *lost = members, MLK_OK;
+    if (mlki_decision_members(mlki_group_decided(g, g->step)) != members || mlki_group_outrun(g))
+      return *lost = members, MLK_OK;
     if (g->state == MLKI_GROUP_STEP && wait.rounds % 64 == 32 && (status = mlki_group_help(g, members)) != MLK_OK)
       return status;
   }
@@ -15455,7 +15488,7 @@ static mlk_status mlki_group_next(mlk_group *g, int64_t step) {
     uint32_t joined = 0, members = 0;
     uint64_t next;
     int rank;
-    if (g->out_of_reach & 1) return mlki_group_left_out(g);
+    if (g->cut_off) return mlki_group_left_out(g);
     if (mlki_decision_step(old) >= step) return MLK_OK;
     for (rank = 0; rank < g->ranks; rank++) {
       if (!mlki_group_alive(g, rank)) continue;
@@ -15484,7 +15517,7 @@ static mlk_status mlki_group_enter(mlk_group *g) {
     const uint64_t d = mlki_group_newest(g);
     const int64_t step = mlki_decision_step(d);
     const uint32_t joined = mlki_decision_joined(d), members = mlki_decision_members(d);
-    if (g->out_of_reach & 1) return mlki_group_left_out(g);
+    if (g->cut_off) return mlki_group_left_out(g);
     if (joined >> g->rank & 1 && (!(d & MLKI_COMMITTED) || (d & MLKI_FAILED && step > g->since))) {
       g->step = step;
       mlki_group_put(g, 8 * MLKI_WORD_WANT, MLKI_WANT_NOTHING);
@@ -15513,7 +15546,7 @@ static mlk_status mlki_group_clear(mlk_group *g, uint64_t *d) {
     waits = mlki_decision_members(*d) & ~mlki_decision_joined(*d) & ~(1u << g->rank);
     for (rank = 0; rank < g->ranks; rank++)
       if (waits >> rank & 1 && (int64_t)mlki_group_word(g, rank, MLKI_WORD_DONE) < g->step - 1) reads |= 1u << rank;
-    if (!reads) return MLK_OK;
+    if (!reads) return mlki_fence(), MLK_OK; /* what is written from now on is written after that was seen */
     if ((lost = mlki_group_lost(g, reads, &wait)) != 0) mlki_group_drop(g, g->step, lost);
   }
 }
@@ -15562,7 +15595,7 @@ MLK_API mlk_status mlk_group_begin(mlk_group *g, const float *weights, mlk_group
     const float weight = weights ? weights[i] : 1.0f;
     uint32_t bits;
     memcpy(&bits, &weight, sizeof bits);
-    mlki_group_put(g, 8 * (uint64_t)(MLKI_WORD_WEIGHTS + i), bits);
+    mlki_group_put(g, 8 * (uint64_t)(MLKI_WORD_WEIGHTS + i), MLKI_WEIGHED | bits);
   }
   for (i = 0; i < g->buckets; i++)
     g->bucket[i].published = 0, g->bucket[i].use = MLKI_BUCKET_IDLE, g->bucket[i].range_members = 0;
@@ -15593,7 +15626,7 @@ static int mlki_group_finite(const void *data, mlk_dtype wire, int64_t count) {
   return !bad;
 }
 
-static mlk_status mlki_group_bucket(mlk_group *g, int64_t bucket) {
+static mlk_status mlki_group_bucket(const mlk_group *g, int64_t bucket) {
   if (bucket < 0 || bucket >= g->buckets)
     return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "bucket: is %lld, but must be 0 to %lld", (long long)bucket,
                      (long long)g->buckets - 1);
@@ -15681,29 +15714,18 @@ MLK_API mlk_status mlk_group_average(mlk_group *g, int64_t bucket, const mlk_ten
   return mlki_group_use(g, MLKI_BUCKET_AVERAGED, bucket, means, count);
 }
 
-/* After the last read of a step: has the group gone on without this rank? Then what was read may be torn. */
-static int mlki_group_outrun(mlk_group *g) {
-  uint64_t next;
-  mlki_fence(); /* what was read was read before the next decision is looked at */
-  next = mlki_group_decided(g, g->step + 1);
-  return mlki_decision_step(next) > g->step + 1 ||
-         (mlki_decision_step(next) == g->step + 1 && !(mlki_decision_members(next) >> g->rank & 1));
-}
-
 /* Waits until the step is decided, or decides it. */
 static mlk_status mlki_group_commit(mlk_group *g, uint64_t *d, uint32_t *shares) {
   mlki_wait wait = mlki_wait_for(g->timeout);
   for (;; mlki_wait_pause(&wait)) {
-    uint32_t waits, lost;
+    uint32_t waits;
     mlk_status status = mlki_group_standing(g, d);
     if (status) return status;
     waits = mlki_group_unpublished(g, mlki_decision_members(*d), -1, shares);
-    if (*d & MLKI_COMMITTED) return MLK_OK;
+    if (!waits && *d & MLKI_COMMITTED) return MLK_OK;
     if (!waits)
       (void)mlki_group_decide(g, g->step, *d, *d | MLKI_COMMITTED);
-    else if ((lost = mlki_group_lost(g, waits, &wait)) != 0)
-      mlki_group_drop(g, g->step, lost);
-    else if (wait.rounds % 64 == 32 && (status = mlki_group_help(g, mlki_decision_members(*d))) != MLK_OK)
+    else if ((status = mlki_group_expel(g, *d, waits, &wait)) != MLK_OK)
       return status;
   }
 }
@@ -15744,7 +15766,10 @@ static mlk_status mlki_group_sharded(mlk_group *g) {
 }
 
 MLK_API mlk_status mlk_group_range(const mlk_group *g, int64_t bucket, int64_t *from, int64_t *to) {
-  if (!g || !from || !to || bucket < 0 || bucket >= g->buckets) return MLK_ERR_ARGUMENT;
+  mlk_status status;
+  if (!g) return MLK_ERR_ARGUMENT;
+  if ((status = mlki_group_bucket(g, bucket)) != MLK_OK) return status;
+  if (!from || !to) return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "%s: is NULL", from ? "to" : "from");
   *from = mlki_group_cut(g->bucket[bucket].elements, g->rank, g->ranks);
   *to = mlki_group_cut(g->bucket[bucket].elements, g->rank + 1, g->ranks);
   return MLK_OK;
@@ -15767,7 +15792,8 @@ static uint32_t mlki_group_undone(mlk_group *g) {
     uint32_t waits = 0, lost;
     int rank;
     for (rank = 0; rank < g->ranks; rank++)
-      if (g->final >> rank & 1 && (int64_t)mlki_group_word(g, rank, MLKI_WORD_DONE) < g->step) waits |= 1u << rank;
+      if (g->final >> rank & 1 && rank != g->rank && (int64_t)mlki_group_word(g, rank, MLKI_WORD_DONE) < g->step)
+        waits |= 1u << rank;
     if (!waits || (lost = mlki_group_lost(g, waits, &wait)) != 0) return waits ? lost : 0;
   }
 }
