@@ -46,6 +46,8 @@
 
 #include "rows_attention.h"
 
+#include "rows_average.h"
+
 static void usage(FILE *f) {
   fputs("bench [options]                  measure this machine, then every row\n"
         "bench compare OLD.json NEW.json  new times over old ones; exit code 1 when a row of MLK's regressed beyond "
@@ -214,6 +216,7 @@ int main(int argc, char **argv) {
   rows_conv();
   rows_glue();
   rows_attention();
+  rows_average();
   if (rows_seen == 0) die("no row is named like %s; see --list", opt.filter ? opt.filter : "that");
   if (opt.list) return 0;
   report_busy();

@@ -127,6 +127,65 @@ static double fma_flops(mlk_isa isa, int64_t steps) {
 /* Set once by probe_memory_make: asking the processor takes microseconds, in a virtual machine many. */
 static uint64_t (*read_once)(const char *p, size_t bytes) = read_plain;
 
+/* Streams: n vectors are read side by side, line by line, and added; the sum goes to out past the caches (stream) or through them, or,
+   with out NULL, over all n. */
+#if BENCH_X86
+#define STREAMS(name, target_name, vec, width, load, add, store, past)                                                 \
+  __attribute__((target(target_name), always_inline)) static inline void name##_of(char *out, char *const *in, int n,  \
+                                                                                   size_t bytes, int stream) {         \
+    size_t i;                                                                                                          \
+    int j, v;                                                                                                          \
+    for (i = 0; i + 4 * (width) <= bytes; i += 4 * (width)) {                                                          \
+      vec s[4];                                                                                                        \
+      for (v = 0; v < 4; v++) s[v] = load((const void *)(in[0] + i + (size_t)v * (width)));                            \
+      for (j = 1; j < n; j++)                                                                                          \
+        for (v = 0; v < 4; v++) s[v] = add(s[v], load((const void *)(in[j] + i + (size_t)v * (width))));               \
+      for (v = 0; v < 4; v++)                                                                                          \
+        if (out && stream)                                                                                             \
+          past((void *)(out + i + (size_t)v * (width)), s[v]);                                                         \
+        else if (out)                                                                                                  \
+          store((void *)(out + i + (size_t)v * (width)), s[v]);                                                        \
+        else                                                                                                           \
+          for (j = 0; j < n; j++) store((void *)(in[j] + i + (size_t)v * (width)), s[v]);                              \
+    }                                                                                                                  \
+  }                                                                                                                    \
+  __attribute__((target(target_name))) static void name(char *out, char *const *in, int n, size_t bytes, int stream) { \
+    if (n == 2)                                                                                                        \
+      name##_of(out, in, 2, bytes, stream);                                                                            \
+    else if (n == 4)                                                                                                   \
+      name##_of(out, in, 4, bytes, stream);                                                                            \
+    else if (n == 8)                                                                                                   \
+      name##_of(out, in, 8, bytes, stream);                                                                            \
+    else                                                                                                               \
+      name##_of(out, in, n, bytes, stream);                                                                            \
+    _mm_sfence();                                                                                                      \
+  }
+#define LOAD_512(p)     _mm512_load_si512(p)
+#define STORE_512(p, x) _mm512_store_si512(p, x)
+#define PAST_512(p, x)  _mm512_stream_si512((__m512i *)(p), x)
+STREAMS(streams_avx512, "avx512f", __m512i, 64, LOAD_512, _mm512_add_epi32, STORE_512, PAST_512)
+#define LOAD_256(p)     _mm256_load_si256((const __m256i *)(p))
+#define STORE_256(p, x) _mm256_store_si256((__m256i *)(p), x)
+#define PAST_256(p, x)  _mm256_stream_si256((__m256i *)(p), x)
+STREAMS(streams_avx2, "avx2", __m256i, 32, LOAD_256, _mm256_add_epi32, STORE_256, PAST_256)
+#endif
+
+static void streams_plain(char *out, char *const *in, int n, size_t bytes, int stream) {
+  size_t i;
+  int j;
+  (void)stream;
+  for (i = 0; i + 8 <= bytes; i += 8) {
+    uint64_t sum = 0;
+    for (j = 0; j < n; j++) sum += *(const uint64_t *)(const void *)(in[j] + i);
+    if (out)
+      *(uint64_t *)(void *)(out + i) = sum;
+    else
+      for (j = 0; j < n; j++) *(uint64_t *)(void *)(in[j] + i) = sum;
+  }
+}
+
+static void (*streams_once)(char *out, char *const *in, int n, size_t bytes, int stream) = streams_plain;
+
 /* Four places of a slice at once: where one stream does not keep enough lines in flight. */
 static uint64_t read_four(const char *p, size_t bytes) {
   const size_t quarter = bytes / 4 / 4096 * 4096, step = 1024;
@@ -190,9 +249,9 @@ static void probe_memory_make(void) {
   size_t i;
 #if BENCH_X86
   if (mlk_isa_available(MLK_ISA_AVX512))
-    read_once = read_avx512;
+    read_once = read_avx512, streams_once = streams_avx512;
   else if (mlk_isa_available(MLK_ISA_AVX2))
-    read_once = read_avx2;
+    read_once = read_avx2, streams_once = streams_avx2;
 #endif
   probe_bytes = 4 * last_cache_bytes();
   if (probe_bytes < (size_t)128 << 20) probe_bytes = (size_t)128 << 20;
@@ -276,6 +335,39 @@ static double near_rate(int threads, size_t footprint, int copies) {
     }
     sink_u64 = sum;
     best = greater(best, (double)half * (copies ? 2 : 1) * times / (now() - start));
+  }
+  return best;
+}
+
+enum { MAX_STREAMS = 11 }; /* their gaps stay within a page */
+
+/* Bytes read plus bytes written per second: n vectors into one more, or in place into each of them, footprint bytes together (beyond the
+   buffer as near_rate). The best of stores past the caches and through them, of vectors that begin at the same place of a page and
+   at different ones. */
+static double streams_rate(int threads, int n, int in_place, size_t footprint) {
+  const size_t all = footprint < probe_bytes ? footprint : probe_bytes, unit = all < (size_t)1 << 20 ? 256 : 4096;
+  const size_t slice = all / (size_t)(n + !in_place) / (size_t)threads / unit * unit - unit; /* leaves room for gaps */
+  const int times = (int)(((size_t)4 << 20) / (all + 1)) + 1;
+  double best = 0;
+  int attempt;
+  for (attempt = 0; attempt < 5; attempt++) { /* the first one brings the working set in */
+    const size_t step = slice * (size_t)threads + (attempt > 2 ? unit / 12 / 64 * 64 : 0);
+    const double start = now();
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+      const size_t at = (size_t)omp_get_thread_num() * slice;
+#else
+    {
+      const size_t at = 0;
+#endif
+      char *in[MAX_STREAMS];
+      int t, j;
+      for (j = 0; j < n; j++) in[j] = probe_memory + (size_t)j * step + at;
+      for (t = 0; t < times; t++)
+        streams_once(in_place ? NULL : probe_memory + (size_t)n * step + at, in, n, slice, attempt % 2);
+    }
+    best = greater(best, (double)slice * threads * (n + (in_place ? n : 1)) * times / (now() - start));
   }
   return best;
 }

@@ -3,7 +3,7 @@
 #ifndef BENCH_PEERS_H
 #define BENCH_PEERS_H
 
-enum { OPENBLAS, ONEDNN, MKL, BLIS, FAISS, TORCH, ORT, PEER_COUNT };
+enum { OPENBLAS, ONEDNN, MKL, BLIS, FAISS, TORCH, ORT, CHAIN, PEER_COUNT };
 
 /* CBLAS by its numbers: row-major 101, no transpose 111, transpose 112. */
 typedef void cblas_sgemm_fn(int layout, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda,
@@ -44,8 +44,8 @@ typedef struct peer {
   dnnl_sgemm_fn *dnnl_sgemm;
 } peer;
 
-static peer peers[PEER_COUNT] = {{.name = "openblas"}, {.name = "onednn"}, {.name = "mkl"},   {.name = "blis"},
-                                 {.name = "faiss"},    {.name = "torch"},  {.name = "onnxrt"}};
+static peer peers[PEER_COUNT] = {{.name = "openblas"}, {.name = "onednn"}, {.name = "mkl"},    {.name = "blis"},
+                                 {.name = "faiss"},    {.name = "torch"},  {.name = "onnxrt"}, {.name = "chain"}};
 
 /* Functions that only one peer has. */
 static struct {
@@ -329,12 +329,19 @@ static void forget_environment(void) {
 static int torch_load(peer *p); /* torch.h */
 static int ort_load(peer *p);   /* onnxruntime.h; a session has threads of its own */
 
+/* No library but a method, written in rows_average.h: sums of two vectors, one after another. */
+static int chain_load(peer *p) {
+  text(p->version, sizeof p->version, "sums of two, as gloo's AllreduceLocal; written in bench");
+  text(p->core, sizeof p->core, "%s", mlk_isa_name(opt.isa));
+  return 1;
+}
+
 static void peers_load(void) {
   static const struct {
     int peer;
     int (*load)(peer *);
-  } order[PEER_COUNT] = {{OPENBLAS, openblas_load}, {ONEDNN, onednn_load}, {BLIS, blis_load}, {FAISS, faiss_load},
-                         {TORCH, torch_load},       {ORT, ort_load},       {MKL, mkl_load}};
+  } order[PEER_COUNT] = {{OPENBLAS, openblas_load}, {ONEDNN, onednn_load}, {BLIS, blis_load},   {FAISS, faiss_load},
+                         {TORCH, torch_load},       {ORT, ort_load},       {CHAIN, chain_load}, {MKL, mkl_load}};
   int i; /* MKL last: see open_library */
   forget_environment();
   setenv("OPENBLAS_THREAD_TIMEOUT", "22",

@@ -35,6 +35,7 @@ static void report_row(const row *r, const result *first, int count) {
       text(share, sizeof share, "%5.1f %% %s", 100 * x->share,
            x->bound != 'm'  ? "fma"
            : x->near == 'c' ? "cpy"
+           : x->near == 's' ? "str"
                             : "mem");
     printf("%-48s %10s %12s %11s %4.1f %%%s|", label, format_time(time, sizeof time, x->median / (double)r->operations),
            format_rate(rate, sizeof rate, x), share, 100 * x->noise, x->busy ? "~" : " ");
@@ -85,16 +86,20 @@ typedef struct aim {
   double share, versus_peer; /* 0: no aim */
 } aim;
 
-/* The aims of attention are against torch, all others against the best peer. */
-static int aim_is_torch(const aim *a) { return strncmp(a->prefix, "attention/", 10) == 0; }
+/* The aims of attention are against torch, those of averages against torch or a chain of sums, all others against the best peer: -1. */
+static int aim_peer(const aim *a) {
+  if (strncmp(a->prefix, "attention/", 10) == 0) return TORCH;
+  if (strncmp(a->prefix, "average/", 8) == 0) return strstr(a->title, "chain") ? CHAIN : TORCH;
+  return -1;
+}
 
 /* The time of the peer that the aim is against over x's; 0 when it has none that is right. */
 static double aim_versus(const aim *a, const result *x) {
   double best = 0;
   int i;
-  if (!aim_is_torch(a)) return x->versus_best_peer;
+  if (aim_peer(a) < 0) return x->versus_best_peer;
   for (i = 0; i < result_count; i++)
-    if (results[i].peer == TORCH && strcmp(results[i].row, x->row) == 0 && !results[i].wrong &&
+    if (results[i].peer == aim_peer(a) && strcmp(results[i].row, x->row) == 0 && !results[i].wrong &&
         (best == 0 || results[i].median / x->median < best))
       best = results[i].median / x->median;
   return best;
@@ -154,6 +159,11 @@ static void report_aims(void) {
       {"attention, decode, single heads", "attention/decode/single/", "/t1", 0, 0},
       {"attention, decode, pages", "attention/paged/", "/t1", 0.85, 0},
       {"attention, gradient", "attention/backward/", "/t1", 0, 1.2},
+      {"average, out of cache", "average/far/", "/t", 0.9, 1.2},
+      {"average, against a chain", "average/far/", "n4/f32", 0, 1.8},
+      {"average in place, against a chain", "average/all/", "n4/f32", 0, 1.8},
+      {"average, in cache", "average/near/", "/t1", 0, 1.2},
+      {"average, 1,000 tensors", "average/lists/", "/t", 0, 1.2},
       {"k-NN, 1,000+ queries", "knn/pictures/1", "000x60000", 0, 1.3},
       {"k-NN, 10 queries", "knn/pictures/10x", "/t", 0.85, 1.3},
       {"k-NN, 1 query", "knn/pictures/1x", "/t", 0.85, 1.3},
@@ -179,7 +189,7 @@ static void report_aims(void) {
     if (rows == 0) continue;
     if (!any++)
       printf("\n%-32s %5s   %-32s %s\n", "class", "rows", "share of ceiling (matmul): worst",
-             "best peer's (torch's) time: mean, worst");
+             "best peer's (or that one's) time: mean, worst");
     missed_share = a->share > 0 && worst_share < a->share;
     missed_peer = compared > 0 && a->versus_peer > 0 && worst_peer < a->versus_peer;
     printf("%-32s %5d   %5.1f %%%-7s ", a->title, rows, 100 * worst_share, of_yardstick ? " matmul" : "");
@@ -187,7 +197,9 @@ static void report_aims(void) {
       printf(" aim %.0f %%  %-7s", 100 * a->share, missed_share ? "missed" : "reached");
     else
       printf("%17s", "");
-    if (compared > 0) printf(" %s%.2fx %.2fx", aim_is_torch(a) ? "torch " : "", exp(log_sum / compared), worst_peer);
+    if (compared > 0)
+      printf(" %s%s%.2fx %.2fx", aim_peer(a) < 0 ? "" : peers[aim_peer(a)].name, aim_peer(a) < 0 ? "" : " ",
+             exp(log_sum / compared), worst_peer);
     if (compared > 0 && a->versus_peer > 0)
       printf("  aim %.2fx  %s", a->versus_peer, missed_peer ? "missed" : "reached");
     putchar('\n');

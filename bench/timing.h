@@ -29,8 +29,9 @@ typedef struct row {
   double flops, bytes; /* of one operation; bytes 0: it stays in cache, or does not matter */
   double
       footprint; /* bytes of the working set when bytes are to be held against a pass over as much memory, in cache or not */
-  int reads_only;     /* that pass reads; otherwise it copies */
-  int64_t operations; /* operations in one call, 1 but for batches */
+  int reads_only;        /* that pass reads; otherwise it copies */
+  int streams, in_place; /* not 0: it reads so many vectors side by side and writes one more, or all of them */
+  int64_t operations;    /* operations in one call, 1 but for batches */
   /* check looks at the output of the call just made and says what is wrong with it, or leaves why empty. */
   void (*spoil)(void *arg);
   void (*check)(void *arg, const contender *who, char *why, size_t size);
@@ -48,7 +49,7 @@ typedef struct result {
   double of_yardstick; /* the row's speed over the yardstick's; 0: the row has none */
   char bound;          /* 'c' compute, 'm' memory: the nearer ceiling; ' ' unknown */
   int yardstick;       /* see contender.flops */
-  int near; /* in_row_read is of a pass over the row's own footprint: 'r' reading it, 'c' copying it; 0: reading out of cache */
+  int near; /* in_row_read is of a pass over the row's own footprint: 'r' reading it, 'c' copying it; 's': streams; 0: reading out of cache */
 } result;
 
 static result *results;
@@ -173,7 +174,8 @@ static void row_run(row *r) {
     if (r->threads > 1) wait_until_quiet(), fma_rate(r->isa, r->threads, 0.0002);
     if (probes_fma) probe_fma[j] = fma_rate(r->isa, r->threads, 0.0005);
     if (r->footprint > 0)
-      probe_read[j] = near_rate(r->threads, (size_t)r->footprint, !r->reads_only);
+      probe_read[j] = r->streams ? streams_rate(r->threads, r->streams, r->in_place, (size_t)r->footprint)
+                                 : near_rate(r->threads, (size_t)r->footprint, !r->reads_only);
     else if (r->bytes > 0)
       probe_read[j] = greater(read_rate(r->threads, 0.125, 0), read_rate(r->threads, 0.125, 1));
     if (now() - start > ROW_SECONDS) rounds = j + 1; /* a slow machine, or one that others use */
@@ -209,7 +211,7 @@ static void row_run(row *r) {
     out->peer = c->peer, out->threads = r->threads, out->wrong = c->wrong[0] != 0, out->busy = busy;
     out->flops = r->flops, out->bytes = r->bytes, out->in_row_fma = fma, out->in_row_read = read;
     out->yardstick = c->flops > 0;
-    out->near = r->footprint <= 0 ? 0 : r->reads_only ? 'r' : 'c';
+    out->near = r->footprint <= 0 ? 0 : r->streams ? 's' : r->reads_only ? 'r' : 'c';
     out->bound = roof <= 0 ? ' ' : read > 0 && r->bytes / read >= roof ? 'm' : 'c';
     if (out->wrong) continue;
     out->samples = c->samples, out->iterations = c->iterations;

@@ -5,6 +5,26 @@
 
 typedef void *torch_tensor;
 
+/* at::mean_out, add_out and mul_ by their C++ symbols: a handle is a pointer to an at::Tensor, and so is a reference to one. The other
+   arguments are laid out as c10 does: an optional list of axes, an optional element type, a number with its type in front. */
+typedef struct torch_axes {
+  const int64_t *axes;
+  size_t count;
+  char given;
+} torch_axes;
+typedef struct torch_type {
+  int8_t type;
+  char given;
+} torch_type;
+typedef struct torch_number {
+  int32_t tag; /* 0: a double */
+  int32_t unused[3];
+  double value, imaginary;
+} torch_number;
+typedef torch_tensor torch_mean_fn(torch_tensor x, torch_axes axes, char keep, torch_type type, torch_tensor out);
+typedef torch_tensor torch_add_fn(torch_tensor a, torch_tensor b, const torch_number *alpha, torch_tensor out);
+typedef torch_tensor torch_scale_fn(torch_tensor x, const torch_number *factor);
+
 static struct {
   int (*from_blob)(void *data, int64_t rank, const int64_t *shape, const int64_t *stride, int64_t offset, int32_t dtype,
                    int32_t device, int32_t device_index, torch_tensor *out);
@@ -18,6 +38,9 @@ static struct {
                   double dropout, int32_t causal, torch_tensor *mask, double *scale, torch_tensor *dq, torch_tensor *dk,
                   torch_tensor *dv);
   int (*dispatch)(const char *name, const char *overload, uint64_t *stack);
+  torch_mean_fn *mean;
+  torch_add_fn *add;
+  torch_scale_fn *scale;
 } torch;
 
 static int torch_load(peer *p) {
@@ -35,6 +58,9 @@ static int torch_load(peer *p) {
   FIND(forward, "aoti_torch_cpu__scaled_dot_product_flash_attention_for_cpu");
   FIND(backward, "aoti_torch_cpu__scaled_dot_product_flash_attention_for_cpu_backward");
   FIND(dispatch, "aoti_torch_call_dispatcher");
+  FIND(mean, "_ZN2at4_ops8mean_out4callERKNS_6TensorEN3c1016OptionalArrayRefIlEEbSt8optionalINS5_10ScalarTypeEERS2_");
+  FIND(add, "_ZN2at4_ops7add_out4callERKNS_6TensorES4_RKN3c106ScalarERS2_");
+  FIND(scale, "_ZN2at4_ops11mul__Scalar4callERNS_6TensorERKN3c106ScalarE");
 #undef FIND
   if (!found || !find_symbol(library, "_ZN2at15set_num_threadsEi", &torch_threads))
     return peer_absent(p, "torch", "libtorch_cpu.so");
