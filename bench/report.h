@@ -222,7 +222,7 @@ static void report_causal(void) {
   }
 }
 
-/* Speed-up of every row that ran on 1 and on opt.threads threads; strict against fast; k-NN against matmul. */
+/* Speed-up of every row that ran on 1 and on opt.threads threads; strict against fast; many tensors against one; k-NN against matmul. */
 static void report_scaling(void) {
   int i, any = 0;
   const result *matmul = find_result("matmul/large/2048/t1", "mlk"), *knn = NULL;
@@ -244,6 +244,11 @@ static void report_scaling(void) {
     if (strict)
       printf("strict against fast, %s: %+.1f %% (aim: within 3 %%)\n", fast->row,
              100 * (strict->median / fast->median - 1));
+  }
+  for (i = 0; i < result_count; i++) {
+    const result *one = &results[i], *many = find_result(one->row, "mlk");
+    if (strcmp(one->name, "mlk, one tensor") == 0 && !one->wrong && many && !many->wrong)
+      printf("many tensors against one, %s: %.2f of its speed (aim 0.8)\n", one->row, one->median / many->median);
   }
   for (i = 0; i < result_count && !knn; i++)
     if (strncmp(results[i].row, "knn/pictures/1000x", 18) == 0 && results[i].threads == 1 && !results[i].wrong &&

@@ -402,6 +402,25 @@ static void restore(operand *o) {
   if (o->buffer.bytes) memcpy(o->buffer.data, o->before, o->buffer.bytes);
 }
 
+/* Nobody is left because nobody is finite: outputs that are not inputs may have been written, other memory not. What
+   stands there is taken as right. */
+static void forgive(problem *p) {
+  const size_t width = width_of(p->out.dtype);
+  uint64_t read = 0;
+  int64_t e;
+  int r;
+  for (r = 0; r < (int)p->desc.replicas; r++) read |= weight_of(p, r) > 0 ? UINT64_C(1) << r : 0;
+  if (!read || p->where == TO_ALL) return;
+  for (e = p->low; e < p->high; e++)
+    if (p->owner[e] >= 0 && (read >> p->owner[e] & 1))
+      return; /* an input that is read is an output: looked at before */
+  for (e = p->low; e < p->high; e++) {
+    operand *o = p->owner[e] < 0 ? &p->out : &p->in[p->owner[e]];
+    const size_t at = o->at[p->owner[e] < 0 ? e - p->low : e];
+    memcpy(o->want + at, (const char *)o->buffer.data + at, width);
+  }
+}
+
 /* The norm is that of the tensors written, as mlk_clip_norm measures them. */
 static void check_norm(const problem *p) {
   mlk_context *ctx = crew_get(crew.isas[crew.rows - 1], 1);
@@ -423,6 +442,7 @@ static int agrees(problem *p, mlk_context *ctx) {
   restore(&p->out);
   p->used = rogue_used, p->norm = mlkt_float(MLKT_ROGUE_F32);
   ok = CHECK_STATUS(ctx, mlk_average(ctx, &p->desc), p->taking ? MLK_OK : MLK_ERR_REPLICA);
+  if (!p->taking && p->desc.skip_nonfinite) forgive(p);
   for (r = 0; r < (int)p->desc.replicas && ok; r++) ok = operand_agrees(&p->in[r], "inputs", r);
   ok = ok && operand_agrees(&p->out, "outputs", 0);
   if (ok && p->desc.used)
