@@ -1036,11 +1036,14 @@ static int tell_loss(const training *t) {
 }
 
 /* Waits until all replicas have come. */
-static int join_group(training *t, const mlk_group_desc *desc) {
+static int join_group(training *t, const mlk_group_desc *desc, uint64_t *workspace) {
   network *n = &t->net;
-  const mlk_status status = mlk_group_open(t->ctx, &n->group, desc);
+  mlk_group_plan plan;
+  mlk_status status = mlk_group_get_plan(t->ctx, desc, &plan);
+  if (status == MLK_OK) status = mlk_group_open(t->ctx, &n->group, desc);
   if (status == MLK_ERR_REPLICA) return tell_loss(t);
   if (status != MLK_OK) return library_failed(t->ctx, "joining the group", status);
+  *workspace = plan.workspace_bytes;
   n->first_share = desc->rank * desc->shares / desc->ranks;
   n->own_shares = (desc->rank + 1) * desc->shares / desc->ranks - n->first_share;
   n->report.members = (UINT32_C(1) << desc->ranks) - 1; /* until the first step tells */
@@ -2045,7 +2048,7 @@ static int open_library(training *t, const mlk_group_desc *group, int threads, m
   desc.isa = t->opt->isa;
   status = mlk_open(&t->ctx, &desc);
   if (status != MLK_OK) return fail_run("mlk_open", mlk_status_name(status));
-  code = group ? join_group(t, group) : 0;
+  code = group ? join_group(t, group, &workspace) : 0;
   if (!code) code = record(&t->net);
   if (!code) code = plan_all(t, &workspace);
   if (code) return code;

@@ -1184,11 +1184,14 @@ static int open_moments(training *t) {
 }
 
 /* Waits until all replicas have come. */
-static int join_group(training *t, const mlk_group_desc *desc) {
+static int join_group(training *t, const mlk_group_desc *desc, uint64_t *workspace) {
   model *m = &t->net;
-  const mlk_status status = mlk_group_open(t->ctx, &m->group, desc);
+  mlk_group_plan plan;
+  mlk_status status = mlk_group_get_plan(t->ctx, desc, &plan);
+  if (status == MLK_OK) status = mlk_group_open(t->ctx, &m->group, desc);
   if (status == MLK_ERR_REPLICA) return tell_loss(t);
   if (status != MLK_OK) return library_failed(t->ctx, "joining the group", status);
+  *workspace = plan.workspace_bytes;
   m->first_share = desc->rank * desc->shares / desc->ranks;
   m->own_shares = (desc->rank + 1) * desc->shares / desc->ranks - m->first_share;
   m->report.members = (UINT32_C(1) << desc->ranks) - 1; /* until the first step tells */
@@ -2046,7 +2049,7 @@ static int open_library(training *t, const mlk_group_desc *group, int threads, m
   status = mlk_open(&t->ctx, &desc);
   if (status != MLK_OK) return fail_run("mlk_open", mlk_status_name(status));
   code = make_schedule(t, t->opt->rate);
-  if (!code && group) code = join_group(t, group);
+  if (!code && group) code = join_group(t, group, &workspace);
   if (!code) code = record(&t->net);
   if (!code) code = plan_all(t, &workspace);
   if (code) return code;
