@@ -1389,7 +1389,10 @@ static int mlki_swap_word(void *at, uint64_t expected, uint64_t desired) {
   return _InterlockedCompareExchange64((volatile __int64 *)at, (__int64)desired, (__int64)expected) ==
          (__int64)expected;
 }
-static void mlki_fence(void) { _ReadWriteBarrier(); }
+static void mlki_fence(void) {
+  volatile __int64 word = 0;
+  _InterlockedExchange64(&word, 1); /* fences whatever the processor */
+}
 #else
 static uint64_t mlki_load_word(const void *at) { return __atomic_load_n((const uint64_t *)at, __ATOMIC_ACQUIRE); }
 static void mlki_store_word(void *at, uint64_t word) { __atomic_store_n((uint64_t *)at, word, __ATOMIC_RELEASE); }
@@ -14493,6 +14496,7 @@ typedef struct mlki_bucket {
   int64_t count;
   uint32_t members, shares;             /* with whom it was averaged, */
   uint32_t range_members, range_shares; /* and with whom the own range of it */
+  int gathered;                         /* 1: the own range of the parameters is there; 2: all have been read */
 } mlki_bucket;
 
 typedef enum mlki_group_state { MLKI_GROUP_IDLE, MLKI_GROUP_STEP, MLKI_GROUP_LEFT_OUT } mlki_group_state;
@@ -15552,7 +15556,6 @@ static mlk_status mlki_group_clear(mlk_group *g, uint64_t *d) {
 }
 
 static void mlki_group_tell(mlk_group *g, uint64_t d, mlk_group_report *report) {
-  if (!report) return;
   memset(report, 0, sizeof *report);
   report->step = g->step, report->members = mlki_decision_members(d), report->joined = mlki_decision_joined(d);
   report->lost = mlki_group_missing(g, d);
@@ -15597,11 +15600,13 @@ MLK_API mlk_status mlk_group_begin(mlk_group *g, const float *weights, mlk_group
     memcpy(&bits, &weight, sizeof bits);
     mlki_group_put(g, 8 * (uint64_t)(MLKI_WORD_WEIGHTS + i), MLKI_WEIGHED | bits);
   }
-  for (i = 0; i < g->buckets; i++)
-    g->bucket[i].published = 0, g->bucket[i].use = MLKI_BUCKET_IDLE, g->bucket[i].range_members = 0;
+  for (i = 0; i < g->buckets; i++) {
+    mlki_bucket *b = &g->bucket[i];
+    b->published = 0, b->use = MLKI_BUCKET_IDLE, b->range_members = 0, b->gathered = 0;
+  }
   g->unpublished = g->own * g->buckets;
   g->state = MLKI_GROUP_STEP;
-  mlki_group_tell(g, d, report);
+  if (report) mlki_group_tell(g, d, report);
   return MLK_OK;
 }
 
@@ -15633,9 +15638,21 @@ static mlk_status mlki_group_bucket(const mlk_group *g, int64_t bucket) {
   return MLK_OK;
 }
 
-/* f32 tensors with elements together. */
+/* A tensor that a call writes, or that is passed through slots, must not lie in the common memory. */
+static mlk_status mlki_group_apart_from_parts(mlk_group *g, const char *name, const mlk_tensor *t,
+                                              const mlki_extent *extent) {
+  const uintptr_t parts = (uintptr_t)(g->base ? g->base : g->part), data = (uintptr_t)t->data;
+  const uint64_t bytes = g->part_bytes * (uint64_t)(g->base ? g->ranks : 1);
+  const int64_t size = mlki_dtype_bytes(t->dtype);
+  if (!extent->count || data + (uintptr_t)(extent->low * size) >= parts + (uintptr_t)bytes ||
+      data + (uintptr_t)((extent->high + 1) * size) <= parts)
+    return MLK_OK;
+  return mlki_fail(g->ctx, MLK_ERR_ALIAS, "%s: lies in the common memory, which others read", name);
+}
+
+/* f32 tensors with elements together; written: by the call. */
 static mlk_status mlki_group_list(mlk_group *g, const char *name, const mlk_tensor *tensors, int64_t count,
-                                  int64_t elements) {
+                                  int64_t elements, int written) {
   int64_t i, total = 0;
   if (count < 0 || (count && !tensors))
     return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "%s: %s", name,
@@ -15646,7 +15663,9 @@ static mlk_status mlki_group_list(mlk_group *g, const char *name, const mlk_tens
     mlk_tensor t = tensors[i];
     mlk_status status;
     snprintf(one, sizeof one, "%s[%lld]", name, (long long)i);
-    if ((status = mlki_check_tensor(g->ctx, one, &t, MLK_F32, 1, MLK_MAX_RANK, &extent)) != MLK_OK) return status;
+    if ((status = mlki_check_tensor(g->ctx, one, &t, MLK_F32, 1, MLK_MAX_RANK, &extent)) != MLK_OK ||
+        (written && (status = mlki_group_apart_from_parts(g, one, &t, &extent)) != MLK_OK))
+      return status;
     if (mlki_add_overflows(total, extent.count, &total)) total = INT64_MAX;
   }
   if (total != elements)
@@ -15671,7 +15690,7 @@ MLK_API mlk_status mlk_group_publish(mlk_group *g, int share, int64_t bucket, co
                      (long long)bucket, share);
   slot = mlk_group_slot(g, share, bucket);
   if (grads || count) {
-    if ((status = mlki_group_list(g, "grads", grads, count, slot.shape[0])) != MLK_OK) return status;
+    if ((status = mlki_group_list(g, "grads", grads, count, slot.shape[0], 0)) != MLK_OK) return status;
     if ((status = mlki_group_copy(g, grads, count, &slot, 1, slot.shape[0])) != MLK_OK) return status;
   }
   if ((status = mlki_group_standing(g, &d)) != MLK_OK) return status;
@@ -15710,7 +15729,7 @@ MLK_API mlk_status mlk_group_average(mlk_group *g, int64_t bucket, const mlk_ten
   mlk_status status;
   if (!g) return MLK_ERR_ARGUMENT;
   if ((status = mlki_group_ready(g, bucket)) != MLK_OK) return status;
-  if ((status = mlki_group_list(g, "means", means, count, g->bucket[bucket].elements)) != MLK_OK) return status;
+  if ((status = mlki_group_list(g, "means", means, count, g->bucket[bucket].elements, 1)) != MLK_OK) return status;
   return mlki_group_use(g, MLKI_BUCKET_AVERAGED, bucket, means, count);
 }
 
@@ -15731,6 +15750,7 @@ static mlk_status mlki_group_commit(mlk_group *g, uint64_t *d, uint32_t *shares)
 }
 
 MLK_API mlk_status mlk_group_finish(mlk_group *g, mlk_group_report *report) {
+  mlk_group_report told;
   uint32_t shares, members;
   uint64_t d;
   mlk_status status;
@@ -15741,19 +15761,18 @@ MLK_API mlk_status mlk_group_finish(mlk_group *g, mlk_group_report *report) {
                      (long long)g->step, (long long)g->unpublished);
   if ((status = mlki_group_commit(g, &d, &shares)) != MLK_OK) return status;
   members = mlki_decision_members(d);
+  mlki_group_tell(g, d, &told); /* the others' weights stand until this rank is done */
+  told.nonfinite = mlki_group_weighted(g, mlki_group_shares_of(g, members), &told.weight) & ~shares;
+  told.shares = mlki_group_weighted(g, shares, &told.weight);
   status = shares ? mlki_group_settle(g, members, shares)
                   : mlki_fail(g->ctx, MLK_ERR_REPLICA, "step %lld: no share has finite gradients and a weight above 0",
                               (long long)g->step);
-  mlki_group_tell(g, d, report);
-  if (report) {
-    report->nonfinite = mlki_group_weighted(g, mlki_group_shares_of(g, members), &report->weight) & ~shares;
-    report->shares = mlki_group_weighted(g, shares, &report->weight);
-  }
   g->state = MLKI_GROUP_IDLE;
   g->final = status == MLK_OK ? members : 0;
   mlki_group_put(g, 8 * MLKI_WORD_DONE, (uint64_t)g->step);
   if (mlki_group_outrun(g)) return mlki_group_left_out(g);
   if (status && shares) mlki_group_leave(g); /* the step counts for the others */
+  if (status == MLK_OK && report) *report = told;
   return status;
 }
 
@@ -15781,7 +15800,7 @@ MLK_API mlk_status mlk_group_reduce(mlk_group *g, int64_t bucket, const mlk_tens
   if (!g) return MLK_ERR_ARGUMENT;
   if ((status = mlki_group_sharded(g)) != MLK_OK || (status = mlki_group_ready(g, bucket)) != MLK_OK) return status;
   (void)mlk_group_range(g, bucket, &from, &to);
-  if ((status = mlki_group_list(g, "means", means, count, to - from)) != MLK_OK) return status;
+  if ((status = mlki_group_list(g, "means", means, count, to - from, 1)) != MLK_OK) return status;
   return mlki_group_use(g, MLKI_BUCKET_REDUCED, bucket, means, count);
 }
 
@@ -15806,12 +15825,29 @@ static mlk_status mlki_group_no_parameters(mlk_group *g, uint32_t lost) {
                    mlki_group_alive(g, rank) ? "late" : "dead");
 }
 
+/* The own range of parameters, for the others to read: once a step, even if the call is made again after an error. */
+static mlk_status mlki_group_give_range(mlk_group *g, int64_t bucket, const mlk_tensor *mine, int64_t count,
+                                        int64_t elements) {
+  mlki_bucket *b = &g->bucket[bucket];
+  const mlk_tensor range = mlki_group_view(g->part + g->ranges + b->range, MLK_F32, elements);
+  uint64_t word[2];
+  uint32_t lost;
+  mlk_status status;
+  if (b->gathered) return MLK_OK;
+  if (b->range_members && (lost = mlki_group_undone(g)) != 0) return mlki_group_no_parameters(g, lost);
+  mlki_group_range_words(g, 1, g->final, 0, word);
+  mlki_group_range_open(g, bucket);
+  if ((status = mlki_group_copy(g, mine, count, &range, 1, elements)) != MLK_OK) return status;
+  mlki_group_range_close(g, bucket, word);
+  b->gathered = 1;
+  return MLK_OK;
+}
+
 MLK_API mlk_status mlk_group_gather(mlk_group *g, int64_t bucket, const mlk_tensor *mine, int64_t mine_count,
                                     const mlk_tensor *whole, int64_t count) {
   int64_t from, to;
   uint32_t lost = 0;
   uint64_t word[2];
-  mlk_tensor range;
   mlk_status status;
   if (!g) return MLK_ERR_ARGUMENT;
   if ((status = mlki_group_sharded(g)) != MLK_OK || (status = mlki_group_in(g, MLKI_GROUP_IDLE)) != MLK_OK)
@@ -15820,19 +15856,19 @@ MLK_API mlk_status mlk_group_gather(mlk_group *g, int64_t bucket, const mlk_tens
     return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "gather: comes after a step that mlk_group_finish ended well");
   if ((status = mlki_group_bucket(g, bucket)) != MLK_OK) return status;
   (void)mlk_group_range(g, bucket, &from, &to);
-  if ((status = mlki_group_list(g, "mine", mine, mine_count, to - from)) != MLK_OK ||
-      (status = mlki_group_list(g, "whole", whole, count, g->bucket[bucket].elements)) != MLK_OK)
+  if ((status = mlki_group_list(g, "mine", mine, mine_count, to - from, 0)) != MLK_OK ||
+      (status = mlki_group_list(g, "whole", whole, count, g->bucket[bucket].elements, 1)) != MLK_OK)
     return status;
-  range = mlki_group_view(g->part + g->ranges + g->bucket[bucket].range, MLK_F32, to - from);
-  if (g->bucket[bucket].range_members && (lost = mlki_group_undone(g)) != 0) return mlki_group_no_parameters(g, lost);
+  if (g->bucket[bucket].gathered == 2)
+    return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "bucket: %lld was gathered after step %lld already", (long long)bucket,
+                     (long long)g->step);
+  if ((status = mlki_group_give_range(g, bucket, mine, mine_count, to - from)) != MLK_OK) return status;
   mlki_group_range_words(g, 1, g->final, 0, word);
-  mlki_group_range_open(g, bucket);
-  if ((status = mlki_group_copy(g, mine, mine_count, &range, 1, to - from)) != MLK_OK) return status;
-  mlki_group_range_close(g, bucket, word);
   if ((status = mlki_group_collect(g, bucket, g->final, word, whole, count, &lost)) != MLK_OK) return status;
   if (mlki_group_outrun(g)) return mlki_group_left_out(g);
-  if (!lost) return MLK_OK;
-  return mlki_group_no_parameters(g, lost);
+  if (lost) return mlki_group_no_parameters(g, lost);
+  g->bucket[bucket].gathered = 2;
+  return MLK_OK;
 }
 
 /* The bytes of the tensors, one after another, to or from a piece. */
@@ -15875,86 +15911,114 @@ static mlk_status mlki_group_state_bytes(mlk_group *g, const mlk_tensor *tensors
       if (t.shape[k] > 1 && t.stride[k] != dense.stride[k])
         return mlki_fail(g->ctx, MLK_ERR_SHAPE, "%s: stride of axis %d is %lld, but the tensor must be dense", name, k,
                          (long long)t.stride[k]);
+    if ((status = mlki_group_apart_from_parts(g, name, &t, &extent)) != MLK_OK) return status;
     *bytes += (uint64_t)extent.count * (uint64_t)mlki_dtype_bytes(t.dtype);
   }
   return MLK_OK;
 }
 
-/* Gives or takes piece after piece through the giver's slots, which nobody else uses before the first publish. */
-static mlk_status mlki_group_pass(mlk_group *g, int giver, const mlk_tensor *tensors, int64_t count, uint64_t bytes,
-                                  uint64_t piece) {
-  const uint64_t tag = (uint64_t)g->step << 32;
-  uint64_t i, n = (bytes + piece - 1) / piece;
+/* What mlk_group_sync passes piece after piece through the giver's slots, which nobody else uses before the first
+   publish. */
+typedef struct mlki_group_passage {
+  const mlk_tensor *tensors;
+  int64_t count;
+  int giver;
+  uint64_t bytes, piece;
+} mlki_group_passage;
+
+/* This rank cannot be brought up to date: the others go on without it. */
+static void mlki_group_give_up(mlk_group *g) {
+  mlki_group_drop(g, g->step, 1u << g->rank);
+  mlki_group_leave(g);
+}
+
+/* The bytes from at on, until all who joined have taken them; tag: step and number of the piece. */
+static mlk_status mlki_group_give(mlk_group *g, const mlki_group_passage *p, uint64_t at, uint64_t length,
+                                  uint64_t tag) {
   mlki_wait wait = mlki_wait_for(g->timeout);
-  for (i = 0; i < n; i++, wait = mlki_wait_for(g->timeout)) {
-    const uint64_t at = i * piece, length = bytes - at < piece ? bytes - at : piece;
-    uint64_t d, used = 0;
-    uint32_t lost;
-    mlk_status status;
-    char *data;
-    if (giver == g->rank) {
-      if (i == 0) mlki_group_put(g, 8 * MLKI_WORD_STATE, bytes);
-      mlki_group_piece(tensors, count, at, g->part + g->slots, length, 1);
-      mlki_group_put(g, 8 * MLKI_WORD_GIVEN, tag | (i + 1));
-    } else {
-      for (; mlki_group_word(g, giver, MLKI_WORD_GIVEN) != (tag | (i + 1)); mlki_wait_pause(&wait)) {
-        if ((status = mlki_group_standing(g, &d)) != MLK_OK) return status;
-        if (!mlki_group_lost(g, 1u << giver, &wait)) continue;
-        mlki_group_drop(g, g->step, 1u << g->rank);
-        return mlki_group_left_out(g);
-      }
-      if (mlki_group_word(g, giver, MLKI_WORD_STATE) != bytes) {
-        mlki_group_drop(g, g->step, 1u << g->rank);
-        return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "tensors: have %llu bytes, but those of rank %d have %llu",
-                         (unsigned long long)bytes, giver,
-                         (unsigned long long)mlki_group_word(g, giver, MLKI_WORD_STATE));
-      }
-      data = mlki_group_data(g, giver, g->slots, length, &used);
-      if (!data) return mlki_group_left_out(g);
-      mlki_group_piece(tensors, count, at, data, length, 0);
-      mlki_group_put(g, 8 * MLKI_WORD_TAKEN, tag | (i + 1));
-    }
-    for (; giver == g->rank; mlki_wait_pause(&wait)) {
-      uint32_t waits = 0;
-      int rank;
-      if ((status = mlki_group_standing(g, &d)) != MLK_OK) return status;
-      for (rank = 0; rank < g->ranks; rank++)
-        if (mlki_decision_joined(d) >> rank & 1 && mlki_group_word(g, rank, MLKI_WORD_TAKEN) != (tag | (i + 1)))
-          waits |= 1u << rank;
-      if (!waits) break;
-      if ((lost = mlki_group_lost(g, waits, &wait)) != 0) mlki_group_drop(g, g->step, lost);
-    }
+  mlki_group_put(g, 8 * MLKI_WORD_STATE, p->bytes);
+  mlki_group_piece(p->tensors, p->count, at, g->part + g->slots, length, 1);
+  mlki_group_put(g, 8 * MLKI_WORD_GIVEN, tag);
+  for (;; mlki_wait_pause(&wait)) {
+    uint64_t d;
+    uint32_t waits = 0, lost;
+    int rank;
+    const mlk_status status = mlki_group_standing(g, &d);
+    if (status) return status;
+    for (rank = 0; rank < g->ranks; rank++)
+      if (mlki_decision_joined(d) >> rank & 1 && mlki_group_word(g, rank, MLKI_WORD_TAKEN) != tag) waits |= 1u << rank;
+    if (!waits) return MLK_OK;
+    if ((lost = mlki_group_lost(g, waits, &wait)) != 0) mlki_group_drop(g, g->step, lost);
   }
+}
+
+static mlk_status mlki_group_take(mlk_group *g, const mlki_group_passage *p, uint64_t at, uint64_t length,
+                                  uint64_t tag) {
+  mlki_wait wait = mlki_wait_for(g->timeout);
+  uint64_t d, given, used = 0;
+  char *data;
+  mlk_status status;
+  for (; mlki_group_word(g, p->giver, MLKI_WORD_GIVEN) != tag; mlki_wait_pause(&wait)) {
+    if ((status = mlki_group_standing(g, &d)) != MLK_OK) return status;
+    if (!mlki_group_lost(g, 1u << p->giver, &wait)) continue;
+    mlki_group_give_up(g);
+    return mlki_fail(g->ctx, MLK_ERR_REPLICA, "sync: rank %d, which gives, is %s", p->giver,
+                     mlki_group_alive(g, p->giver) ? "late" : "dead");
+  }
+  if ((given = mlki_group_word(g, p->giver, MLKI_WORD_STATE)) != p->bytes) {
+    mlki_group_give_up(g);
+    return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "tensors: have %llu bytes, but those of rank %d have %llu",
+                     (unsigned long long)p->bytes, p->giver, (unsigned long long)given);
+  }
+  if (!(data = mlki_group_data(g, p->giver, g->slots, length, &used))) {
+    mlki_group_give_up(g);
+    return mlki_fail(g->ctx, MLK_ERR_SYSTEM, "transport: rank %d is out of reach", p->giver);
+  }
+  mlki_group_piece(p->tensors, p->count, at, data, length, 0);
+  mlki_fence(); /* who was too slow has been taken out before the giver wrote there again */
+  if ((status = mlki_group_standing(g, &d)) != MLK_OK) return status;
+  mlki_group_put(g, 8 * MLKI_WORD_TAKEN, tag);
   return MLK_OK;
 }
 
+static mlk_status mlki_group_pass(mlk_group *g, const mlki_group_passage *p) {
+  uint64_t at = 0, tag = (uint64_t)g->step << 32;
+  mlk_status status = MLK_OK;
+  for (; at < p->bytes && !status; at += p->piece) {
+    const uint64_t length = p->bytes - at < p->piece ? p->bytes - at : p->piece;
+    tag++;
+    status = p->giver == g->rank ? mlki_group_give(g, p, at, length, tag) : mlki_group_take(g, p, at, length, tag);
+  }
+  return status;
+}
+
 MLK_API mlk_status mlk_group_sync(mlk_group *g, const mlk_tensor *tensors, int64_t count) {
-  uint64_t d, bytes, piece;
+  mlki_group_passage p;
+  uint64_t d;
   uint32_t old;
-  int giver = 0;
   mlk_status status;
   if (!g) return MLK_ERR_ARGUMENT;
   if ((status = mlki_group_in(g, MLKI_GROUP_STEP)) != MLK_OK) return status;
   if (g->unpublished != g->own * g->buckets)
     return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "sync: comes before the first mlk_group_publish of a step");
-  if ((status = mlki_group_state_bytes(g, tensors, count, &bytes)) != MLK_OK) return status;
+  memset(&p, 0, sizeof p);
+  if ((status = mlki_group_state_bytes(g, tensors, count, &p.bytes)) != MLK_OK) return status;
   if ((status = mlki_group_standing(g, &d)) != MLK_OK) return status;
   old = mlki_decision_members(d) & ~mlki_decision_joined(d);
-  if (!mlki_decision_joined(d) || !bytes) return MLK_OK;
-  if (!old && !(d & MLKI_TRAINED)) return MLK_OK;
+  if (!mlki_decision_joined(d) || !p.bytes || (!old && !(d & MLKI_TRAINED))) return MLK_OK;
   if (!old) {
-    mlki_group_drop(g, g->step, 1u << g->rank);
+    mlki_group_give_up(g);
     return mlki_fail(g->ctx, MLK_ERR_REPLICA, "sync: nobody is left in step %lld who could bring rank %d up to date",
                      (long long)g->step, g->rank);
   }
-  while (!(old >> giver & 1)) giver++;
-  if (giver != g->rank && !(mlki_decision_joined(d) >> g->rank & 1)) return MLK_OK;
-  piece = g->ranges - g->slots;
-  if (!g->base && g->stage_bytes < piece) piece = g->stage_bytes;
-  if (!piece)
+  while (!(old >> p.giver & 1)) p.giver++;
+  if (p.giver != g->rank && !(mlki_decision_joined(d) >> g->rank & 1)) return MLK_OK;
+  p.tensors = tensors, p.count = count, p.piece = g->ranges - g->slots;
+  if (!g->base && g->stage_bytes < p.piece) p.piece = g->stage_bytes;
+  if (!p.piece)
     return mlki_fail(g->ctx, MLK_ERR_ARGUMENT,
                      "sync: the buckets have no elements, so there is no memory to pass pieces through");
-  return mlki_group_pass(g, giver, tensors, count, bytes, piece);
+  return mlki_group_pass(g, &p);
 }
 
 /* >>public --------------------------------------------------------------------------------------------------------- */
