@@ -65,7 +65,8 @@ static void encode(void *to, mlk_dtype dtype, double x) {
 
 /* ---- operands: a list of tensors in one guarded buffer ------------------------------------------------------------- */
 
-typedef enum form { DENSE, STRIDED, REPEATED, FORMS } form; /* REPEATED: an input, whose first axis may have stride 0 */
+/* PERMUTED: axes in any order, without gaps; REPEATED: an input, whose first axis may have stride 0 */
+typedef enum form { DENSE, PERMUTED, STRIDED, REPEATED, FORMS } form;
 typedef enum values { INTEGERS, REALS, SPECIALS, VALUES } values;
 
 typedef struct operand {
@@ -90,7 +91,8 @@ static int64_t elements_of(const mlk_tensor *t) {
    reaches. */
 static void strides_new(mlk_tensor *t, form how, mlkt_rng *rng, int64_t *low, int64_t *high) {
   int order[MLK_MAX_RANK], i;
-  int64_t step = how != DENSE && mlkt_int(rng, 0, 3) == 0 ? mlkt_int(rng, 2, 3) : 1;
+  const int gaps = how == STRIDED || how == REPEATED;
+  int64_t step = gaps && mlkt_int(rng, 0, 3) == 0 ? mlkt_int(rng, 2, 3) : 1;
   *low = *high = 0;
   memset(t->stride, 0, sizeof t->stride);
   for (i = 0; i < t->rank; i++) order[i] = i;
@@ -101,10 +103,10 @@ static void strides_new(mlk_tensor *t, form how, mlkt_rng *rng, int64_t *low, in
   for (i = t->rank - 1; i >= 0 && how != DENSE; i--) {
     const int axis = order[i];
     if (how == REPEATED && axis == 0 && t->rank > 1) continue;
-    t->stride[axis] = mlkt_int(rng, 0, 3) ? step : -step;
+    t->stride[axis] = gaps && mlkt_int(rng, 0, 3) == 0 ? -step : step;
     if (t->shape[axis] > 0) *(t->stride[axis] < 0 ? low : high) += (t->shape[axis] - 1) * t->stride[axis];
     step *= t->shape[axis] > 0 ? t->shape[axis] : 1;
-    if (mlkt_int(rng, 0, 2) == 0) step += mlkt_int(rng, 1, 5);
+    if (gaps && mlkt_int(rng, 0, 2) == 0) step += mlkt_int(rng, 1, 5);
   }
   if (how == DENSE || elements_of(t) == 0) *low = 0, *high = elements_of(t) - 1;
 }
@@ -140,7 +142,7 @@ static void operand_layout(operand *o, const mlk_tensor *shapes, int64_t count, 
     *t = shapes[i];
     t->dtype = (int32_t)dtype;
     strides_new(t, how, rng, &low, &high);
-    if (i && how != DENSE) cursor += mlkt_int(rng, 0, 3);
+    if (i && (how == STRIDED || how == REPEATED)) cursor += mlkt_int(rng, 0, 3);
     o->start[i] = cursor - low;
     cursor += high - low + 1, total += elements_of(t);
   }
@@ -307,25 +309,39 @@ static void cut_range(problem *p, mlkt_rng *rng) {
   }
 }
 
+typedef enum looseness {
+  TIGHT,
+  LOOSE,
+  ALIKE
+} looseness; /* layouts: dense; each its own; permuted, in all the same way */
+
 /* Memory for the operands, as the descriptor and the fields set so far ask. */
-static void problem_layout(problem *p, int replicas, mlk_dtype in, mlk_dtype out, int loose, mlkt_rng *rng) {
+static void problem_layout(problem *p, int replicas, mlk_dtype in, mlk_dtype out, looseness loose, mlkt_rng *rng) {
   const int ranged = p->desc.from != 0 || p->desc.to != 0;
+  const mlkt_rng same = *rng;
   int64_t i, e, at = 0;
   int r;
   p->inputs = (mlk_tensor *)grown(p->inputs, &p->inputs_room, (size_t)(replicas * p->count) * sizeof *p->inputs);
   for (r = 0; r < replicas; r++) {
-    form how = loose ? (form)mlkt_int(rng, 0, FORMS - 1) : DENSE;
+    form how = loose == TIGHT ? DENSE : loose == ALIKE ? PERMUTED : (form)mlkt_int(rng, 0, FORMS - 1);
+    const int64_t lead = mlkt_int(rng, 0, 2) ? 0 : mlkt_int(rng, 1, 17);
+    mlkt_rng order = loose == ALIKE ? same : *rng;
     if (how == REPEATED && p->where != APART) how = STRIDED;
-    operand_layout(&p->in[r], p->shapes, p->count, in, how, mlkt_int(rng, 0, 2) ? 0 : mlkt_int(rng, 1, 17),
-                   any_flush(rng), rng);
+    operand_layout(&p->in[r], p->shapes, p->count, in, how, lead, any_flush(rng), &order);
+    if (loose != ALIKE) *rng = order;
     for (i = 0; i < p->count; i++) p->inputs[r * p->count + i] = p->in[r].tensors[i];
   }
   p->total = p->in[0].elements;
   p->low = ranged ? p->desc.from : 0, p->high = ranged ? p->desc.to : p->total;
   if (ranged) cut_range(p, rng);
-  operand_layout(&p->out, ranged ? p->cut : p->shapes, ranged ? p->cuts : p->count, out,
-                 loose && mlkt_int(rng, 0, 1) ? STRIDED : DENSE, mlkt_int(rng, 0, 2) ? 0 : mlkt_int(rng, 1, 17),
-                 any_flush(rng), rng);
+  {
+    const form how = loose == TIGHT ? DENSE : loose == ALIKE ? PERMUTED : mlkt_int(rng, 0, 1) ? STRIDED : DENSE;
+    const int64_t lead = mlkt_int(rng, 0, 2) ? 0 : mlkt_int(rng, 1, 17);
+    mlkt_rng order = loose == ALIKE ? same : *rng;
+    operand_layout(&p->out, ranged ? p->cut : p->shapes, ranged ? p->cuts : p->count, out, how, lead, any_flush(rng),
+                   &order);
+    if (loose != ALIKE) *rng = order;
+  }
   p->outputs = (mlk_tensor *)grown(p->outputs, &p->outputs_room, (size_t)p->out.count * sizeof *p->outputs);
   p->owner = (signed char *)grown(p->owner, &p->owner_room, (size_t)p->total);
   memset(p->owner, -1, (size_t)p->total);
@@ -537,7 +553,7 @@ static void sweep_with(values kind, uint64_t points) {
     any_weights(p, replicas, &rng);
     p->desc.stores = (mlk_stores)mlkt_int(&rng, 0, MLK_STORES_COUNT - 1);
     p->desc.skip_nonfinite = mlkt_int(&rng, 0, 2) == 0;
-    problem_layout(p, replicas, in, out, mlkt_int(&rng, 0, 1) != 0, &rng);
+    problem_layout(p, replicas, in, out, (looseness)mlkt_int(&rng, TIGHT, ALIKE), &rng);
     problem_fill(p, kind, &rng);
     if (out == MLK_F32 && mlkt_int(&rng, 0, 2) == 0 && (p->where == APART || p->high - p->low == p->total))
       p->desc.norm = &p->norm;
@@ -547,8 +563,8 @@ static void sweep_with(values kind, uint64_t points) {
   problem_free(p);
 }
 
-static void sweep(void) { sweep_with(REALS, 3000); }
-static void specials_sweep(void) { sweep_with(SPECIALS, 1500); }
+static void sweep(void) { sweep_with(REALS, 2000); }
+static void specials_sweep(void) { sweep_with(SPECIALS, 1000); }
 
 /* Integers, and weights whose sum the scale takes out again: the result is an integer, and ==. */
 static void integers(void) {
@@ -572,7 +588,7 @@ static void integers(void) {
         p->desc.scale = &p->scale;
         p->desc.weights = weighted ? p->weights : NULL;
         p->desc.stores = (mlk_stores)(index % MLK_STORES_COUNT);
-        problem_layout(p, replicas, MLK_F32, MLK_F32, 0, &rng);
+        problem_layout(p, replicas, MLK_F32, MLK_F32, TIGHT, &rng);
         problem_fill(p, INTEGERS, &rng);
         oracle(p);
         for (e = 0; e < p->total; e++) { /* the oracle says so too */
@@ -613,7 +629,7 @@ static void error(void) {
     p->where = APART;
     any_weights(p, replicas, &rng);
     p->desc.absent = 0;
-    problem_layout(p, replicas, dtypes[index % 3], MLK_F32, 0, &rng);
+    problem_layout(p, replicas, dtypes[index % 3], MLK_F32, TIGHT, &rng);
     problem_fill(p, REALS, &rng);
     if (!CHECK_OK(ctx, mlk_average(ctx, &p->desc))) break;
     for (r = 0; r < replicas; r++) sum += (long double)weight_of(p, r);
@@ -661,7 +677,11 @@ static void bits_of_threads(void) {
     any_weights(p, 3, &rng);
     p->desc.absent = 0, p->weights[0] += 1;
     p->desc.skip_nonfinite = index % 5 == 0;
-    problem_layout(p, 3, in, p->where == APART ? dtypes[index / 3 % 3] : in, index % 6 == 5, &rng);
+    problem_layout(p, 3, in, p->where == APART ? dtypes[index / 3 % 3] : in,
+                   index % 6 == 5   ? LOOSE
+                   : index % 6 == 3 ? ALIKE
+                                    : TIGHT,
+                   &rng);
     problem_fill(p, REALS, &rng);
     if (p->out.dtype == MLK_F32 && p->where != TO_ALL) p->desc.norm = &p->norm;
     oracle(p);
@@ -695,7 +715,7 @@ static void beyond_caches(void) {
     one_tensor(p, (mlkt_opt.quick ? 300000 : 3000000) + 13);
     p->where = APART;
     if (index == 1) p->desc.from = 5, p->desc.to = p->shapes[0].shape[0] - 7;
-    problem_layout(p, 2, index == 2 ? MLK_BF16 : MLK_F32, index == 2 ? MLK_BF16 : MLK_F32, 0, &rng);
+    problem_layout(p, 2, index == 2 ? MLK_BF16 : MLK_F32, index == 2 ? MLK_BF16 : MLK_F32, TIGHT, &rng);
     problem_fill(p, REALS, &rng);
     oracle(p);
     for (row = 0; row < crew.rows; row++) {
@@ -723,7 +743,8 @@ static void long_lists(void) {
       if (mlkt_int(&rng, 0, 9) == 0) p->shapes[i].shape[0] = 0;
     p->where = (place)(index % PLACES);
     if (index % 2 == 0 && index % 3) any_range(p, &rng);
-    problem_layout(p, 4, dtypes[index % 3], p->where == APART ? MLK_F32 : dtypes[index % 3], index % 5 == 4, &rng);
+    problem_layout(p, 4, dtypes[index % 3], p->where == APART ? MLK_F32 : dtypes[index % 3],
+                   index % 5 == 4 ? LOOSE : TIGHT, &rng);
     problem_fill(p, REALS, &rng);
     every_row(p, index);
   }
@@ -751,7 +772,8 @@ static void ranges(void) {
       shape_set(p->shapes + 3, 1, 1, 0), shape_set(p->shapes + 4, 2, 3, 3);
       p->desc.from = from, p->desc.to = to;
       p->where = index % 2 ? APART : TO_ALL;
-      problem_layout(p, 3, dtypes[index % 3], p->where == APART ? MLK_F32 : dtypes[index % 3], index % 4 < 2, &rng);
+      problem_layout(p, 3, dtypes[index % 3], p->where == APART ? MLK_F32 : dtypes[index % 3], (looseness)(index % 3),
+                     &rng);
       problem_fill(p, REALS, &rng);
       every_row(p, index);
     }
@@ -765,7 +787,7 @@ static void ranges(void) {
     p->where = APART;
     any_weights(p, 3, &rng);
     p->desc.absent = 0, p->weights[1] += 1;
-    problem_layout(p, 3, MLK_F32, MLK_F32, 0, &rng);
+    problem_layout(p, 3, MLK_F32, MLK_F32, TIGHT, &rng);
     problem_fill(p, REALS, &rng);
     note_problem(p, index, crew.isas[index % (uint64_t)crew.rows], crew_threads(index));
     if (!CHECK_OK(ctx, mlk_average(ctx, &p->desc))) break;
@@ -809,7 +831,7 @@ static void guards(void) {
       one_tensor(p, n);
       p->where = at % 4 == 3 ? TO_ALL : APART;
       p->desc.stores = (mlk_stores)(index % MLK_STORES_COUNT);
-      problem_layout(p, 3, in, p->where == TO_ALL ? in : out, 0, &rng);
+      problem_layout(p, 3, in, p->where == TO_ALL ? in : out, TIGHT, &rng);
       for (r = 0; r < 3; r++) {
         operand_layout(&p->in[r], p->shapes, 1, in, DENSE, lead, at % 2 ? MLKT_HEAD : MLKT_TAIL, &rng);
         p->inputs[r] = p->in[r].tensors[0];
@@ -838,7 +860,7 @@ static void absent_unread(void) {
       memset(&p->desc, 0, sizeof p->desc);
       one_tensor(p, edge_counts[mlkt_int(&rng, 0, COUNT_OF(edge_counts) - 1)]);
       p->where = APART;
-      problem_layout(p, replicas, MLK_F32, MLK_F32, 0, &rng);
+      problem_layout(p, replicas, MLK_F32, MLK_F32, TIGHT, &rng);
       problem_fill(p, REALS, &rng);
       p->desc.weights = p->weights, p->desc.skip_nonfinite = (int)(index % 2);
       for (r = 0; r < replicas; r++) {
@@ -893,7 +915,10 @@ static void skip_nonfinite(void) {
           if (p->where != TO_ONE && p->where != MIXED && index % 5 == 0) any_range(p, &rng);
           any_weights(p, 3, &rng);
           p->desc.skip_nonfinite = 1;
-          problem_layout(p, 3, dtypes[type], p->where == APART ? dtypes[index % 3] : dtypes[type], index % 7 == 0,
+          problem_layout(p, 3, dtypes[type], p->where == APART ? dtypes[index % 3] : dtypes[type],
+                         index % 7 == 0   ? LOOSE
+                         : index % 7 == 1 ? ALIKE
+                                          : TIGHT,
                          &rng);
           problem_fill(p, REALS, &rng);
           encode((char *)p->in[r].buffer.data + p->in[r].at[e], dtypes[type], bad_values[index % 3]);
@@ -923,7 +948,7 @@ static void skip_several(void) {
     one_tensor(p, mlkt_int(&rng, 1, 100));
     p->where = (place)(index / 3 % PLACES);
     p->desc.skip_nonfinite = index % 8 != 7;
-    problem_layout(p, 5, dtype, dtype, index % 4 == 0, &rng);
+    problem_layout(p, 5, dtype, dtype, index % 4 == 0 ? LOOSE : TIGHT, &rng);
     problem_fill(p, REALS, &rng);
     for (r = 0; r < 5; r++) {
       operand *o = &p->in[r];
@@ -1035,7 +1060,7 @@ static void all_halves(void) {
     memset(&p->desc, 0, sizeof p->desc);
     one_tensor(p, ALL);
     p->where = APART;
-    problem_layout(p, 1, dtypes[type], MLK_F32, 0, &rng);
+    problem_layout(p, 1, dtypes[type], MLK_F32, TIGHT, &rng);
     problem_fill(p, REALS, &rng);
     for (e = 0; e < ALL; e++) {
       const uint16_t half = (uint16_t)e;
@@ -1046,7 +1071,7 @@ static void all_halves(void) {
 
     memset(&p->desc, 0, sizeof p->desc);
     one_tensor(p, 3 * ALL);
-    problem_layout(p, 1, MLK_F32, dtypes[type], 0, &rng);
+    problem_layout(p, 1, MLK_F32, dtypes[type], TIGHT, &rng);
     problem_fill(p, REALS, &rng);
     for (e = 0; e < 3 * ALL; e++) { /* half way to the next number, and the floats beside that */
       const uint16_t half = (uint16_t)(e / 3), next = (uint16_t)(half + 1);
@@ -1091,7 +1116,7 @@ static void plans(void) {
     any_weights(p, replicas, &rng);
     if (replicas < 64 && p->desc.absent == (UINT64_C(1) << replicas) - 1) p->desc.absent = 0;
     p->desc.skip_nonfinite = index % 5 == 0;
-    problem_layout(p, replicas, in, p->where == APART ? MLK_F32 : in, index % 2 == 0, &rng);
+    problem_layout(p, replicas, in, p->where == APART ? MLK_F32 : in, (looseness)(index % 3), &rng);
     if (p->out.dtype == MLK_F32 && p->where != TO_ALL && index % 2) p->desc.norm = &p->norm;
     problem_fill(p, REALS, &rng);
     for (r = 0; r < replicas; r++) taking += weight_of(p, r) > 0;
