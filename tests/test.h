@@ -49,6 +49,7 @@ extern const mlkt_case mlkt_attention_cases[];
 extern const mlkt_case mlkt_attention_bits_cases[];
 extern const mlkt_case mlkt_attention_calls_cases[];
 extern const mlkt_case mlkt_average_cases[];
+extern const mlkt_case mlkt_group_cases[];
 
 typedef struct mlkt_options {
   uint64_t seed;
