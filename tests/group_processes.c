@@ -487,6 +487,21 @@ static void start(judge *j, const mlk_group_desc *desc, int rank, int incarnatio
   j->pids[j->processes++] = pid;
 }
 
+static void complain_of_the_living(judge *j) {
+  int i, k;
+  complain(j, "still not over: stopped %d, continued %d, %d records", j->stopped, j->woken, j->count);
+  for (i = 0; i < j->processes; i++) {
+    const int rank = i < j->s->ranks ? i : j->s->victim;
+    for (k = j->count - 1; k > 0 && (j->records[k].rank != rank || j->records[k].incarnation != (i >= j->s->ranks));
+         k--)
+      continue;
+    if (!j->over[i] && k >= 0)
+      complain(j, "process %d, rank %d lives; its last word: kind %d, step %d, members %x, %s", i, rank,
+               j->records[k].kind, (int)j->records[k].report.step, j->records[k].report.members,
+               mlk_status_name((mlk_status)j->records[k].status));
+  }
+}
+
 static void run_ranks(judge *j, const mlk_group_desc *desc) {
   const scene *s = j->s;
   const double limit = now() + 60 + 20 * (j->timeout < 5 ? j->timeout : 0);
@@ -508,7 +523,7 @@ static void run_ranks(judge *j, const mlk_group_desc *desc) {
     if (replaces && j->over[s->victim] && j->processes == s->ranks && (fails(s) || missed_by_all(j)))
       start(j, desc, s->victim, 1, ends);
     if (now() > limit) {
-      complain(j, "still not over");
+      complain_of_the_living(j);
       for (i = 0; i < j->processes; i++)
         if (!j->over[i]) kill(j->pids[i], SIGKILL);
       while (waitpid(-1, NULL, 0) > 0) continue;
@@ -985,7 +1000,6 @@ static int odd_paths(attack *a) {
 
 static int odd_descriptors(attack *a) {
   mlk_group_desc desc = a->desc;
-  mlk_group_segment segment;
   int ends[2];
   if (pipe(ends) != 0) exit(2);
   desc.fd = ends[0];
@@ -1003,11 +1017,6 @@ static int odd_descriptors(attack *a) {
   refused(a, &desc, "a file of foreign contents");
   close(desc.fd);
   unlink(a->path);
-  if (mlk_group_segment_open(a->ctx, &a->desc, &segment) != MLK_OK) exit(2);
-  desc.fd = open(segment.path, O_RDONLY);
-  refused(a, &desc, "a segment opened for reading only");
-  close(desc.fd);
-  mlk_group_segment_close(&segment);
   return 0;
 }
 
