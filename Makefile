@@ -77,6 +77,9 @@ $(B)/test/%.o: tests/%.c $(wildcard tests/*.h) mlk.h Makefile
 $(B)/mlk_test: $(TEST_O)
 	$(CC) $(CFLAGS) $(OPENMP) $(PTHREAD) $(TEST_O) -o $@ $(LIBS)
 
+$(B)/group_processes: tests/group_processes.c $(B)/test/test_mlk.o
+	$(CC) $(WARN) $(CFLAGS) $(OPENMP) $(PTHREAD) -I. $< $(B)/test/test_mlk.o -o $@ $(LIBS)
+
 $(B)/00_knn_pictures: EXAMPLE_FLAGS := $(if $(ZLIB),-DMLK_EXAMPLE_ZLIB $(ZLIB))
 $(EXAMPLES): $(B)/%: examples/%.c mlk.h Makefile
 	@mkdir -p $(@D)

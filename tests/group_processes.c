@@ -504,7 +504,7 @@ static void complain_of_the_living(judge *j) {
 
 static void run_ranks(judge *j, const mlk_group_desc *desc) {
   const scene *s = j->s;
-  const double limit = now() + 60 + 20 * (j->timeout < 5 ? j->timeout : 0);
+  const double limit = now() + (j->timeout < 5 ? 20 + 20 * j->timeout : 2 * j->timeout);
   const int replaces = s->blow != STOPPED && returns(s);
   struct pollfd heard;
   int ends[2], i;

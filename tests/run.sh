@@ -39,10 +39,10 @@ skip() { echo "skipped: $*"; exit 77; }
 # Each is a function that runs in a process of its own: status 0, 77 (skipped) or another; a closing line
 # "N passed, N failed, N skipped" in its output is added up, else the stage counts as one.
 
-build() { # build NAME VARIABLE=VALUE...: the test program as build/check/NAME/mlk_test
-  local name=$1
+build() { # build NAME VARIABLE=VALUE...: the test program, or what goal names, as build/check/NAME/mlk_test
+  local name=$1 program=${goal:-mlk_test}
   shift
-  env -u OPENMP -u CFLAGS -u CC "$MAKE" -s B="$base/$name" "$@" "$base/$name/mlk_test" || { echo "mlk_test does not build: $*"; exit 1; }
+  env -u OPENMP -u CFLAGS -u CC "$MAKE" -s B="$base/$name" "$@" "$base/$name/$program" || { echo "$program does not build: $*"; exit 1; }
 }
 cxx_warnings() { echo "-x c++ -std=$1 -Wall -Wextra -Wpedantic -Wshadow -Wconversion"; }
 
@@ -231,6 +231,13 @@ stage_fuzz() { # the examples' file readers
   MLK_FUZZ_ROUNDS=${MLK_FUZZ_ROUNDS:-$((long ? 20000 : 3000))} MLK_OBJECT=$library CC=$CC MLK_JOBS=$cores bash tests/fuzz_readers.sh ${search[@]+"${search[@]}"}
 }
 
+stage_group() { # replica groups of processes
+  [ "$(uname -s)" = Linux ] || skip "processes that share memory are tested on Linux"
+  local seed
+  goal=group_processes stage_program
+  for seed in 1 $([ $long = 0 ] || echo 2 3 4 5); do "$base/suite/group_processes" --seed "$seed" || return 1; done
+}
+
 stage_model() { # the protocol of replica groups
   have spin || skip "no spin (Debian package spin)"
   local more=()
@@ -259,7 +266,7 @@ stage_coverage() { # how much of mlk.h the suite runs; printed, not judged
 }
 
 # The program first, alone; then the longest first, so that the cores stay busy to the end.
-stages="program suite hygiene asan tsan neon demo msan ubsan clang cxx11_native dispatch_sse snippets dispatch_avx2 cxx17_plain fuzz blas model chat search"
+stages="program suite hygiene asan tsan neon demo msan ubsan clang cxx11_native dispatch_sse snippets dispatch_avx2 cxx17_plain fuzz blas group model chat search"
 [ $long = 0 ] || stages="$stages valgrind seeds coverage"
 
 if [ ${#wanted[@]} -gt 0 ]; then
@@ -268,7 +275,7 @@ if [ ${#wanted[@]} -gt 0 ]; then
     for word in "${wanted[@]}"; do case $stage in *"$word"*) chosen="$chosen $stage"; break ;; esac; done
   done
   [ -n "$chosen" ] || { echo "run.sh: no stage has such a name; there are: $stages" >&2; exit 2; }
-  case $chosen in *program*) ;; *suite* | *dispatch* | *seeds* | *demo* | *blas* | *fuzz* | *chat* | *search*) chosen="program $chosen" ;; esac
+  case $chosen in *program*) ;; *suite* | *dispatch* | *seeds* | *demo* | *blas* | *fuzz* | *group* | *chat* | *search*) chosen="program $chosen" ;; esac
   stages=$chosen
 fi
 if [ $list = 1 ]; then printf '%s\n' $stages; exit; fi
