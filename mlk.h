@@ -818,7 +818,8 @@ typedef struct mlk_average_desc {
                         waits for a replacement to be opened with the lost rank
      MLK_LOSS_SHRINKS   the mean is over the others; with fewer than min_ranks the step fails
    A replica that was left out learns it from its next call: MLK_ERR_REPLICA. It, or a new process in its place, comes
-   back by mlk_group_open with the same rank, from the next step on: see mlk_group_sync. */
+   back by mlk_group_open with the same rank, from the next step on: see mlk_group_sync. A child that a process forked
+   after mlk_group_open, and that runs no other program, keeps the rank of a dead parent: then deadlines decide. */
 typedef enum mlk_loss { MLK_LOSS_FAILS = 0, MLK_LOSS_SHRINKS, MLK_LOSS_COUNT } mlk_loss;
 
 #define MLK_MAX_RANKS  16 /* replicas of a group */
@@ -832,7 +833,9 @@ typedef struct mlk_bucket {
 /* How a group reaches memory that it cannot map: MPI windows, say. Every rank has a part of part_bytes bytes, zero at
    first. Offsets are in bytes from its start. All functions return 0, or another value when the peer is not reachable.
    Words are 64 bits, 8-byte aligned, and atomic. What was stored in the own part before a put is seen by whoever reads
-   that word's new value; a word is read, and data after it, in that order. */
+   that word's new value; a word is read, and data after it, in that order. A read or get that fails is tried again, or
+   its peer lost; if put or swap fails, or the decisions in rank 0's part cannot be read, this replica is left out
+   (MLK_ERR_SYSTEM). */
 typedef struct mlk_transport {
   void *part; /* the own part, 64-byte aligned: plain loads and stores reach it */
   int (*get)(void *user, int rank, uint64_t offset, void *to, uint64_t bytes);    /* copies from a part */
@@ -858,7 +861,7 @@ typedef struct mlk_group_desc {
   int shots;          /* 1: everybody averages all; 2: each a range, and reads the others'; 0: by size */
   /* the common memory, one of: */
   void *memory;     /* of the plan's bytes, 64-byte aligned, zero at first: threads of one process */
-  int fd;           /* a segment made by mlk_group_segment; the call makes a descriptor of its own */
+  int fd;           /* a segment of mlk_group_segment_open; the call makes a descriptor of its own */
   const char *path; /* a file to be made or found, mode 0600, in /dev/shm, say; its name is removed once all have come,
                        so a replacement finds no group there. Or the path of a segment */
   const mlk_transport *transport;
@@ -872,8 +875,9 @@ typedef struct mlk_group_plan {
   uint64_t workspace_bytes; /* of the context, at most, for lists of desc.tensors */
 } mlk_group_plan;
 
-/* An anonymous segment: it has no name, so nothing is left behind whatever happens to the processes. Children inherit
-   fd; others of the same user open path while this process lives. Close fd when all have come. */
+/* An anonymous segment: it has no name, so nothing is left behind whatever happens to the processes. Forked children
+   inherit fd (exec closes it); others of the same user open path while this process lives. Close fd when all have
+   come. */
 typedef struct mlk_group_segment {
   int fd;
   uint64_t bytes;
@@ -881,10 +885,10 @@ typedef struct mlk_group_segment {
 } mlk_group_segment;
 
 typedef struct mlk_group_report {
-  int64_t step;       /* 1, 2, ... */
+  int64_t step;       /* 1, 2, ...; those that fail are counted too */
   uint32_t members;   /* bit r: rank r is in the step; after finish: it is part of the mean */
   uint32_t lost;      /* members of the step before, or of this one, who are not in */
-  uint32_t joined;    /* members who were not in the step before */
+  uint32_t joined;    /* members who were not in the step before, or joined it in vain, since it failed */
   uint32_t shares;    /* after finish: bit s: share s is part of the mean */
   uint32_t nonfinite; /* after finish: shares left out by skip_nonfinite */
   double weight;      /* after finish: sum of the weights of the mean */
@@ -1065,8 +1069,8 @@ MLK_API mlk_tensor mlk_group_slot(const mlk_group *group, int share, int64_t buc
 MLK_API mlk_status mlk_group_publish(mlk_group *group, int share, int64_t bucket, const mlk_tensor *grads,
                                      int64_t count);
 
-/* The mean of a bucket into f32 tensors that have together the bucket's elements (the gradients published from may be
-   the same); waits until all members have published it. Final after mlk_group_finish; until then the tensors, and the
+/* The mean of a bucket, of which the own shares are published, into f32 tensors that have together its elements (the
+   gradients published from may be the same, slots may not); waits until all members have published it. Final after mlk_group_finish; until then the tensors, and the
    array of them, must stay, since finish may average again. */
 MLK_API mlk_status mlk_group_average(mlk_group *group, int64_t bucket, const mlk_tensor *means, int64_t count);
 
@@ -1083,7 +1087,8 @@ MLK_API mlk_status mlk_group_finish(mlk_group *group, mlk_group_report *report);
    mlk_group_reduce: as mlk_group_average, for the own range only; f32 tensors of together to - from elements.
    mlk_group_gather: after finish, before the next begin: publishes the own range of updated parameters (mine, f32,
    together to - from elements) and reads the others' into whole (together the bucket's elements; the own range of
-   whole is written too, and may be mine). In all replicas in the same order of buckets. */
+   whole is written too, and may be mine). Once a step, in all replicas in the same order of buckets.
+   MLK_ERR_REPLICA: parameters of somebody are missing; this replica is left out. */
 MLK_API mlk_status mlk_group_range(const mlk_group *group, int64_t bucket, int64_t *from, int64_t *to);
 MLK_API mlk_status mlk_group_reduce(mlk_group *group, int64_t bucket, const mlk_tensor *means, int64_t count);
 MLK_API mlk_status mlk_group_gather(mlk_group *group, int64_t bucket, const mlk_tensor *mine, int64_t mine_count,
@@ -14458,11 +14463,12 @@ enum {
   MLKI_WORD_RING = 16,    /* of rank 0 */
   MLKI_WORD_WEIGHTS = 24, /* per own share; after them published[own share][bucket], averaged[bucket][2] */
 };
+/* What a rank wants. Who was refused tells those who wait for it at the first open. */
 enum {
-  MLKI_WANT_NOTHING,
-  MLKI_WANT_IN,
-  MLKI_WANT_REFUSED
-};                                     /* in, or never; in from the next step on; another layout */
+  MLKI_WANT_NOTHING, /* it is in, or has never come */
+  MLKI_WANT_IN,      /* from the next step on */
+  MLKI_WANT_REFUSED  /* its layout differs */
+};
 #define MLKI_SIGNATURE 0x31676b6c6dULL /* "mlkg1", little-endian */
 
 /* A decision: committed | failed | trained | step | ranks that joined | ranks that are in. */
@@ -14711,16 +14717,56 @@ static int mlki_segment_lock(int fd, int command, short type, int64_t at, int64_
 
 static int mlki_segment_locked(int fd, int rank) { return mlki_segment_lock(fd, MLKI_OFD_GETLK, F_WRLCK, rank, 1); }
 
+/* The number behind key in a small file of the kernel, or fallback. */
+static uint64_t mlki_kernel_number(const char *path, const char *key, uint64_t fallback) {
+  char text[4096];
+  const char *at;
+  const int error = errno, fd = open(path, O_RDONLY | O_CLOEXEC);
+  const ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+  if (fd >= 0) close(fd);
+  errno = error; /* not every machine has the file */
+  text[n > 0 ? n : 0] = 0;
+  at = strstr(text, key);
+  if (!at) return fallback;
+  for (at += strlen(key); *at == ' ';) at++;
+  return *at >= '0' && *at <= '9' ? (uint64_t)strtoull(at, NULL, 10) : fallback;
+}
+
+/* Bytes that can be reserved at most without driving the kernel to kill somebody for them: an anonymous segment knows
+   no limit of its own. UINT64_MAX: not known. */
+static uint64_t mlki_memory_left(void) {
+  const uint64_t limit = mlki_kernel_number("/sys/fs/cgroup/memory.max", "", UINT64_MAX);
+  const uint64_t kib = mlki_kernel_number("/proc/meminfo", "MemAvailable:", UINT64_MAX / 4096);
+  const uint64_t host = (kib + mlki_kernel_number("/proc/meminfo", "SwapFree:", 0)) * 1024;
+  return host < limit ? host : limit;
+}
+
+/* tmpfs undoes a reservation that a signal interrupts: in pieces that are done between two signals of a timer. */
+static int mlki_segment_reserve_pieces(int fd, uint64_t bytes) {
+  const uint64_t piece = 4 << 20;
+  uint64_t at;
+  int error = 0;
+  for (at = 0; at < bytes && !error; at += piece) {
+    const uint64_t length = bytes - at < piece ? bytes - at : piece;
+    do error = posix_fallocate(fd, (off_t)at, (off_t)length);
+    while (error == EINTR);
+  }
+  return error;
+}
+
 /* Makes the file bytes long, all of it reserved and zero. */
 static mlk_status mlki_segment_reserve(mlk_context *ctx, int fd, const char *name, uint64_t bytes) {
+  const uint64_t left = mlki_memory_left();
   struct rlimit limit;
   int error;
+  if (left < bytes)
+    return mlki_fail(ctx, MLK_ERR_MEMORY, "%s: needs %llu bytes, but this machine has %llu left", name,
+                     (unsigned long long)bytes, (unsigned long long)left);
   if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && limit.rlim_cur < bytes)
     return mlki_fail(ctx, MLK_ERR_MEMORY, "%s: needs %llu bytes, but this process may make files of %llu only", name,
                      (unsigned long long)bytes, (unsigned long long)limit.rlim_cur);
   if (ftruncate(fd, 0) != 0) return mlki_fail(ctx, MLK_ERR_SYSTEM, "%s: ftruncate: %s", name, strerror(errno));
-  do error = posix_fallocate(fd, 0, (off_t)bytes);
-  while (error == EINTR);
+  error = mlki_segment_reserve_pieces(fd, bytes);
   if (error) {
     if (ftruncate(fd, 0) != 0) errno = 0; /* what is reserved goes with the file */
     return mlki_fail(ctx, error == ENOSPC || error == ENOMEM || error == EFBIG ? MLK_ERR_MEMORY : MLK_ERR_SYSTEM,
@@ -15378,6 +15424,12 @@ MLK_API mlk_status mlk_group_get_plan(mlk_context *ctx, const mlk_group_desc *de
   return MLK_OK;
 }
 
+/* Can the common memory be addressed? */
+static mlk_status mlki_group_fits(mlk_context *ctx, uint64_t bytes) {
+  if (bytes <= SIZE_MAX / 2) return MLK_OK;
+  return mlki_fail(ctx, MLK_ERR_SIZE, "buckets: the common memory does not fit in %d bits", (int)(8 * sizeof(size_t)));
+}
+
 MLK_API mlk_status mlk_group_segment_open(mlk_context *ctx, const mlk_group_desc *desc, mlk_group_segment *segment) {
   mlk_group_plan plan;
   mlk_status status;
@@ -15386,6 +15438,7 @@ MLK_API mlk_status mlk_group_segment_open(mlk_context *ctx, const mlk_group_desc
   memset(segment, 0, sizeof *segment);
   segment->fd = -1;
   if ((status = mlk_group_get_plan(ctx, desc, &plan)) != MLK_OK) return status;
+  if ((status = mlki_group_fits(ctx, plan.bytes)) != MLK_OK) return status;
   return mlki_segment_make(ctx, plan.bytes, segment);
 }
 
@@ -15423,10 +15476,7 @@ static mlk_status mlki_group_check(mlk_context *ctx, const mlk_group_desc *desc,
     return mlki_fail(ctx, MLK_ERR_ARGUMENT, "transport: part, get, read, put and swap are required");
   if (((uintptr_t)desc->memory | (uintptr_t)(t ? t->part : NULL)) % 64)
     return mlki_fail(ctx, MLK_ERR_ARGUMENT, "%s: must be 64-byte aligned", t ? "transport.part" : "memory");
-  if (g->part_bytes * (uint64_t)g->ranks > SIZE_MAX / 2)
-    return mlki_fail(ctx, MLK_ERR_SIZE, "buckets: the common memory does not fit in %d bits",
-                     (int)(8 * sizeof(size_t)));
-  return MLK_OK;
+  return mlki_group_fits(ctx, g->part_bytes * (uint64_t)g->ranks);
 }
 
 MLK_API mlk_status mlk_group_open(mlk_context *ctx, mlk_group **group, const mlk_group_desc *desc) {
