@@ -37,7 +37,7 @@ EXAMPLE_C := $(sort $(wildcard examples/*.c))
 EXAMPLES  := $(EXAMPLE_C:examples/%.c=$(B)/%)
 BENCH_C   := $(sort $(wildcard bench/*.c))
 BENCHES   := $(BENCH_C:bench/%.c=$(B)/%)
-FORMATTED := mlk.h $(wildcard tests/*.c tests/*.h examples/*.c bench/*.c bench/*.h)
+FORMATTED := mlk.h $(wildcard tests/*.c tests/*.h examples/*.c bench/*.c bench/*.h bench/processes/*.cc)
 
 .PHONY: all help probe demo train test check test-long bench peers data examples format format-check \
         install uninstall clean distclean

@@ -267,7 +267,11 @@ check "the declarations include only stddef.h and stdint.h" declarations_are_lig
 bench_starts() {
   quiet "$first" -std=c99 $W -O0 $openmp -pthread -I. bench/bench.c -o "$out/bench" -ldl -lm && "$out/bench" --help >/dev/null
 }
-if [ "$(uname -s)" = Linux ]; then check "bench compiles without warnings and starts" bench_starts; fi
+if [ "$(uname -s)" = Linux ]; then
+  check "bench compiles without warnings and starts" bench_starts
+  cxx=$(cxx_of "$first") # by itself; run.sh adds MPI and gloo where they are
+  if have "$cxx"; then check "bench/processes compiles without warnings" quiet "$cxx" -std=c++11 $W -fsyntax-only -I. bench/processes/average.cc; fi
+fi
 
 # --- text ---------------------------------------------------------------------------------------------------------------
 tags_agree() {
@@ -315,7 +319,7 @@ no_tabs() { ! grep -n -P '\t| +$|\r' "$inc/mlk.h"; }
 check "no tabs, no blanks at line ends" no_tabs
 formatted() { clang-format --dry-run --Werror "$@"; }
 clang_format_14() { have clang-format && clang-format --version | grep -q 'version 14\.'; }
-for file in mlk.h tests/*.[ch] examples/*.[ch] bench/*.[ch]; do
+for file in mlk.h tests/*.[ch] examples/*.[ch] bench/*.[ch] bench/processes/*.cc; do
   [ -f "$file" ] || continue
   if clang_format_14; then check "format of $file" formatted "$file"; else check "format of $file" skip "no clang-format 14"; fi
 done
