@@ -1435,6 +1435,56 @@ static void overlap(void) {
   mlk_close(ctx);
 }
 
+enum { NEIGHBOURS = 300, SMALL = 7 };
+
+/* Numbers 0 .. count - 1 in any order. */
+static void shuffle(int *order, int count, mlkt_rng *rng) {
+  int i;
+  for (i = 0; i < count; i++) {
+    const int j = (int)mlkt_int(rng, 0, i);
+    order[i] = order[j], order[j] = i;
+  }
+}
+
+/* Long lists: tensors that touch are apart, and one that reaches into its neighbour is found, wherever the two stand in
+   the lists; columns of one matrix are apart, and one that comes twice is found. */
+static void overlap_lists(void) {
+  static float memory[3 * NEIGHBOURS * SMALL], before[3 * NEIGHBOURS * SMALL];
+  static mlk_tensor list[3 * NEIGHBOURS]; /* two replicas, and outputs behind them */
+  static int at[3 * NEIGHBOURS];
+  mlk_context *ctx = mlkt_open(MLK_ISA_BEST, 2);
+  uint64_t round;
+  if (!ctx) return;
+  for (round = 0; round < 200 && !mlkt_hopeless(); round++) {
+    mlkt_rng rng = point_rng(round);
+    const int to_all = round % 3 == 0, columns = round % 3 == 1, used = to_all ? 2 * NEIGHBOURS : 3 * NEIGHBOURS;
+    const int moved = to_all ? (int)mlkt_int(&rng, 0, used - 1) : (int)mlkt_int(&rng, 2 * NEIGHBOURS, used - 1);
+    const int64_t by = mlkt_int(&rng, 1, SMALL - 1);
+    mlk_average_desc desc;
+    int i;
+    if (!keep(round, 200)) continue;
+    memset(&desc, 0, sizeof desc);
+    shuffle(at, used, &rng);
+    for (i = 0; i < 3 * NEIGHBOURS * SMALL; i++) memory[i] = (float)i;
+    for (i = 0; i < used; i++) {
+      list[i] = mlk_f32(memory + at[i] * (columns ? 1 : SMALL), SMALL);
+      if (columns) list[i].stride[0] = used;
+    }
+    desc.inputs = list, desc.replicas = 2, desc.count = NEIGHBOURS;
+    if (!to_all) desc.outputs = list + 2 * NEIGHBOURS, desc.output_count = NEIGHBOURS;
+    mlkt_note("round %d, %s, %s", (int)round, to_all ? "to all" : "apart", columns ? "columns" : "rows");
+    CHECK_OK(ctx, mlk_average(ctx, &desc));
+    if (columns)
+      list[moved].data = memory + at[(moved + mlkt_int(&rng, 1, used - 1)) % used];
+    else
+      list[moved].data = memory + at[moved] * SMALL + (at[moved] == used - 1 ? -by : by);
+    memcpy(before, memory, sizeof before);
+    CHECK_STATUS(ctx, mlk_average(ctx, &desc), MLK_ERR_ALIAS);
+    CHECK(memcmp(before, memory, sizeof before) == 0);
+  }
+  mlk_close(ctx);
+}
+
 const mlkt_case mlkt_average_cases[] = {{"average/sweep", sweep},
                                         {"average/specials_sweep", specials_sweep},
                                         {"average/integers", integers},
@@ -1453,4 +1503,5 @@ const mlkt_case mlkt_average_cases[] = {{"average/sweep", sweep},
                                         {"average/sizes", sizes},
                                         {"average/refusals", refusals},
                                         {"average/overlap", overlap},
+                                        {"average/overlap_lists", overlap_lists},
                                         {NULL, NULL}};
