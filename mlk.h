@@ -13899,16 +13899,17 @@ static int mlki_average_span(mlk_context *ctx, const mlki_average *g, int64_t r,
   return 1;
 }
 
-/* The same without the view: quick for dense inputs. */
+/* The same without the view: quick for dense ones. */
 static int mlki_average_bounds(mlk_context *ctx, const mlki_average *g, int64_t r, int64_t i, mlki_span *span) {
-  const int64_t n = g->start[i + 1] - g->start[i];
+  const int64_t *start = r < 0 ? g->out_start + i : g->start + i;
   mlk_tensor t;
   mlki_extent extent;
-  if (g->strided[i]) return mlki_average_span(ctx, g, r, i, span, &t, &extent);
-  span->low = (uintptr_t)g->input[i * g->desc->replicas + r];
-  span->high = span->low + (uintptr_t)(n * mlki_dtype_bytes((int32_t)g->type));
-  span->index = r * g->count + i;
-  return n > 0;
+  if (r < 0 ? g->out_strided[i] : g->strided[i]) return mlki_average_span(ctx, g, r, i, span, &t, &extent);
+  span->low = (uintptr_t)(r < 0 ? g->output[i] : g->input[i * g->desc->replicas + r]);
+  span->high = span->low +
+               (uintptr_t)((start[1] - start[0]) * mlki_dtype_bytes((int32_t)(r < 0 ? g->out_type : g->type)));
+  span->index = r < 0 ? i : r * g->count + i;
+  return start[1] > start[0];
 }
 
 /* Sorts by low: runs that are in order already are merged, two and two. Gives which of the two arrays has the result.
@@ -13952,12 +13953,8 @@ static mlk_status mlki_average_written_apart(mlk_context *ctx, mlki_average *g) 
   mlki_span *s = g->spans;
   const int64_t sides = g->in_place ? g->desc->replicas : 1;
   int64_t n = 0, r, i, k;
-  mlk_tensor t;
-  mlki_extent extent;
   for (r = 0; r < sides; r++)
-    for (i = 0; i < g->outs; i++)
-      n += g->in_place ? mlki_average_bounds(ctx, g, r, i, s + n)
-                       : mlki_average_span(ctx, g, -1, i, s + n, &t, &extent);
+    for (i = 0; i < g->outs; i++) n += mlki_average_bounds(ctx, g, g->in_place ? r : -1, i, s + n);
   g->spans = s = mlki_sort_spans(s, s + sides * g->outs, n);
   g->written = n;
   for (i = 0; i < n; i++) {
@@ -14247,7 +14244,7 @@ static const char *mlki_average_read(const mlki_average *g, int64_t r, int64_t i
   return block;
 }
 
-/* The means of one block, n elements from at on of input tensor i. Its row knows where they go. Rows beyond the first
+/* The means of a block, n elements from at on of input tensor i. Its row knows where they go. Rows beyond the first
    MLKI_AVERAGE_ROWS are read in further turns, the sums staying in the level-1 cache between. */
 static void mlki_average_block(mlki_average_task *task, int64_t i, int64_t at, int64_t n) {
   float block[MLKI_AVERAGE_ROWS][MLKI_AVERAGE_BLOCK], sums[MLKI_AVERAGE_BLOCK];
@@ -14278,27 +14275,37 @@ static void mlki_average_aim(mlki_average_task *task, int64_t i, int64_t out, in
   row->stream = g->stream && (uintptr_t)row->out[0] % (uintptr_t)size == 0;
 }
 
-/* A piece whose views are dense, of few replicas: one row from beginning to end. Others go by blocks. */
-static void mlki_average_piece_run(mlki_average_task *task, const mlki_average_piece *p) {
-  float means[MLKI_AVERAGE_BLOCK];
-  mlki_average *g = task->g;
+/* A piece whose views are dense, of at most MLKI_AVERAGE_ROWS replicas: one row from beginning to end. */
+static void mlki_average_dense_piece(mlki_average_task *task, const mlki_average_piece *p, int64_t at, int64_t out_at) {
+  const mlki_average *g = task->g;
+  char *const *x = g->input + p->in * g->desc->replicas;
+  const int64_t bytes = at * mlki_dtype_bytes((int32_t)g->type);
   mlki_average_row *row = &task->row;
-  const int64_t size = mlki_dtype_bytes((int32_t)g->out_type), at = p->at - g->start[p->in];
-  const int64_t out_at = g->in_place ? at : p->at - g->out_start[p->out];
-  const int scattered = g->in_place ? g->strided[p->in] : g->out_strided[p->out];
-  const int outs = row->outs;
-  int64_t n, done, r;
-  row->phase = (p->at - g->out_start[p->out]) % 16;
-  row->lanes = g->segment ? task->lanes : NULL;
+  int k;
+  for (k = 0; k < task->lives; k++) row->x[k] = x[task->replica[k]] + bytes;
+  mlki_average_aim(task, p->in, p->out, out_at);
+  row->count = p->n;
+  task->finite &= g->row->average(row);
+}
+
+/* Any other piece, by blocks. */
+static void mlki_average_block_piece(mlki_average_task *task, const mlki_average_piece *p, int64_t at, int64_t out_at) {
+  float means[MLKI_AVERAGE_BLOCK];
+  const mlki_average *g = task->g;
+  mlki_average_row *row = &task->row;
+  const int64_t size = mlki_dtype_bytes((int32_t)g->out_type);
+  const int scattered = g->in_place ? g->strided[p->in] : g->out_strided[p->out], outs = row->outs;
+  int64_t n, done;
+  int r;
   for (done = 0; done < p->n; done += n) {
-    n = p->n - done;
-    if (!scattered) mlki_average_aim(task, p->in, p->out, out_at + done);
-    if (scattered || g->strided[p->in] || task->lives > MLKI_AVERAGE_ROWS) {
-      n = mlki_min(n, MLKI_AVERAGE_BLOCK);
-      if (!scattered && row->stream && n == MLKI_AVERAGE_BLOCK) /* blocks end with lines */
+    n = mlki_min(p->n - done, MLKI_AVERAGE_BLOCK);
+    if (scattered) {
+      row->out[0] = (char *)means, row->outs = 1, row->stream = 0;
+    } else {
+      mlki_average_aim(task, p->in, p->out, out_at + done);
+      if (row->stream && n == MLKI_AVERAGE_BLOCK) /* blocks end with lines */
         n -= (int64_t)((uintptr_t)row->out[0] % MLKI_ALIGN) / size;
     }
-    if (scattered) row->out[0] = (char *)means, row->outs = 1, row->stream = 0;
     mlki_average_block(task, p->in, at + done, n);
     row->phase = (row->phase + n) % 16;
     for (r = 0; scattered && r < outs; r++)
@@ -14306,6 +14313,33 @@ static void mlki_average_piece_run(mlki_average_task *task, const mlki_average_p
                         n, (char *)means, 1);
   }
   row->outs = outs;
+}
+
+#define MLKI_AVERAGE_AHEAD 4    /* lines of the next tensor that are fetched early, */
+#define MLKI_AVERAGE_LONG  1024 /* if the present one has so many elements */
+
+/* Between two tensors the processor would wait for memory: the next one's beginnings are fetched early. */
+static void mlki_average_ahead(const mlki_average_task *task, const mlki_average_piece *p) {
+  const mlki_average *g = task->g;
+  char *const *x = g->input + (p->in + 1) * g->desc->replicas;
+  int k, line;
+  if (p->n < MLKI_AVERAGE_LONG || p->in + 1 >= g->count) return;
+  for (k = 0; k < task->lives; k++)
+    for (line = 0; line < MLKI_AVERAGE_AHEAD; line++) MLKI_PREFETCH(x[task->replica[k]] + 64 * line);
+}
+
+static void mlki_average_piece_run(mlki_average_task *task, const mlki_average_piece *p) {
+  const mlki_average *g = task->g;
+  const int64_t at = p->at - g->start[p->in], out_at = g->in_place ? at : p->at - g->out_start[p->out];
+  mlki_average_row *row = &task->row;
+  row->phase = (p->at - g->out_start[p->out]) % 16;
+  row->lanes = g->segment ? task->lanes : NULL;
+  if (task->lives > MLKI_AVERAGE_ROWS || g->strided[p->in] || (!g->in_place && g->out_strided[p->out])) {
+    mlki_average_block_piece(task, p, at, out_at);
+  } else {
+    mlki_average_ahead(task, p);
+    mlki_average_dense_piece(task, p, at, out_at);
+  }
 }
 
 /* The part of the vector that is a task's own. With a norm pieces end with segments. */
@@ -14318,7 +14352,11 @@ static void mlki_average_part(void *arg, int index) {
   memset(&task, 0, sizeof task);
   task.g = g, task.finite = 1;
   for (r = 0; r < g->desc->replicas; r++)
-    if (mlki_average_reads(g, r)) task.replica[task.lives++] = r;
+    if (mlki_average_reads(g, r)) {
+      if (task.lives < MLKI_AVERAGE_ROWS) task.row.weight[task.lives] = mlki_average_weight(g, r);
+      task.replica[task.lives++] = r;
+    }
+  task.row.n = (int)mlki_min(task.lives, MLKI_AVERAGE_ROWS);
   task.row.from = g->type, task.row.to = g->out_type, task.row.factor = mlki_average_factor(g);
   task.row.outs = g->in_place ? (int)g->desc->replicas : 1;
   p.at = mlki_average_cut(g, index);
