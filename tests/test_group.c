@@ -1221,8 +1221,9 @@ static mlk_status late_publish(member *m, late_run *run, int64_t step, int64_t b
   int s;
   for (s = share_from(&run->p, m->rank); status == MLK_OK && s < share_to(&run->p, m->rank); s++) {
     const mlk_tensor t = mlk_f32(grads, late_sizes[b]);
+    const double at = mlkt_seconds();
     gradients(&run->p, step, s, b, grads);
-    status = clocked(m, run, mlkt_seconds(), mlk_group_publish(m->group, s, b, &t, 1));
+    status = clocked(m, run, at, mlk_group_publish(m->group, s, b, &t, 1));
   }
   return status;
 }
