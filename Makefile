@@ -33,7 +33,8 @@ LIBS := $(LIBDL) -lm
 # --- what there is --------------------------------------------------------------------------------------------------
 TEST_C    := $(sort $(wildcard tests/test_*.c))
 TEST_O    := $(TEST_C:tests/%.c=$(B)/test/%.o)
-EXAMPLE_C := $(sort $(wildcard examples/*.c))
+MPICC     := $(shell command -v mpicc 2>/dev/null)
+EXAMPLE_C := $(filter-out $(if $(MPICC),,%_mpi.c),$(sort $(wildcard examples/*.c)))
 EXAMPLES  := $(EXAMPLE_C:examples/%.c=$(B)/%)
 BENCH_C   := $(sort $(wildcard bench/*.c))
 BENCHES   := $(BENCH_C:bench/%.c=$(B)/%)
@@ -66,6 +67,7 @@ probe:
 	@echo 'C compiler   $(CC): $(shell $(CC) --version 2>/dev/null | head -n 1)'
 	@echo 'OpenMP       $(if $(OPENMP),$(OPENMP),none: examples and bench run on one thread; see also the parallel hook in mlk.h)'
 	@echo 'zlib         $(or $(ZLIB),none: the demo reads .gz files through a gunzip pipe)'
+	@echo 'MPI          $(or $(MPICC),none: examples/06_group_mpi is left out)'
 	@echo 'C++          $(call have,$(CXX))     second compiler: $(call have,clang)     cmake: $(call have,cmake)'
 	@echo 'emulators    $(call have,qemu-aarch64) $(call have,qemu-x86_64)  (none: make test leaves their stages out and says so)'
 
@@ -80,10 +82,12 @@ $(B)/mlk_test: $(TEST_O)
 $(B)/group_processes: tests/group_processes.c $(B)/test/test_mlk.o
 	$(CC) $(WARN) $(CFLAGS) $(OPENMP) $(PTHREAD) -I. $< $(B)/test/test_mlk.o -o $@ $(LIBS)
 
+# mpicc calls the compiler that is named there (Open MPI, MPICH).
+$(B)/06_group_mpi: EXAMPLE_CC = OMPI_CC='$(CC)' MPICH_CC='$(CC)' $(MPICC)
 $(B)/00_knn_pictures: EXAMPLE_FLAGS := $(if $(ZLIB),-DMLK_EXAMPLE_ZLIB $(ZLIB))
 $(EXAMPLES): $(B)/%: examples/%.c mlk.h Makefile
 	@mkdir -p $(@D)
-	$(CC) $(WARN) $(CFLAGS) $(OPENMP) $(PTHREAD) -I. $< -o $@ $(EXAMPLE_FLAGS) $(LIBS)
+	$(or $(EXAMPLE_CC),$(CC)) $(WARN) $(CFLAGS) $(OPENMP) $(PTHREAD) -I. $< -o $@ $(EXAMPLE_FLAGS) $(LIBS)
 
 $(BENCHES): $(B)/%: bench/%.c $(wildcard bench/*.h) mlk.h Makefile
 	@mkdir -p $(@D)

@@ -245,6 +245,12 @@ stage_model() { # the protocol of replica groups
   MLK_JOBS=$cores CC=$CC bash tests/model.sh ${more[@]+"${more[@]}"}
 }
 
+stage_mpi() {
+  have mpicc || skip "no mpicc (Debian packages libopenmpi-dev, openmpi-bin)"
+  stage_program
+  MLK_OBJECT=$library CC=$CC CFLAGS=$CFLAGS MLK_JOBS=$cores bash tests/test_mpi.sh
+}
+
 stage_valgrind() { # reads of uninitialised memory; this valgrind knows no AVX-512, so the rows below it run
   have valgrind || skip "no valgrind"
   build valgrind CC="$CC" CFLAGS="-O1 -g" OPENMP=
@@ -266,7 +272,7 @@ stage_coverage() { # how much of mlk.h the suite runs; printed, not judged
 }
 
 # The program first, alone; then the longest first, so that the cores stay busy to the end.
-stages="program suite hygiene asan tsan neon demo msan ubsan clang cxx11_native dispatch_sse snippets dispatch_avx2 cxx17_plain fuzz blas group model chat search"
+stages="program suite hygiene asan tsan neon demo msan ubsan clang cxx11_native dispatch_sse snippets dispatch_avx2 cxx17_plain fuzz blas group model mpi chat search"
 [ $long = 0 ] || stages="$stages valgrind seeds coverage"
 
 if [ ${#wanted[@]} -gt 0 ]; then
@@ -275,7 +281,7 @@ if [ ${#wanted[@]} -gt 0 ]; then
     for word in "${wanted[@]}"; do case $stage in *"$word"*) chosen="$chosen $stage"; break ;; esac; done
   done
   [ -n "$chosen" ] || { echo "run.sh: no stage has such a name; there are: $stages" >&2; exit 2; }
-  case $chosen in *program*) ;; *suite* | *dispatch* | *seeds* | *demo* | *blas* | *fuzz* | *group* | *chat* | *search*) chosen="program $chosen" ;; esac
+  case $chosen in *program*) ;; *suite* | *dispatch* | *seeds* | *demo* | *blas* | *fuzz* | *group* | *mpi* | *chat* | *search*) chosen="program $chosen" ;; esac
   stages=$chosen
 fi
 if [ $list = 1 ]; then printf '%s\n' $stages; exit; fi

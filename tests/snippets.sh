@@ -96,12 +96,13 @@ check "the banner of mlk.h as C99" banner $cc -std=c99
 # One command builds an example: the one its head shows.
 command_of_head() {
   local command
-  command=$(sed -n 's/^ *Build: *\(cc .*\)/\1/p' "$1" | head -n 1)
+  command=$(sed -n 's/^ *Build: *\(cc .*\|mpicc .*\)/\1/p' "$1" | head -n 1)
   [ -n "$command" ] || { echo "no \"Build: cc ...\" in the first lines"; return 1; }
   command=${command//build\//$blocks/}
   [ -n "${OPENMP:-}" ] || command=${command//-fopenmp/}
   command=${command//-O[23]/} # the stage demo builds with the optimiser
-  eval "${command/#cc/$cc} $small"
+  case $command in mpicc*) have mpicc || skip "no mpicc" ;; esac
+  OMPI_CC=$cc MPICH_CC=$cc eval "${command/#cc/$cc} $small"
 }
 for example in examples/*.c; do [ ! -f "$example" ] || check "the command in the head of $example" command_of_head "$example"; done
 
