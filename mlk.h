@@ -15364,14 +15364,26 @@ static uint32_t mlki_group_apart(mlk_group *g, uint32_t ranks, uint32_t members)
   return apart;
 }
 
+/* Of ranks, those in whose place another has come since this step, or wants to: what they left undone stays undone. */
+static uint32_t mlki_group_replaced(mlk_group *g, uint32_t ranks) {
+  const uint64_t next = mlki_group_decided(g, g->step + 1);
+  uint32_t replaced = 0;
+  int rank;
+  if (mlki_decision_step(next) == g->step + 1) replaced = ~mlki_decision_members(next) | mlki_decision_came(next);
+  for (rank = 0; rank < g->ranks; rank++)
+    if (ranks >> rank & 1 && mlki_group_word(g, rank, MLKI_WORD_WANT) == MLKI_WANT_IN) replaced |= 1u << rank;
+  return ranks & replaced;
+}
+
 /* Reads the ranges of all members into whole. *lost: a member is gone or late and its range is not there: nothing was
    written. */
 static mlk_status mlki_group_collect(mlk_group *g, int64_t bucket, uint32_t members, const uint64_t word[2],
                                      const mlk_tensor *whole, int64_t count, uint32_t *lost) {
   mlk_tensor range[MLK_MAX_RANKS];
   const int64_t elements = g->bucket[bucket].elements;
-  const int n = mlki_bits(members);
-  mlki_wait wait = mlki_wait_for(g->timeout);
+  const int n = mlki_bits(members), averages = g->state == MLKI_GROUP_STEP;
+  /* means can be had without ranges: long before the others lose patience with this rank */
+  mlki_wait wait = mlki_wait_for(averages ? g->timeout / 2 : g->timeout);
   uint64_t used = 0;
   mlk_status status;
   int rank, k = 0;
@@ -15384,11 +15396,11 @@ static mlk_status mlki_group_collect(mlk_group *g, int64_t bucket, uint32_t memb
         waits |= 1u << rank;
     if (!waits) break;
     if ((*lost = waits & (g->slow | mlki_group_apart(g, waits, members))) != 0) return MLK_OK;
-    if ((*lost = mlki_group_lost(g, waits, &wait)) != 0) return g->slow |= *lost, MLK_OK;
+    if ((*lost = mlki_group_lost(g, waits, &wait) | mlki_group_replaced(g, waits)) != 0)
+      return g->slow |= *lost, MLK_OK;
     if (mlki_decision_members(mlki_group_decided(g, g->step)) != members || mlki_group_outrun(g))
       return *lost = members, MLK_OK;
-    if (g->state == MLKI_GROUP_STEP && wait.rounds % 64 == 32 && (status = mlki_group_help(g, members)) != MLK_OK)
-      return status;
+    if (averages && wait.rounds % 64 == 32 && (status = mlki_group_help(g, members)) != MLK_OK) return status;
   }
   for (rank = 0; rank < g->ranks; rank++) {
     int64_t length;
@@ -15901,7 +15913,8 @@ static uint32_t mlki_group_undone(mlk_group *g) {
     for (rank = 0; rank < g->ranks; rank++)
       if (g->final >> rank & 1 && rank != g->rank && (int64_t)mlki_group_word(g, rank, MLKI_WORD_DONE) < g->step)
         waits |= 1u << rank;
-    if (!waits || (lost = mlki_group_lost(g, waits, &wait)) != 0) return waits ? lost : 0;
+    if (!waits) return 0;
+    if ((lost = mlki_group_lost(g, waits, &wait) | mlki_group_replaced(g, waits)) != 0) return lost;
   }
 }
 
@@ -16048,7 +16061,7 @@ static mlk_status mlki_group_take(mlk_group *g, const mlki_group_passage *p, uin
   mlk_status status;
   for (; mlki_group_word(g, p->giver, MLKI_WORD_GIVEN) != tag; mlki_wait_pause(&wait)) {
     if ((status = mlki_group_standing(g, &d)) != MLK_OK) return status;
-    if (!mlki_group_lost(g, 1u << p->giver, &wait)) continue;
+    if (mlki_decision_members(d) >> p->giver & 1 && !mlki_group_lost(g, 1u << p->giver, &wait)) continue;
     mlki_group_give_up(g);
     return mlki_fail(g->ctx, MLK_ERR_REPLICA, "sync: rank %d, which gives, is %s", p->giver,
                      mlki_group_alive(g, p->giver) ? "late" : "dead");
