@@ -2740,6 +2740,18 @@ typedef struct mlki_scores {
   int64_t bias_step, mask_step;
 } mlki_scores;
 
+#define MLKI_TURN_ROWS 4 /* queries that keys are turned for in registers: with more it pays to pack them */
+
+/* Products of up to MLKI_TURN_ROWS queries, packed as [depth][MR], and n keys that lie as dense rows, pitch apart. */
+typedef struct mlki_turn {
+  const float *q, *keys;
+  int64_t rows, pitch, n, depth;
+  int64_t ahead; /* floats from a key to one that is asked for; 0: none is */
+  float *c;      /* [rows, of 3 as of 4][n rounded up to LANES] */
+  int64_t c_pitch;
+  int add; /* c is added to: a further segment of depth */
+} mlki_turn;
+
 #define MLKI_AVERAGE_ROWS 8 /* rows that are read side by side */
 
 /* n <= MLKI_AVERAGE_ROWS rows of count elements into one: t = before or +0, t = fma(weight[r], x[r], t) for each row,
@@ -2842,6 +2854,7 @@ struct mlki_kernels {
   void (*fold_row)(float *o, const float *part, int64_t n, float a, float c);
   void (*unfold_row)(float *y, const float *o, int64_t n, float l);
   int (*finite_row)(const float *x, int64_t n);
+  void (*turn)(const mlki_turn *t);
   int (*average)(const mlki_average_row *a); /* 0: some mean is not finite; 1 with after */
   void (*fence)(void);                       /* after streams */
 };
@@ -4886,6 +4899,48 @@ MLKI_KERNEL void MLKI_FN(mlki_unfold_row)(float *y, const float *o, int64_t n, f
   (y, i, n, mlki_v_add(mlki_v_div(MLKI_FN(mlki_row_load)(o, i, n), lv), mlki_v_zero()));
 }
 
+/* The chains of ROWS queries and a square block of keys after another: a block is turned in registers, so that lanes are
+   keys, and multiplied at once. What is asked for comes into level 1: turning alone keeps up with memory. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_turn_rows)(const mlki_turn *t, const int rows) {
+  int64_t j, p;
+  int v, r;
+  for (j = 0; j < t->n; j += MLKI_LANES) {
+    const int64_t keys = mlki_min(t->n - j, MLKI_LANES);
+    mlki_vec acc[MLKI_TURN_ROWS];
+    MLKI_UNROLL for (r = 0; r < rows; r++) acc[r] = mlki_v_zero();
+    for (p = 0; p < t->depth; p += MLKI_LANES) {
+      const int64_t terms = mlki_min(t->depth - p, MLKI_LANES);
+      const float *at = t->keys + j * t->pitch + p, *q = t->q + p * MLKI_MR;
+      mlki_vec x[MLKI_LANES];
+      if (t->ahead) MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) MLKI_PREFETCH(at + v * t->pitch + t->ahead);
+      if (keys == MLKI_LANES && terms == MLKI_LANES) {
+        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) x[v] = mlki_v_load(at + v * t->pitch);
+        mlki_v_transpose(x);
+        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) MLKI_UNROLL for (r = 0; r < rows; r++)
+            acc[r] = mlki_v_fma(mlki_v_set1(q[v * MLKI_MR + r]), x[v], acc[r]);
+      } else {
+        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) x[v] = v < keys ? mlki_v_load_n(at + v * t->pitch, terms)
+                                                                     : mlki_v_zero();
+        mlki_v_transpose(x);
+        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) if (v < terms) MLKI_UNROLL for (r = 0; r < rows; r++)
+            acc[r] = mlki_v_fma(mlki_v_set1(q[v * MLKI_MR + r]), x[v], acc[r]);
+      }
+    }
+    MLKI_UNROLL for (r = 0; r < rows; r++) {
+      float *c = t->c + r * t->c_pitch + j;
+      mlki_v_store(c, t->add ? mlki_v_add(mlki_v_load(c), acc[r]) : acc[r]);
+    }
+  }
+}
+
+MLKI_KERNEL void MLKI_FN(mlki_turn_any)(const mlki_turn *t) {
+  switch (t->rows) {
+  case 1: MLKI_FN(mlki_turn_rows)(t, 1); break;
+  case 2: MLKI_FN(mlki_turn_rows)(t, 2); break;
+  default: MLKI_FN(mlki_turn_rows)(t, MLKI_TURN_ROWS); break; /* of 3: one more, of zeros */
+  }
+}
+
 /* Whether all elements are finite. */
 MLKI_KERNEL int MLKI_FN(mlki_finite_row)(const float *x, int64_t n) {
   mlki_vec acc[MLKI_V16]; /* of 0, or NaN */
@@ -4951,6 +5006,7 @@ static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_FN(mlki_fold_row),
     MLKI_FN(mlki_unfold_row),
     MLKI_FN(mlki_finite_row),
+    MLKI_FN(mlki_turn_any),
     MLKI_FN(mlki_average),
     MLKI_FN(mlki_fence),
 };
@@ -11424,6 +11480,7 @@ typedef struct mlki_attention {
   int plain, shared, v_in_place; /* scores are products; K and V are packed ahead; V is read where it lies */
   int streams;                   /* few rows: K and V come from memory and are used once */
   int sweeps;                    /* then V by sweeps, which ask for it themselves */
+  int turns;                     /* so few rows that K is not packed, but turned in registers */
   int64_t tile, tiles, blocks;   /* rows of a tile; tiles of a head; blocks of keys */
   int64_t block_floats;          /* of what a block leaves in the shared space */
   int64_t round_heads;           /* heads packed at once */
@@ -12010,7 +12067,8 @@ typedef struct mlki_attention_space {
 } mlki_attention_space;
 
 #define MLKI_ATTENTION_ROWS   112       /* of a tile, if its head has more than twice as many */
-#define MLKI_ATTENTION_SWEPT  128       /* elements of a value from which sweeps ask far enough ahead */
+#define MLKI_ATTENTION_SWEPT  64        /* elements of a value from which sweeps ask far enough ahead */
+#define MLKI_TURN_AHEAD       1024      /* floats of K that are asked for ahead, at least */
 #define MLKI_ATTENTION_SHARED (1 << 24) /* floats of K and V that are packed ahead, unless one head has more */
 
 /* Dense rows of n floats lie so far apart. */
@@ -12041,7 +12099,7 @@ static void mlki_attention_carve(const mlki_attention *a, mlki_carver *carver, m
   s->part_l = (float *)mlki_carve(carver, rows, 4);
   s->whole_m = (float *)mlki_carve(carver, rows, 4);
   s->whole_l = (float *)mlki_carve(carver, rows, 4);
-  s->k = (float *)mlki_carve(carver, a->shared ? 0 : mlki_attention_block_floats(row, a->d), 4);
+  s->k = (float *)mlki_carve(carver, a->shared || a->turns ? 0 : mlki_attention_block_floats(row, a->d), 4);
   s->v = (float *)mlki_carve(carver, a->shared || a->v_in_place ? 0 : mlki_attention_block_floats(row, a->e), 4);
   s->stage = (float *)mlki_carve(carver, mlki_attention_step(row) * mlki_attention_pitch(mlki_max(a->d, a->e)) + 16, 4);
   s->clean = (float *)mlki_carve(carver, MLK_ATTENTION_BLOCK * pitch, 4);
@@ -12107,6 +12165,30 @@ static void mlki_attention_pack_k(const mlki_attention *a, const mlki_sequence *
     if (a->streams && a->dtype != MLK_F32) mlki_attention_ask(a, q, a->k, a->ks, g, j + 2 * step, step, a->d);
     if (a->streams && !a->sweeps) mlki_attention_ask(a, q, a->v, a->vs, g, j, n, a->e);
     row->pack_panels(panels + (j - from) * a->d, n, a->d, rows, pitch, 1);
+  }
+}
+
+/* The same keys without packing: their products with rows queries of one strip, to rows of scores. */
+static void mlki_attention_turn(const mlki_attention *a, const mlki_sequence *q, int64_t g, int64_t from, int64_t to,
+                                const float *queries, int64_t rows, float *scores, float *stage) {
+  const mlki_kernels *row = a->job.row;
+  const int64_t step = mlki_attention_step(row);
+  mlki_turn t;
+  int64_t j, k;
+  t.rows = rows, t.c_pitch = MLKI_SCORE_PITCH;
+  for (j = from; j < to; j += step) {
+    const float *keys;
+    t.n = mlki_min(step, to - j);
+    keys = mlki_attention_rows(a, q, a->k, a->ks, g, j, t.n, a->d, stage, &t.pitch);
+    t.ahead = keys == stage ? 0 : mlki_round_up(mlki_max(MLKI_TURN_AHEAD / a->d, 16), 16) * t.pitch;
+    if (a->dtype != MLK_F32) mlki_attention_ask(a, q, a->k, a->ks, g, j + 2 * step, step, a->d);
+    if (!a->sweeps) mlki_attention_ask(a, q, a->v, a->vs, g, j, t.n, a->e);
+    t.c = scores + (j - from);
+    for (k = 0; k < a->d; k += MLK_SEGMENT) {
+      t.q = queries + k * row->mr, t.keys = keys + k;
+      t.depth = mlki_min(a->d - k, MLK_SEGMENT), t.add = k > 0;
+      row->turn(&t);
+    }
   }
 }
 
@@ -12236,7 +12318,10 @@ static void mlki_attention_strip(const mlki_attention *a, const mlki_sequence *q
   const int64_t n = keys->to - keys->from, padded = mlki_round_up(n, 16), pitch = mlki_attention_pitch(a->e);
   mlki_strip strip;
   int64_t i;
-  mlki_attention_products(row, rows, queries, keys->k, a->d, mlki_round_up(n, row->nr), s->scores);
+  if (a->turns)
+    mlki_attention_turn(a, q, keys->g, keys->from, keys->to, queries, rows, s->scores, s->stage);
+  else
+    mlki_attention_products(row, rows, queries, keys->k, a->d, mlki_round_up(n, row->nr), s->scores);
   for (i = 0; i < rows; i++)
     mlki_attention_score(a, q, keys->g, first + i, keys->from, keys->to, s->scores + i * MLKI_SCORE_PITCH);
   if (careful) mlki_attention_poison(a, q, keys, rows, s->scores, s->clean);
@@ -12470,7 +12555,7 @@ static void mlki_attention_tile_block(const mlki_attention *a, const mlki_sequen
     mlki_attention_keys seen = *keys;
     int fresh = 1;
     if (!mlki_attention_block_keys(a, q, r0 + first, count, n, &seen.from, &seen.to)) continue;
-    seen.k += (seen.from - keys->from) * a->d;
+    if (!a->turns) seen.k += (seen.from - keys->from) * a->d;
     seen.v.p += (seen.from - keys->from) * keys->v.rs;
     for (i = 0; i < count; i++) fresh &= s->part_l[first + i] == 0.0f;
     {
@@ -12485,7 +12570,7 @@ static void mlki_attention_tile_block(const mlki_attention *a, const mlki_sequen
 /* K and V of keys [keys->from, keys->to), packed by this task or read in place. */
 static void mlki_attention_load(const mlki_attention *a, const mlki_sequence *q, mlki_attention_keys *keys,
                                 mlki_attention_space *s) {
-  mlki_attention_pack_k(a, q, keys->g, keys->from, keys->to, s->k, s->stage);
+  if (!a->turns) mlki_attention_pack_k(a, q, keys->g, keys->from, keys->to, s->k, s->stage);
   keys->k = s->k;
   keys->v = a->v_in_place ? mlki_attention_v_in_place(a, q, keys->g, keys->from)
                           : mlki_attention_pack_v(a, q, keys->g, keys->from, keys->to, s->v, s->stage);
@@ -12684,6 +12769,7 @@ static void mlki_attention_variant(const mlk_context *ctx, mlki_attention *a) {
     return;
   }
   a->streams = rows <= 2 * mr;
+  a->turns = rows <= MLKI_TURN_ROWS;
   a->sweeps = a->dtype == MLK_F32 && rows <= mlki_min(mr, MLKI_SWEEP_ROWS) && a->e % row->nr == 0 &&
               a->e >= MLKI_ATTENTION_SWEPT;
   a->v_in_place = a->dtype == MLK_F32 && (a->vs[3] == 1 || a->e == 1) && !a->pages &&
