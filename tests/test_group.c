@@ -720,10 +720,11 @@ static void nonfinite(void) {
 /* Buckets large enough for several tasks: OpenMP or the pool, and a thread for each task. */
 static void threads(void) {
   mlk_context *oracle = mlkt_open(MLK_ISA_BEST, 1);
-  const int64_t sizes[] = {200001, 4, 70000};
+  const int64_t sizes[] = {120001, 4, 50000};
   int i;
   for (i = 0; oracle && i < (mlkt_opt.quick ? 2 : 6); i++) {
     problem p = problem_new(2 + i % 2, 4, sizes, 3);
+    p.steps = 1;
     p.threads = 2 + i % 2;
     if (p.threads > mlkt_opt.threads_max) p.threads = mlkt_opt.threads_max;
     p.shots = 1 + i % 2;
