@@ -351,6 +351,7 @@ learns --data digits --steps 200
 if [ "$fashion" ]; then
   learns --data $fashion --steps 5
   learns --data $fashion --steps 5 --threads 1
+  learns --data $fashion --steps 5 --processes 2
 fi
 
 # Killed again and again, at every moment of a training that mostly writes checkpoints: what is left always continues.
