@@ -702,6 +702,33 @@ static void bits_of_threads(void) {
   problem_free(p);
 }
 
+/* The norm of outputs that are cut otherwise than the inputs, of long lists, by many tasks, and past lines that streaming
+   starts with: sums go on where the last piece ended. */
+static void norms(void) {
+  problem *p = problem_new();
+  uint64_t index;
+  crew_open();
+  for (index = 0; index < 120 && !mlkt_hopeless(); index++) {
+    mlkt_rng rng = point_rng(index);
+    if (!keep(index, 120)) continue;
+    memset(&p->desc, 0, sizeof p->desc);
+    if (index % 3 == 0)
+      some_tensors(p, 200, 90, 1, &rng);
+    else
+      some_tensors(p, mlkt_int(&rng, 1, 30), index % 15 == 1 ? 9000 : 700, 2, &rng);
+    p->where = index % 4 == 3 ? MIXED : APART;
+    if (index % 4 < 2) any_range(p, &rng);
+    p->desc.stores = (mlk_stores)(index / 2 % MLK_STORES_COUNT);
+    p->desc.norm = &p->norm;
+    problem_layout(p, 3, p->where == MIXED ? MLK_F32 : dtypes[index % 3], MLK_F32, index % 8 == 6 ? LOOSE : TIGHT,
+                   &rng);
+    problem_fill(p, REALS, &rng);
+    every_row(p, index);
+  }
+  crew_close();
+  problem_free(p);
+}
+
 /* Beyond any cache, where AUTO may choose to stream; a range of it as well, so that streamed lines are cut. */
 static void beyond_caches(void) {
   problem *p = problem_new();
@@ -1490,6 +1517,7 @@ const mlkt_case mlkt_average_cases[] = {{"average/sweep", sweep},
                                         {"average/integers", integers},
                                         {"average/error", error},
                                         {"average/bits_of_threads", bits_of_threads},
+                                        {"average/norms", norms},
                                         {"average/beyond_caches", beyond_caches},
                                         {"average/long_lists", long_lists},
                                         {"average/ranges", ranges},
