@@ -15937,6 +15937,7 @@ static mlk_status mlki_group_commit(mlk_group *g, uint64_t *d, uint32_t *shares)
 
 MLK_API mlk_status mlk_group_finish(mlk_group *g, mlk_group_report *report) {
   mlk_group_report told;
+  double all; /* weights */
   uint32_t shares, members;
   uint64_t d;
   mlk_status status;
@@ -15948,11 +15949,15 @@ MLK_API mlk_status mlk_group_finish(mlk_group *g, mlk_group_report *report) {
   if ((status = mlki_group_commit(g, &d, &shares)) != MLK_OK) return status;
   members = mlki_decision_members(d);
   mlki_group_tell(g, d, &told); /* the others' weights stand until this rank is done */
-  told.nonfinite = mlki_group_weighted(g, mlki_group_shares_of(g, members), &told.weight) & ~shares;
+  told.nonfinite = mlki_group_weighted(g, mlki_group_shares_of(g, members), &all) & ~shares;
   told.shares = mlki_group_weighted(g, shares, &told.weight);
-  status = shares ? mlki_group_settle(g, members, shares)
-                  : mlki_fail(g->ctx, MLK_ERR_REPLICA, "step %lld: no share has finite gradients and a weight above 0",
-                              (long long)g->step);
+  if (all < 0 || told.weight < 0)
+    status = mlki_fail(g->ctx, MLK_ERR_SYSTEM, "transport: weights of step %lld are out of reach", (long long)g->step);
+  else if (shares)
+    status = mlki_group_settle(g, members, shares);
+  else
+    status = mlki_fail(g->ctx, MLK_ERR_REPLICA, "step %lld: no share has finite gradients and a weight above 0",
+                       (long long)g->step);
   g->state = MLKI_GROUP_IDLE;
   g->final = status == MLK_OK ? members : 0;
   mlki_group_put(g, 8 * MLKI_WORD_DONE, (uint64_t)g->step);
