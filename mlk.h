@@ -763,21 +763,24 @@ typedef struct mlk_adamw_desc {
   float beta1, beta2, epsilon;  /* 0: 0.9, 0.999, 1e-8; else 0 < beta < 1, epsilon > 0 and finite */
 } mlk_adamw_desc;
 
-/* How mlk_average writes what it does not read: through the caches, or past them by non-temporal stores, which save
-   reading the lines first but leave the result in memory. AUTO: past them from a size on that was measured. */
+/* How mlk_average writes outputs of which none is an input: through the caches, or past them by non-temporal stores,
+   which save reading the lines first but leave the result in memory. AUTO: past them from 4 MiB of output on.
+   Instruction sets without such stores (scalar, NEON) write through the caches always. */
 typedef enum mlk_stores { MLK_STORES_AUTO = 0, MLK_STORES_CACHED, MLK_STORES_STREAMED, MLK_STORES_COUNT } mlk_stores;
 
 #define MLK_MAX_REPLICAS 64
 
 /* The weighted mean of N replicas' tensors in one pass. A replica's tensors, one after another, each in row-major
    order, make one vector x_r; the outputs likewise. For each element, over the replicas that take part, ascending:
-     t = +0; t = fma(weight_r, x_r, t); ...      out = c t, rounded once to the output's type
+     t = +0; t = fma(weight_r, x_r, t); ...      out = c t in f32, then rounded to the output's type
    where c = scale / (sum of their weights), in f64, ascending, rounded to f32.     u = 2^-24, n of them:
-     |out - exact| <= (n + 3) u (1 + 2^-10) c sum |weight_r x_r|      for f32 out
-   Replicas that are absent, or have weight 0, take no part: they are not read. No replica left: MLK_ERR_REPLICA. */
+     |out - exact| <= (n + 3) u (1 + 2^-10) |c| sum |weight_r x_r|      for f32 out
+   Replicas that are absent, or have weight 0, take no part: their tensors are not looked at, unless they are written.
+   No replica left: MLK_ERR_REPLICA. */
 typedef struct mlk_average_desc {
   const mlk_tensor *inputs;  /* [replicas][count]: tensor i of replica r is inputs[r * count + i]. f32, f16 or bf16, all
-                                of one dtype; tensor i has one shape in all replicas; any strides, dense is fast */
+                                of one dtype, rank 1 to 6; tensor i has one shape in all replicas; any strides. Fast
+                                where they are dense, or alike and without gaps (channels last, say; not with a norm) */
   int64_t replicas, count;   /* 1 .. MLK_MAX_REPLICAS; >= 0 */
   const mlk_tensor *outputs; /* [output_count] f32, f16 or bf16, one dtype. Of the whole vector: as many, of the same
                                 shapes, and each may be one of the inputs it is made of (same data and strides). Of a
@@ -786,13 +789,15 @@ typedef struct mlk_average_desc {
   int64_t output_count;
   int64_t from, to;     /* a range: only elements [from, to) of the vector; 0, 0: all of it */
   const float *weights; /* [replicas], finite, >= 0: samples or tokens of each replica, say; NULL: all 1 */
-  uint64_t absent;      /* bit r: replica r takes no part */
+  uint64_t absent;      /* bit r: replica r takes no part; bits from replicas on must be 0 */
   const float *scale;   /* finite; NULL: 1 */
   int skip_nonfinite;   /* 1: replicas with NaN or infinity in the range take no part. One more pass over the
-                                inputs where an output is an input, or where something is not finite */
+                           inputs where an output is an input, or where something is not finite; if then no replica is
+                           left, outputs that are no inputs hold nothing of use */
   uint64_t *used;       /* optional: bit r: replica r took part */
-  float *norm;          /* optional: the norm of the outputs (of inputs[0 .. count) without outputs) as
-                                mlk_clip_norm has it, taken in the same pass; f32 outputs only */
+  float *norm;          /* optional: the norm of the outputs as mlk_clip_norm has it, taken in the same pass; f32
+                           outputs only. Without outputs that of one replica's tensors, of a range that of their parts
+                           in it */
   mlk_stores stores;
 } mlk_average_desc;
 
@@ -1033,7 +1038,8 @@ MLK_API mlk_status mlk_adamw_plan(mlk_context *ctx, const mlk_adamw_desc *desc, 
 
 /* Gradient averaging: see mlk_average_desc. FLOPs are 2 per element and replica. Memory-bound: reads each input and
    writes each output once. Aliasing: an output may be one of the inputs it is made of; else outputs overlap nothing;
-   inputs may overlap each other when they are not written. Errors: as mlk_matmul, and REPLICA; outputs untouched. */
+   inputs may overlap each other when they are not written. Errors: as mlk_matmul, and REPLICA; outputs untouched, but
+   see skip_nonfinite. */
 MLK_API mlk_status mlk_average(mlk_context *ctx, const mlk_average_desc *desc);
 MLK_API mlk_status mlk_average_plan(mlk_context *ctx, const mlk_average_desc *desc, mlk_plan *plan);
 
@@ -2752,7 +2758,7 @@ typedef struct mlki_turn {
   int add; /* c is added to: a further segment of depth */
 } mlki_turn;
 
-#define MLKI_AVERAGE_ROWS 8 /* rows that are read side by side */
+#define MLKI_AVERAGE_ROWS 16 /* rows that are read side by side: with more of them reading becomes slower */
 
 /* n <= MLKI_AVERAGE_ROWS rows of count elements into one: t = before or +0, t = fma(weight[r], x[r], t) for each row,
    ascending. With after that goes there; else factor t, rounded to the type to, goes to all outputs, of which each may
@@ -13664,8 +13670,9 @@ static mlk_status mlki_attention_merge_prepare(mlk_context *ctx, const mlk_atten
    Everything is checked first, and what a task needs of the descriptors is put into tables in the workspace, so that a
    thousand small tensors cost little more than a large one. */
 
-#define MLKI_AVERAGE_BLOCK 1024      /* elements of which partial sums are kept, or which are gathered */
-#define MLKI_STREAM_BYTES  (1 << 22) /* of output: from here on it would not stay in the caches anyway */
+#define MLKI_AVERAGE_BLOCK  1024      /* elements of which sums stay in the level-1 cache */
+#define MLKI_AVERAGE_GATHER 512       /* elements of each replica that are gathered */
+#define MLKI_STREAM_BYTES   (1 << 22) /* of output: with its inputs it would not stay in the caches */
 
 /* Bytes that a view covers, and which one it is: number r * count + i of the inputs, or i of the outputs. */
 typedef struct mlki_span {
@@ -14333,7 +14340,7 @@ static const char *mlki_average_read(const mlki_average *g, int64_t r, int64_t i
 /* The means of a block, n elements from at on of input tensor i. Its row knows where they go. Rows beyond the first
    MLKI_AVERAGE_ROWS are read in further turns, the sums staying in the level-1 cache between. */
 static void mlki_average_block(mlki_average_task *task, int64_t i, int64_t at, int64_t n) {
-  float block[MLKI_AVERAGE_ROWS][MLKI_AVERAGE_BLOCK], sums[MLKI_AVERAGE_BLOCK];
+  float block[MLKI_AVERAGE_ROWS][MLKI_AVERAGE_GATHER], sums[MLKI_AVERAGE_BLOCK];
   mlki_average *g = task->g;
   mlki_average_row *row = &task->row;
   int first, k;
@@ -14381,15 +14388,16 @@ static void mlki_average_block_piece(mlki_average_task *task, const mlki_average
   mlki_average_row *row = &task->row;
   const int64_t size = mlki_dtype_bytes((int32_t)g->out_type);
   const int scattered = g->in_place ? g->strided[p->in] : g->out_strided[p->out], outs = row->outs;
+  const int64_t most = g->strided[p->in] ? MLKI_AVERAGE_GATHER : MLKI_AVERAGE_BLOCK;
   int64_t n, done;
   int r;
   for (done = 0; done < p->n; done += n) {
-    n = mlki_min(p->n - done, MLKI_AVERAGE_BLOCK);
+    n = mlki_min(p->n - done, most);
     if (scattered) {
       row->out[0] = (char *)means, row->outs = 1, row->stream = 0;
     } else {
       mlki_average_aim(task, p->in, p->out, out_at + done);
-      if (row->stream && n == MLKI_AVERAGE_BLOCK) /* blocks end with lines */
+      if (row->stream && n == most) /* blocks end with lines */
         n -= (int64_t)((uintptr_t)row->out[0] % MLKI_ALIGN) / size;
     }
     mlki_average_block(task, p->in, at + done, n);
