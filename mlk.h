@@ -15112,6 +15112,10 @@ static mlk_status mlki_group_compare(mlk_group *g, const mlki_group_facts *f, ui
   return MLK_OK;
 }
 
+static mlk_status mlki_group_out_of_reach(mlk_group *g) {
+  return mlki_fail(g->ctx, MLK_ERR_SYSTEM, "transport: the own part, or rank 0 with the decisions, is out of reach");
+}
+
 /* Writes what this rank is into its part, the signature last; then waits for the others, unless they have begun. What a
    predecessor has published stays: survivors may still read it. */
 static mlk_status mlki_group_join(mlk_group *g, const mlk_group_desc *desc) {
@@ -15128,16 +15132,19 @@ static mlk_status mlki_group_join(mlk_group *g, const mlk_group_desc *desc) {
   mlki_group_put(g, 8 * MLKI_WORD_SIGNATURE, 0);
   for (i = 0; i < 5; i++) mlki_group_put(g, 8 * (uint64_t)(MLKI_WORD_VERSION + i), f.word[i]);
   mlki_group_put(g, 8 * MLKI_WORD_WANT, MLKI_WANT_NOTHING);
+  if (g->cut_off) return mlki_group_out_of_reach(g);
   if ((status = mlki_group_compare(g, &f, &there)) != MLK_OK) return status;
   /* a predecessor of this rank may be in the step that is under way: it will not end it */
   while ((newest = mlki_group_newest(g)) != 0 && mlki_decision_members(newest) >> g->rank & 1 &&
          !(newest & MLKI_COMMITTED) && !g->cut_off)
     mlki_group_drop(g, mlki_decision_step(newest), 1u << g->rank);
   g->since = mlki_decision_step(newest);
+  g->cut_off = 0; /* rank 0 need not be there yet */
   mlki_group_put(g, 8 * MLKI_WORD_WANT, MLKI_WANT_IN);
   mlki_group_put(g, 8 * MLKI_WORD_SIGNATURE, MLKI_SIGNATURE);
+  if (g->cut_off) return mlki_group_out_of_reach(g);
   for (;; mlki_wait_pause(&wait)) {
-    g->cut_off = 0; /* rank 0 need not be there yet */
+    g->cut_off = 0;
     if ((status = mlki_group_compare(g, &f, &there)) != MLK_OK) return status;
     if (there == all || mlki_group_newest(g)) return MLK_OK;
     if (!wait.late) continue;
@@ -15159,8 +15166,7 @@ static void mlki_group_leave(mlk_group *g) {
 
 static mlk_status mlki_group_left_out(mlk_group *g) {
   mlki_group_leave(g);
-  if (g->cut_off)
-    return mlki_fail(g->ctx, MLK_ERR_SYSTEM, "transport: the own part, or rank 0 with the decisions, is out of reach");
+  if (g->cut_off) return mlki_group_out_of_reach(g);
   return mlki_fail(g->ctx, MLK_ERR_REPLICA, "rank %d was left out of step %lld: it was late, or another took its place",
                    g->rank, (long long)g->step);
 }
