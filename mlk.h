@@ -88,7 +88,8 @@
      >>group           replica groups: parts, words, waits
      >>group_memory    segments that processes share, attaching
      >>group_steps     who is in a step; means of buckets
-     >>group_calls     the calls of a group, public ones included
+     >>group_calls     the calls of a step, public ones included
+    >>group_state     ZeRO-1, bringing replicas up to date
      >>public          the public functions of the others
      >>licence         MIT No Attribution, or public domain
 
@@ -867,8 +868,9 @@ typedef struct mlk_group_desc {
   /* the common memory, one of: */
   void *memory;     /* of the plan's bytes, 64-byte aligned, zero at first: threads of one process */
   int fd;           /* a segment of mlk_group_segment_open; the call makes a descriptor of its own */
-  const char *path; /* a file to be made or found, mode 0600, in /dev/shm, say; its name is removed once all have come,
-                       so a replacement finds no group there. Or the path of a segment */
+  const char *path; /* a file to be made or found, mode 0600, in /dev/shm, say; its name is removed once all have come
+                       (SHRINKS: or mlk_group_open has not waited any longer), so who comes later finds no group there.
+                       Or the path of a segment */
   const mlk_transport *transport;
 } mlk_group_desc;
 
@@ -1076,8 +1078,8 @@ MLK_API mlk_status mlk_group_publish(mlk_group *group, int share, int64_t bucket
                                      int64_t count);
 
 /* The mean of a bucket, of which the own shares are published, into f32 tensors that have together its elements (the
-   gradients published from may be the same, slots may not); waits until all members have published it. Final after mlk_group_finish; until then the tensors, and the
-   array of them, must stay, since finish may average again. */
+   gradients published from may be the same, slots may not); waits until all members have published it. Final after
+   mlk_group_finish; until then the tensors, and the array of them, must stay, since finish may average again. */
 MLK_API mlk_status mlk_group_average(mlk_group *group, int64_t bucket, const mlk_tensor *means, int64_t count);
 
 /* Ends the step, for which everything must have been published: waits until the step is decided. MLK_OK: all means are
@@ -14568,9 +14570,10 @@ static mlk_status mlki_average_run(mlk_context *ctx, const mlk_average_desc *des
    A part is written by its owner only; the one exception is the ring of decisions in rank 0's part, which is written by
    compare-and-swap only. A part:  words | slots (own share x bucket) | averaged ranges (by bucket).
    Decisions: ring[step % 8] says who is in a step. It is made by the first who begins it; while it is open ranks may
-   only be taken out; when it is committed it stays. A slot is overwritten only when every rank whose result will count has
-   done its reading, or has been taken out of the next step before; one that was taken out looks at the ring after its
-   last read and so learns that it may have read torn data. tests/group.pml is a model of this, checked with spin. */
+   only be taken out; when it is committed it stays. A slot is overwritten only when every rank whose result will
+   count has done its reading, or has been taken out of the next step before. One that was taken out looks at the ring
+   after its last read and so learns that it may have read torn data. Every wait has a deadline, and ends before it when
+   whom it waits for is gone, was replaced, or has gone on. tests/group.pml is a model of this, checked with spin. */
 
 #define MLKI_RING        8          /* decisions that are kept */
 #define MLKI_RANGE_UNIT  16         /* elements: ranges of a bucket begin at 64-byte lines */
@@ -14742,7 +14745,7 @@ static uint64_t mlki_group_hash(const mlk_group_desc *desc) {
   return hash;
 }
 
-/* count words of a part. A peer that a transport does not reach reads as 0, as if nothing were there yet; 0: reached. */
+/* count words of a part; 0: reached. A peer that a transport does not reach reads as 0, as if nothing were there. */
 static int mlki_group_read_words(mlk_group *g, int rank, uint64_t offset, uint64_t *words, int count) {
   const char *part = g->base ? g->base + (uint64_t)rank * g->part_bytes : NULL;
   int i;
@@ -15089,8 +15092,8 @@ static mlki_group_facts mlki_group_facts_of(const mlk_group *g, const mlk_group_
   return f;
 }
 
-/* Compares every part with ours whose rank is there, or was refused while the group waits for its first step; *there: the
-   ranks that are attached. */
+/* Compares every part with ours whose rank is there, or was refused while the group waits for its first step; *there:
+   the ranks that are attached. */
 static mlk_status mlki_group_compare(mlk_group *g, const mlki_group_facts *f, uint32_t *there) {
   const int begun = mlki_group_newest(g) != 0;
   mlki_group_facts theirs;
@@ -15425,13 +15428,14 @@ static int mlki_group_outrun(mlk_group *g) {
          (mlki_decision_step(next) == g->step + 1 && !(mlki_decision_members(next) >> g->rank & 1));
 }
 
-/* Of those who have not published what this rank waits for, takes out who is lost. In a step that is committed, d,
-   everybody has published everything: what is not there has been overwritten by a later step, or is out of reach. */
+/* One turn of a wait for what others publish in the step that d decides: takes out who is lost, or helps. Once the step
+   is committed everybody has published everything: what is not there was overwritten by a later step, or is out of
+   reach. */
 static mlk_status mlki_group_expel(mlk_group *g, uint64_t d, uint32_t waits, const mlki_wait *wait) {
   const uint32_t lost = mlki_group_lost(g, waits, wait);
   if (d & MLKI_COMMITTED ? wait->late || mlki_group_outrun(g) : wait->late && !lost) return mlki_group_left_out(g);
+  if (!lost && wait->rounds % 64 == 32) return mlki_group_help(g, mlki_decision_members(d));
   if (lost) mlki_group_drop(g, g->step, lost);
-  if (wait->rounds % 64 == 32) return mlki_group_help(g, mlki_decision_members(d));
   return MLK_OK;
 }
 
@@ -15549,7 +15553,7 @@ static mlk_status mlki_group_settle(mlk_group *g, uint32_t members, uint32_t sha
 }
 
 /* >>group_calls ----------------------------------------------------------------------------------------------------
-   The calls of a group, public ones included. */
+   The calls of a step, public ones included. */
 
 /* What the averages and copies of a group take of the workspace, for lists of n tensors. */
 static uint64_t mlki_group_workspace(const mlk_group *g, int64_t n) {
@@ -15981,7 +15985,9 @@ MLK_API mlk_status mlk_group_finish(mlk_group *g, mlk_group_report *report) {
   return status;
 }
 
-/* ZeRO-1. */
+/* >>group_state ----------------------------------------------------------------------------------------------------
+   What a step leaves behind: ZeRO-1's ranges of parameters, and bringing replicas up to date. */
+
 static mlk_status mlki_group_sharded(mlk_group *g) {
   if (g->on_loss != MLK_LOSS_FAILS)
     return mlki_fail(g->ctx, MLK_ERR_ARGUMENT,
