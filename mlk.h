@@ -1095,7 +1095,7 @@ MLK_API mlk_status mlk_group_finish(mlk_group *group, mlk_group_report *report);
    mlk_group_reduce: as mlk_group_average, for the own range only; f32 tensors of together to - from elements.
    mlk_group_gather: after finish, before the next begin: publishes the own range of updated parameters (mine, f32,
    together to - from elements) and reads the others' into whole (together the bucket's elements; the own range of
-   whole is written too, and may be mine). Once a step, in all replicas in the same order of buckets.
+   whole is written too, and may be mine); -0 arrives as +0. Once a step, in all replicas in the same order of buckets.
    MLK_ERR_REPLICA: parameters of somebody are missing; this replica is left out. */
 MLK_API mlk_status mlk_group_range(const mlk_group *group, int64_t bucket, int64_t *from, int64_t *to);
 MLK_API mlk_status mlk_group_reduce(mlk_group *group, int64_t bucket, const mlk_tensor *means, int64_t count);
