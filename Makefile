@@ -2,6 +2,7 @@
 
 CC      ?= cc
 CFLAGS  ?= -O2
+TEST_CFLAGS ?= $(CFLAGS)
 PREFIX  ?= /usr/local
 DESTDIR ?=
 B       := build
@@ -72,9 +73,10 @@ probe:
 	@echo 'emulators    $(call have,qemu-aarch64) $(call have,qemu-x86_64)  (none: make test leaves their stages out and says so)'
 
 # --- programs -------------------------------------------------------------------------------------------------------
+# TEST_CFLAGS: of the tests themselves, all but the implementation
 $(B)/test/%.o: tests/%.c $(wildcard tests/*.h) mlk.h Makefile
 	@mkdir -p $(@D)
-	$(CC) $(WARN) $(CFLAGS) $(OPENMP) $(PTHREAD) -I. -c $< -o $@
+	$(CC) $(WARN) $(if $(filter test_mlk,$*),$(CFLAGS),$(TEST_CFLAGS)) $(OPENMP) $(PTHREAD) -I. -c $< -o $@
 
 $(B)/mlk_test: $(TEST_O)
 	$(CC) $(CFLAGS) $(OPENMP) $(PTHREAD) $(TEST_O) -o $@ $(LIBS)

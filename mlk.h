@@ -5257,8 +5257,10 @@ static void mlki_ref_adamw(const mlki_optimizer *o, float *p, float g, float *m,
 
 /* >>plan ----------------------------------------------------------------------------------------------------------- */
 
+#ifndef MLKI_PROBE_BYTES /* tests of slow builds make do with less */
 #define MLKI_PROBE_BYTES                                                                                               \
   (256ll << 20) /* read by all threads together, but at least a quarter of it by each: beyond the last-level cache */
+#endif
 
 typedef struct mlki_probe {
   const mlki_kernels *row;

@@ -65,6 +65,8 @@ extern mlkt_options mlkt_opt; /* read only for tests */
 
 /* 1 when a sweep should run its point number index: about one in mlkt_opt.one_in, chosen by the seed. */
 int mlkt_keep(uint64_t index);
+/* 1 when not even what --quick takes is wanted (--one-in above 20): cases that are no sweep make do with fewer rounds. */
+int mlkt_sampled(void);
 
 /* ---- checks: main thread only. Each gives 1 when it holds; else prints a sentence, counts the failure, gives 0 -------- */
 

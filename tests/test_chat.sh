@@ -8,6 +8,7 @@
 # Last line: N passed, N failed, N skipped. Exit code 1 when something failed.
 
 cd "$(dirname "$0")/.." || exit 1
+. tests/until.sh
 CC=${CC:-cc}
 CFLAGS=${CFLAGS:--O2}
 OPENMP=${OPENMP--fopenmp}
@@ -180,7 +181,7 @@ else
   skip 'a full disk: no /dev/full'
 fi
 mkfifo "$work/pipe" && { "$chat" --model "$small" --quiet <"$work/pipe" >"$work/out" 2>"$work/err" & } && exec 9>"$work/pipe"
-echo a >&9 && sleep 0.5 && kill -INT $! && wait $!
+echo a >&9 && until_it [ -s "$work/out" ] && kill -INT $! && wait $!
 [ $? = 130 ] && [ -s "$work/out" ] && ! [ -s "$work/err" ] && pass || fail "an interrupt: $(cat "$work/err")"
 exec 9>&-
 

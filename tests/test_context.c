@@ -1163,7 +1163,8 @@ static void book_run(void *user, int count, void (*body)(void *arg, int index), 
 static void parallel_hooks(void) {
   work *expected = work_expected(mlkt_rng_case()), *w = work_copy(expected);
   int workers, kind, op;
-  for (workers = 1; workers <= mlkt_opt.threads_max; workers += mlkt_opt.quick ? 3 : 1)
+  for (workers = mlkt_opt.quick && mlkt_opt.threads_max >= 2 ? 2 : 1; workers <= mlkt_opt.threads_max;
+       workers += mlkt_opt.quick ? 3 : 1)
     for (kind = 0; kind < 4; kind++)
       for (op = 0; op < OP_COUNT; op++) {
         mlk_context_desc desc = mlkt_context_desc(MLK_ISA_BEST, 0);
@@ -1277,7 +1278,7 @@ static void *thread_job_main(void *user) {
   thread_job *job = (thread_job *)user;
   mlk_context *ctx = NULL;
   int round, op;
-  for (round = 0; round < 3; round++) {
+  for (round = 0; round < (mlkt_sampled() ? 1 : 3); round++) {
     if (mlk_open(&ctx, &job->desc) != MLK_OK) {
       job->bad |= 1;
       return NULL;
@@ -1303,16 +1304,16 @@ static void several_contexts(void) {
   thread_job jobs[JOBS];
   work *expected = work_expected(mlkt_rng_case());
   mlk_isa isas[MLK_ISA_COUNT];
-  const int count = mlkt_isas(isas);
+  const int count = mlkt_isas(isas), used = mlkt_sampled() ? 3 : JOBS;
   int i;
-  for (i = 0; i < JOBS; i++) {
+  for (i = 0; i < used; i++) {
     memset(&jobs[i], 0, sizeof jobs[i]);
     jobs[i].w = work_copy(expected);
     jobs[i].expected = expected;
     jobs[i].desc = mlkt_context_desc(isas[i % count], 1 + i % 3);
   }
-  for (i = 0; i < JOBS; i++) jobs[i].started = pthread_create(&jobs[i].thread, NULL, thread_job_main, &jobs[i]) == 0;
-  for (i = 0; i < JOBS; i++) {
+  for (i = 0; i < used; i++) jobs[i].started = pthread_create(&jobs[i].thread, NULL, thread_job_main, &jobs[i]) == 0;
+  for (i = 0; i < used; i++) {
     if (jobs[i].started) pthread_join(jobs[i].thread, NULL);
     CHECK_MSG(jobs[i].started && jobs[i].bad == 0, "thread %d: open 1, run 2, bits 4, sentence 8: %d", i, jobs[i].bad);
     free(jobs[i].w);

@@ -644,7 +644,7 @@ static void knn_point(crew *c, mlkt_rng *rng, const point *at_point) {
   problem_free(&p);
 }
 
-static int64_t sweep_limit(void) { return mlkt_opt.long_run ? INT64_MAX : mlkt_opt.quick ? 10000000 : 30000000; }
+static int64_t sweep_limit(void) { return mlkt_opt.long_run ? INT64_MAX : mlkt_sampled() ? 3000000 : 10000000; }
 
 static void test_knn_sweep(void) { sweep_pairs(mlkt_rng_case(), sweep_limit(), knn_point); }
 
@@ -671,7 +671,7 @@ static void test_knn_large(void) {
   memset(&c, 0, sizeof c);
   for (i = 0; i < COUNT_OF(cases) && !mlkt_hopeless(); i++) {
     problem p;
-    if (mlkt_opt.quick && i % 4 != 2) continue;
+    if (mlkt_opt.quick && i % (mlkt_sampled() ? 8 : 4) != 2) continue;
     p = problem_random(&rng, cases[i].data, cases[i].metric, cases[i].queries, cases[i].rows, cases[i].dim);
     for (r = 0; r < rows_of_kernels; r++) {
       const int threads = 1 + (i + 3 * r) % THREADS;
@@ -702,7 +702,7 @@ static void test_knn_filter(void) {
     for (m = 0; m < MLK_METRIC_COUNT; m++)
       for (w = 0; w < COUNT_OF(dims_here) && !mlkt_hopeless(); w++) {
         problem p;
-        if (mlkt_opt.quick && (data + m + w) % (mlkt_opt.one_in > 20 ? 9 : 3)) continue;
+        if (mlkt_opt.quick && (data + m + w) % (mlkt_sampled() ? 9 : 3)) continue;
         p = problem_random(&rng, (kind)data, (mlk_metric)m, queries, rows, dims_here[w]);
         for (r = 0; r < rows_of_kernels; r++) {
           const int64_t ks[] = {1, 6, 193, 257, 385, 513}, k = ks[(data + m + 2 * w + r) % 6];
@@ -881,7 +881,7 @@ static void law_self(mlk_context *ctx, mlkt_rng *rng) {
                         OFFSET_1E7, NEAR_IDENTICAL, DENORMALS,  NORM_OVERFLOW, MIXED_SCALES};
   int i;
   for (i = 0; i < COUNT_OF(kinds); i++) {
-    const int64_t n = 160, dim = mlkt_int(rng, 1, 200), k = 7;
+    const int64_t n = mlkt_sampled() ? 60 : 160, dim = mlkt_int(rng, 1, 200), k = 7;
     float *x = need_f32(n * dim);
     int64_t row, r, twin;
     answer a;
@@ -914,8 +914,9 @@ static void shuffle(mlkt_rng *rng, int64_t *order, int64_t count) {
 
 /* Queries in another order give the same answers in that order; so do queries one by one and in batches. */
 static void law_batches(mlk_context *ctx, mlkt_rng *rng) {
+  const int step = mlkt_sampled() ? 5 : 1;
   int round;
-  for (round = 0; round < 24; round++) {
+  for (round = 0; round < 24; round += step) {
     const kind data = (kind)(round % KINDS);
     const mlk_metric metric = (mlk_metric)(round % MLK_METRIC_COUNT);
     const int64_t queries = mlkt_int(rng, 2, 150), rows = mlkt_int(rng, 1, 400), dim = mlkt_int(rng, 1, 130);
@@ -1034,7 +1035,7 @@ static void test_shards(void) { each_row(law_shards); }
 /* Columns of zeros behind all rows and queries change no bit. */
 static void law_zero_padding(mlk_context *ctx, mlkt_rng *rng) {
   const int64_t pads[] = {1, 15, 16, 17, 64, 500};
-  const int step = mlkt_opt.one_in > 20 ? 3 : 1;
+  const int step = mlkt_sampled() ? 3 : 1;
   int round, p;
   for (round = 0; round < 20; round += step) {
     const kind data = (kind)(round % KINDS);
@@ -1072,7 +1073,7 @@ static void test_zero_padding(void) { each_row(law_zero_padding); }
 
 /* mlk_knn returns the bits of mlk_distances, and without distances the same ids. */
 static void law_distances_agree(mlk_context *ctx, mlkt_rng *rng) {
-  const int step = mlkt_opt.one_in > 20 ? 2 : 1;
+  const int step = mlkt_sampled() ? 4 : 1;
   int k, m;
   for (k = 0; k < KINDS; k++)
     for (m = k % step; m < MLK_METRIC_COUNT; m += step) {
@@ -1111,7 +1112,7 @@ static void law_error_bound(mlk_context *ctx, mlkt_rng *rng) {
   const kind kinds[] = {UNIFORM, CLUSTERED, OFFSET_1E4, OFFSET_1E6, NEAR_IDENTICAL, MIXED_SCALES};
   const int64_t widths[] = {1, 3, 16, 17, 100, 784, 1030, 5000};
   const double u = 1.0 / 16777216, slack = 1.0 + 1.0 / 1024;
-  const int step = mlkt_opt.one_in > 20 ? 2 : 1;
+  const int step = mlkt_sampled() ? 4 : 1;
   int which, w, m;
   for (which = 0; which < COUNT_OF(kinds); which++)
     for (w = 0; w < COUNT_OF(widths); w++)
@@ -1259,7 +1260,7 @@ static void test_faiss_297(void) { each_row(law_negative_distances); }
 
 /* facebookresearch/faiss issue 563: the distances depended on how many queries were asked at once. */
 static void law_query_count(mlk_context *ctx, mlkt_rng *rng) {
-  const int64_t rows = 2000, queries = 1024, dim = 64, k = 4;
+  const int64_t rows = mlkt_sampled() ? 500 : 2000, queries = mlkt_sampled() ? 300 : 1024, dim = 64, k = 4;
   const int64_t sizes[] = {1, 5, 19, 20, 21, 200};
   float *q = need_f32(queries * dim), *x = need_f32(rows * dim);
   int64_t i;
@@ -1579,6 +1580,7 @@ static void test_workspace_exact(void) {
         for (is_knn = 0; is_knn < 2; is_knn++)
           for (threads = 1; threads <= 3 && threads <= mlkt_opt.threads_max; threads += 2) {
             if (!worth_running(isas[i], c.p.queries * c.p.rows * c.p.dim)) continue;
+            if (mlkt_sampled() && mlkt_opt.threads_max >= 3 && (threads > 1) == ((s + i + is_knn) % 2)) continue;
             mlkt_note("%s, isa %s, shape %d, %s, threads %d", is_knn ? "knn" : "distances", mlk_isa_name(isas[i]), s,
                       metric_name((mlk_metric)m), threads);
             check_workspace(&c, is_knn, isas[i], threads);
@@ -1630,8 +1632,10 @@ static void test_failing_memory(void) {
   mlkt_rng rng = mlkt_rng_case();
   int i, s, for_ever;
   for (s = 0; s < COUNT_OF(workspace_shapes); s++) {
-    small_call c = small_call_new(&rng, (mlk_metric)(s % MLK_METRIC_COUNT), workspace_shapes[s].queries,
-                                  workspace_shapes[s].rows, workspace_shapes[s].dim, workspace_shapes[s].k);
+    small_call c;
+    if (mlkt_sampled() && s % 2) continue;
+    c = small_call_new(&rng, (mlk_metric)(s % MLK_METRIC_COUNT), workspace_shapes[s].queries, workspace_shapes[s].rows,
+                       workspace_shapes[s].dim, workspace_shapes[s].k);
     for (i = 0; i < count; i++)
       for (for_ever = 0; for_ever < 2 && worth_running(isas[i], c.p.queries * c.p.rows * c.p.dim); for_ever++) {
         uint64_t fail_at = 0;

@@ -86,7 +86,7 @@ static void team_close(team *t) {
 /* ---- every STEP-th float ------------------------------------------------------------------------------------------------ */
 
 /* The distance between the bit patterns tried: a prime, so that all low bits occur with all exponents. */
-static uint64_t sweep_step(void) { return mlkt_opt.long_run ? 1 : mlkt_opt.quick ? 20011 : 523; }
+static uint64_t sweep_step(void) { return mlkt_opt.long_run ? 1 : mlkt_opt.quick ? 20011 : 1021; }
 
 /* The next BLOCK floats from bit pattern *next on; behind the last one, zeros. */
 static void next_inputs(uint64_t *next, uint64_t step, float *x) {

@@ -8,6 +8,7 @@
 # Last line: N passed, N failed, N skipped. Exit code 1 when something failed.
 
 cd "$(dirname "$0")/.." || exit 1
+. tests/until.sh
 CC=${CC:-cc}
 CFLAGS=${CFLAGS:--O2}
 OPENMP=${OPENMP--fopenmp}
@@ -126,7 +127,8 @@ done
 awk 'BEGIN { for (i = 0; i < 400000; i++) printf "the cat %x sat on %x mats, running %x\n", i, i * 7, i % 1000 }' >"$texts/many.txt"
 rm -f "$index"
 (cd "$texts" && exec "$search" --model "$small" --index "$index" '' many.txt) >"$work/out" 2>"$work/err" &
-sleep 1.5
+until_it catches_interrupt $!
+sleep 0.5 # some lines, of seconds' worth
 kill -INT $! && wait $!
 code=$?
 if [ $code = 130 ] && said 'interrupted; what is encoded is in the index' && [ -s "$index" ] && ! [ -e "$index.new" ]; then
