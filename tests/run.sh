@@ -168,7 +168,7 @@ stage_msan() { # reads of uninitialised memory, on the pool for the same reason
   local flags="-O1 -g1 -fsanitize=memory -DMLK_NO_OPENMP -DMLK_NO_AVX2 -DMLK_NO_AVX512 $probe"
   have clang || skip "no clang"
   sanitizer_works clang "$flags" || skip "clang does not link MemorySanitizer"
-  build msan CC=clang CFLAGS="$flags" TEST_CFLAGS="-O0 -fsanitize=memory -g1" OPENMP=
+  build msan CC=clang CFLAGS="$flags" TEST_CFLAGS="-O0 -g1 -fsanitize=memory -Werror" OPENMP=
   "$base/msan/mlk_test" --quick $sampled --pool --isa scalar
 }
 
