@@ -84,7 +84,8 @@
                        packed operands; weights and products of one tile
      >>attention_grad  tasks of the gradient
      >>attention_merge parts into one
-     >>average         the mean of replicas' tensors: checks, overlap, pieces
+     >>average         the mean of replicas' tensors: checks, tables, overlap
+     >>average_run     its definition, pieces and tasks
      >>group           replica groups: parts, words, waits
      >>group_memory    segments that processes share, attaching
      >>group_steps     who is in a step; means of buckets
@@ -1867,8 +1868,8 @@ static mlk_status mlki_broadcast(mlk_context *ctx, const char *name, const mlk_t
      even(a, b)             lanes 0, 2, 4, ... of a, then of b
      transpose(r)           r[0 .. LANES): the square block r[i] lane j becomes r[j] lane i
      sum16(r)               16 lanes in 16 / LANES vectors added as the tree of NUMERICS
-     stream(p, v) fence()   with MLKI_STREAMS: the bits of v to p, past the caches; p is aligned to them, and whole lines of
-                            64 bytes are written in one go. fence: before another thread may read them. Else store, nothing
+     stream(p, v) fence()   with MLKI_STREAMS: the bits of v to p, past the caches; p is aligned to them, and whole lines
+                            of 64 bytes are written in one go; fence before another thread may read them. Else plain
 */
 
 /* fma for the scalar row. Without a hardware fma, libm's is a slow emulation or, on some systems, wrong: this one
@@ -4687,19 +4688,30 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_average_load_n)(const mlk_dtype from, cons
   return MLKI_FN(mlki_widen_vec)(from, (const char *)rest);
 }
 
-/* vecs vectors of sums from element at on. */
-MLKI_INLINE_ISA void MLKI_FN(mlki_average_sums)(const mlk_dtype from, const int vecs, const mlki_average_row *a,
-                                                int64_t at, mlki_vec *t) {
+/* Adds rows (a constant) rows from number r on to a block of sums: each row by instructions of its own, which is how
+   processors tell streams apart that they fetch ahead. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_average_add)(const mlk_dtype from, const int rows, const mlki_average_row *a, int r,
+                                               int64_t at, mlki_vec *t) {
   const int64_t bytes = from == MLK_F32 ? 4 : 2;
-  int r, v;
-  MLKI_UNROLL for (v = 0; v < vecs; v++) t[v] = mlki_v_zero();
-  if (a->before) MLKI_UNROLL for (v = 0; v < vecs; v++) t[v] = mlki_v_load(a->before + at + v * MLKI_LANES);
-  for (r = 0; r < a->n; r++) {
-    const char *x = a->x[r] + at * bytes;
-    const mlki_vec w = mlki_v_set1(a->weight[r]);
-    MLKI_UNROLL for (v = 0; v < vecs; v++)
+  int k, v;
+  MLKI_UNROLL for (k = 0; k < rows; k++) {
+    const char *x = a->x[r + k] + at * bytes;
+    const mlki_vec w = mlki_v_set1(a->weight[r + k]);
+    MLKI_UNROLL for (v = 0; v < MLKI_MEANS; v++)
         t[v] = mlki_v_fma(w, MLKI_FN(mlki_average_load)(from, x + v * MLKI_LANES * bytes), t[v]);
   }
+}
+
+/* A block of sums from element at on. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_average_sums)(const mlk_dtype from, const mlki_average_row *a, int64_t at,
+                                                mlki_vec *t) {
+  int r, v;
+  MLKI_UNROLL for (v = 0; v < MLKI_MEANS; v++) t[v] = mlki_v_zero();
+  if (a->before) MLKI_UNROLL for (v = 0; v < MLKI_MEANS; v++) t[v] = mlki_v_load(a->before + at + v * MLKI_LANES);
+  for (r = 0; r + 8 <= a->n; r += 8) MLKI_FN(mlki_average_add)(from, 8, a, r, at, t);
+  if (a->n & 4) MLKI_FN(mlki_average_add)(from, 4, a, r, at, t), r += 4;
+  if (a->n & 2) MLKI_FN(mlki_average_add)(from, 2, a, r, at, t), r += 2;
+  if (a->n & 1) MLKI_FN(mlki_average_add)(from, 1, a, r, at, t);
 }
 
 /* A block of means to all outputs. 16-bit ones become lines in the cache first. */
@@ -4793,7 +4805,7 @@ MLKI_INLINE_ISA int MLKI_FN(mlki_average_from)(const mlk_dtype from, const mlki_
   MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) squares[v] = zero;
   if (a->lanes) MLKI_FN(mlki_lanes_in)(a->lanes, phase, squares);
   for (; at + block <= a->count; at += block) {
-    MLKI_FN(mlki_average_sums)(from, MLKI_MEANS, a, at, t);
+    MLKI_FN(mlki_average_sums)(from, a, at, t);
     if (a->after) {
       MLKI_UNROLL for (v = 0; v < MLKI_MEANS; v++) mlki_v_store(a->after + at + v * MLKI_LANES, t[v]);
       continue;
@@ -13669,10 +13681,9 @@ static mlk_status mlki_attention_merge_prepare(mlk_context *ctx, const mlk_atten
 }
 
 /* >>average ------------------------------------------------------------------------------------------------------
-   The mean of several replicas' tensors. Tensors of one replica, one after another, are one long vector; a task owns a
-   stretch of it, and goes through it piece by piece: as far as one tensor of the inputs and one of the outputs reach.
-   Everything is checked first, and what a task needs of the descriptors is put into tables in the workspace, so that a
-   thousand small tensors cost little more than a large one. */
+   The mean of several replicas' tensors. Tensors of one replica, one after another, are one long vector. Everything is
+   checked first, and what tasks need of the descriptors is put into tables in the workspace, so that a thousand small
+   tensors cost little more than a large one. */
 
 #define MLKI_AVERAGE_BLOCK  1024      /* elements of which sums stay in the level-1 cache */
 #define MLKI_AVERAGE_GATHER 512       /* elements of each replica that are gathered */
@@ -14178,7 +14189,9 @@ static mlk_status mlki_average_prepare(mlk_context *ctx, const mlk_average_desc 
   return g->in_place ? MLK_OK : mlki_average_read_apart(ctx, g);
 }
 
-/* --- the definition --- */
+/* >>average_run --------------------------------------------------------------------------------------------------
+   The definition; then the tasks of a checked call. A task owns a stretch of the vector and goes through it piece by piece:
+   as far as one tensor of the inputs and one of the outputs reach. */
 
 /* Element number index of a view in row-major order. */
 static int64_t mlki_ref_element(const mlk_tensor *t, int64_t index) {
