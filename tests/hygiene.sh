@@ -3,14 +3,15 @@
 # objects and at the text. Each line of tests/README.md, "hygiene", is a group of checks here.
 # usage: tests/hygiene.sh [--cost]      --cost prints only compile time and object size of the implementation
 # MLK_HEADER: the header to look at (default: mlk.h of this tree). MLK_JOBS: checks at once (default: the processors).
-# MLK_VERBOSE=1: a line for passed checks too. Ends with "N passed, N failed, N skipped"; status 1 when something failed.
+# MLK_LONG=1: what make test-long adds. MLK_VERBOSE=1: a line for passed checks too. Ends with "N passed, N failed, N
+# skipped"; status 1 when something failed.
 
 set -u
 cd "$(dirname "$0")/.." || exit 2
 root=$PWD
 case ${1:-} in
   "" | --cost) ;;
-  --help | -h) sed -n '2,6s/^# //p' tests/hygiene.sh; exit 0 ;;
+  --help | -h) sed -n '2,7s/^# //p' tests/hygiene.sh; exit 0 ;;
   *) echo "hygiene.sh: unknown argument $1; try --help" >&2; exit 2 ;;
 esac
 header=${MLK_HEADER:-$root/mlk.h}
@@ -118,9 +119,8 @@ done
 # The optimisers of the suite, clang (with -flto) and cxx11_native do their stages; what those leave out:
 # (with one wide row: whether a row's instructions stay in their functions does not depend on how many rows there are)
 LEFT_OUT=' avx512' check "runs, $first -O1 -flto -fvisibility=hidden, GNU C, MLK_NO_AVX512" \
-  builds "$first" -O1 -flto -std=gnu11 -fvisibility=hidden -DMLK_NO_AVX512
-LEFT_OUT=' (avx2|avx512|neon)' check "runs, $first -Os -fno-math-errno, no row but scalar" \
-  builds "$first" -Os -fno-math-errno -fno-trapping-math $scalar_only
+  builds "$first" -O1 -flto -std=gnu11 -fvisibility=hidden -fno-math-errno -fno-trapping-math -DMLK_NO_AVX512
+[ "${MLK_LONG:-0}" = 0 ] || for c in "${c_compilers[@]}"; do check "runs, $c -Os" builds "$c" -Os; done
 if have g++; then
   check "two files, implementation in C++, user in C++" two_files g++ g++ g++
   check "two files, implementation in C++, user in C" two_files g++ "$first" g++

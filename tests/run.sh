@@ -221,7 +221,7 @@ stage_dispatch_avx2() {
   dispatch dispatch_avx2 Haswell "scalar avx2"
 }
 
-stage_hygiene() { MLK_JOBS=$cores bash tests/hygiene.sh; }
+stage_hygiene() { MLK_JOBS=$cores MLK_LONG=$long bash tests/hygiene.sh; }
 stage_blas() {
   stage_program
   MLK_OBJECT=$library MLK_JOBS=$cores bash tests/blas_testers.sh
