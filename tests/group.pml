@@ -69,6 +69,8 @@
 #define JOINS_AGAIN        (MUTANT != 13) /* who joined a step that failed joins the next one again */
 #define MARKS_RANGE        (MUTANT != 14) /* two shots: the words of a range name the mask it is the mean of */
 #define RANGE_BEFORE_WORDS (MUTANT != 15) /* two shots: the words come after the range */
+#define KNOWS_REPLACED     (MUTANT != 16) /* two shots: nobody waits for a range that a replaced rank owed */
+#define KNOWS_APART        (MUTANT != 17) /* ... or for that of a rank that shares ranges with others */
 
 /* A word of the ring: state, step, ranks that joined, ranks that are in. */
 #define OPEN      1
@@ -108,6 +110,7 @@ byte done[N], published[N], complete[N], slot[N];
 bool want[N];
 bool alive[N] = true; /* what the locks tell */
 #if TWO_SHOT
+short shared[N]; /* step, and the ranks among whom the owner shares ranges in it */
 short range_word[N], range[N]; /* step and mask that the owner says, and that the element really is the mean of */
 #endif
 #define NO_MEAN 0
@@ -132,6 +135,9 @@ inline pick(mask) { /* some rank of the mask */
 #else
 #define LOST (MEMBERS(w) & ~ME & (!alive[0] | !alive[1] << 1 | !alive[N - 1] << (N - 1)))
 #endif
+
+/* There is somebody with this rank, but not the one who was in step s. */
+#define REPLACED(rank) (want[rank] || (STEP(NEXT) > s && (~MEMBERS(NEXT) | JOINED(NEXT)) >> rank & 1))
 
 inline give_up() { /* some rank of LOST */
   pick(LOST);
@@ -244,8 +250,11 @@ wait_done:
   :: atomic { STATE(w) == FAILED -> goto failed }
   MAY_DIE
   od;
-  over = MEMBERS(w);
 #if TWO_SHOT
+  if
+  :: atomic { over = MEMBERS(w); shared[_pid] = WORD(0, s, 0, over) }
+  MAY_DIE
+  fi;
   /* the element is in the own range or in that of another rank */
   if
   :: atomic { pick(over); good = slot[q] == s; q = 0 }
@@ -270,12 +279,16 @@ wait_done:
 #if DEADLINES
      :: atomic { q = 0; pick(over); good = slot[q] == s; q = 0 } /* dead or late: averaged here */
 #else
-     :: atomic { !alive[q] || NOW != w -> q = 0; pick(over); good = slot[q] == s; q = 0 }
+     :: atomic { !alive[q] || STEP(NOW) != s || MEMBERS(NOW) != over || (KNOWS_REPLACED && REPLACED(q)) ||
+                 (KNOWS_APART && STEP(shared[q]) == s && MEMBERS(shared[q]) != over) ->
+          q = 0; pick(over); good = slot[q] == s; q = 0
+        }
 #endif
      MAY_DIE
      fi
   fi;
 #else
+  over = MEMBERS(w);
   if
   :: atomic { pick(over); good = slot[q] == s; q = 0 }
   MAY_DIE

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # model.sh - the protocol of mlk_group, checked by spin: every state of the model group.pml, then the same with one rule
 # of the protocol missing, where spin must find what goes wrong. Needs spin and a C compiler.
-# usage: tests/model.sh [--long]      --long: larger runs, minutes and 2.5 GB
+# usage: tests/model.sh [--long]      --long: larger runs, a minute and 1 GB for each
 # CC, MLK_JOBS, MLK_VERBOSE: as for run.sh and checks.sh. Ends with "N passed, N failed, N skipped"; without spin with
 # the status 77 and the reason.
 
@@ -58,6 +58,8 @@ check "3 ranks, losses fail the step, replacement" holds $three -DMIN=3 -DDEATHS
 check "3 ranks, two shots" holds $three -DTWO_SHOT=1
 check "3 ranks, a rank comes back" holds $three -DREJOINS=1
 check "3 ranks, deaths, no deadlines: nobody is stuck" holds $three -DDEADLINES=0 -DDEATHS=2 -DREJOINS=1
+ranges="$three -DTWO_SHOT=1 -DDEADLINES=0 -DDEATHS=1 -DREJOINS=1"
+check "3 ranks, two shots, death, no deadlines: nobody is stuck" holds $ranges
 check "3 ranks, no deaths, no deadlines: all are in all steps" holds -DN=3 -DSTEPS=3 -DDEADLINES=0
 check "2 ranks, deaths, replacements" holds $two $everything
 check "2 ranks, losses fail the step" holds $two $everything -DMIN=2
@@ -83,13 +85,14 @@ check "mutant 12: joined, and nobody gives" bites "$parameters" -DMUTANT=12 $two
 check "mutant 13: joined with a step that failed" bites "$parameters" -DMUTANT=13 $two $everything -DMIN=2
 check "mutant 14: ranges of another mask" bites "$mean" -DMUTANT=14 $three -DTWO_SHOT=1
 check "mutant 15: a range announced, then written" bites "$mean" -DMUTANT=15 $two -DTWO_SHOT=1
+check "mutant 16: waiting for the range of a rank that was replaced" bites "invalid end state" -DMUTANT=16 $ranges
+check "mutant 17: waiting for a range that is cut otherwise" bites "invalid end state" -DMUTANT=17 $ranges
 
 if [ "${1:-}" = --long ]; then
   check "3 ranks, 3 steps" holds -DN=3 -DSTEPS=3
   check "3 ranks, 3 steps, deaths, no deadlines" holds -DN=3 -DSTEPS=3 -DDEADLINES=0 -DDEATHS=2 -DREJOINS=1
   check "3 ranks, 3 steps, losses fail the step, no deadlines" holds -DN=3 -DSTEPS=3 -DDEADLINES=0 $everything -DMIN=3
-  check "3 ranks, 3 steps, death, replacement" holds -DN=3 -DSTEPS=3 -DDEATHS=1 -DREJOINS=1
-  check "3 ranks, two must be left" holds $three -DMIN=2 $everything
-  check "3 ranks, two shots, death, replacement" holds $three -DTWO_SHOT=1 -DDEATHS=1 -DREJOINS=1
+  check "3 ranks, two must be left" holds $three -DMIN=2 -DDEATHS=1 -DREJOINS=1
+  check "3 ranks, 3 steps, two shots" holds -DN=3 -DSTEPS=3 -DTWO_SHOT=1 -DDEADLINES=0 -DDEATHS=1 -DREJOINS=1
 fi
 finish
