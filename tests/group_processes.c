@@ -738,6 +738,7 @@ static void judge_reports(judge *j) {
     if (before && !fails(j->s)) {
       if (before->members & ~a->members & victim) lost = victim;
       if (~before->members & a->members & victim) joined = victim;
+      if (!((before->members | a->members) & victim)) lost = a->lost & victim; /* it may have come and gone at once */
       if (a->lost != lost || (a->joined & ~victim) || (joined && !a->joined))
         complain(j, "step %d: lost %x, joined %x, expected %x, %x", (int)a->step, a->lost, a->joined, lost, joined);
       if (a->step != before->step + 1) complain(j, "step %d follows step %d", (int)a->step, (int)before->step);
