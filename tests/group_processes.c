@@ -46,7 +46,7 @@ int main(void) {
 #include <time.h>
 #include <unistd.h>
 
-enum { RANKS = 4, BUCKETS = 3, PARAMS = 8, ATTEMPTS = 4000, TEXT = 200, HIT_STEP = 2, SCENES = 1024 };
+enum { RANKS = 4, BUCKETS = 3, PARAMS = 8, ATTEMPTS = 1500, TEXT = 200, HIT_STEP = 2, SCENES = 1024 };
 
 /* ---- scenes ------------------------------------------------------------------------------------------------------------ */
 
@@ -422,6 +422,7 @@ typedef struct judge {
   pid_t pids[RANKS + 1]; /* the last is the replacement */
   int over[RANKS + 1], how[RANKS + 1];
   int processes, stopped, woken, complaints;
+  int given_up; /* who was to come back did not, and the others went on without it until they were ended */
 } judge;
 
 static int complain(judge *j, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -532,7 +533,8 @@ static void run_ranks(judge *j, const mlk_group_desc *desc) {
     if (replaces && j->over[s->victim] && j->processes == s->ranks && (fails(s) || missed_by_all(j)))
       start(j, desc, s->victim, 1, ends);
     if (now() > limit) {
-      complain_of_the_living(j);
+      j->given_up = j->timeout < 5 && j->over[j->processes - 1] && j->over[s->victim];
+      if (!j->given_up) complain_of_the_living(j);
       for (i = 0; i < j->processes; i++)
         if (!j->over[i]) kill(j->pids[i], SIGKILL);
       while (waitpid(-1, NULL, 0) > 0) continue;
@@ -648,6 +650,7 @@ static void judge_manners(judge *j) {
   }
   for (i = 0; i < j->processes; i++) {
     const int killed = i == j->s->victim && j->s->blow == KILLED;
+    if (!j->over[i]) continue; /* ended by the judge */
     if (killed ? !WIFSIGNALED(j->how[i]) || WTERMSIG(j->how[i]) != SIGKILL
                : !WIFEXITED(j->how[i]) || WEXITSTATUS(j->how[i]) != 0)
       complain(j, "process %d ended with %x", i, (unsigned)j->how[i]);
@@ -665,25 +668,30 @@ static int none_could_attach(const judge *j) {
   return refused_at_once == s->ranks - 1;
 }
 
+static const record *last_of(const judge *j, int rank) {
+  int i;
+  for (i = j->count - 1; i >= 0; i--)
+    if (j->records[i].rank == rank && j->records[i].kind == STEPPED) return &j->records[i];
+  return NULL;
+}
+
 /* Could others than the victim have been too late? Then the scene says nothing about the settings. */
 static int others_were_late(const judge *j) {
   const uint32_t survivors = ((UINT32_C(1) << j->s->ranks) - 1) & ~(UINT32_C(1) << j->s->victim);
   int i, given_up = 0;
   if (j->timeout >= 5 || none_could_attach(j)) return 0;
+  if (j->given_up) return 1;
   for (i = 0; i < j->count; i++) {
     const record *r = &j->records[i];
     if (counts(r) && (r->report.members & survivors) != survivors) return 1;
     if (r->kind == STEPPED && r->status != MLK_OK && is_survivor(j, r) && !fails(j->s)) return 1;
     given_up += r->kind == OPENED && r->status != MLK_OK;
   }
+  for (i = 0; i < j->s->ranks && returns(j->s); i++) { /* whom one timeout was too short to come back */
+    const record *r = last_of(j, i);
+    if (!r || !counts(r) || r->report.step != j->shared->end) return 1;
+  }
   return given_up != 0;
-}
-
-static const record *last_of(const judge *j, int rank) {
-  int i;
-  for (i = j->count - 1; i >= 0; i--)
-    if (j->records[i].rank == rank && j->records[i].kind == STEPPED) return &j->records[i];
-  return NULL;
 }
 
 /* Went it on, or failed, as it is set? */
@@ -814,7 +822,7 @@ static int play_once(const scene *s, double timeout, int last, int *complaints) 
     judge_outcome(&j);
     judge_reports(&j);
   } else if (late && last) {
-    complain(&j, "others than rank %d were late or could not attach, whatever the timeout", s->victim);
+    complain(&j, "others than rank %d were late, or it did not come back, whatever the timeout", s->victim);
   }
   if (s->medium == BY_FILE) {
     if (s->phase != ATTACH && access(path, F_OK) == 0) complain(&j, "%s is left behind", path);
