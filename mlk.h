@@ -14269,6 +14269,7 @@ static uint64_t mlki_ref_average_nonfinite(const mlki_average *g) {
 typedef struct mlki_average_piece {
   int64_t at, n; /* in the vector */
   int64_t in, out;
+  int64_t last; /* the last tensor of the inputs that is in it */
 } mlki_average_piece;
 
 /* What a task has while it works. */
@@ -14299,6 +14300,29 @@ static void mlki_average_extend(const mlki_average *g, mlki_average_piece *p, in
   while (g->start[p->in + 1] <= p->at) p->in++;
   while (g->out_start[p->out + 1] <= p->at) p->out++;
   p->n = mlki_min(mlki_min(g->start[p->in + 1], g->out_start[p->out + 1]), end) - p->at;
+  p->last = p->in;
+}
+
+/* Does tensor i + 1 follow tensor i in memory, in all that is read and written? Both are dense. */
+static int mlki_average_follows(const mlki_average *g, int64_t i) {
+  const int64_t n = g->start[i + 1] - g->start[i], replicas = g->desc->replicas;
+  const int64_t bytes = n * mlki_dtype_bytes((int32_t)g->type), size = n * mlki_dtype_bytes((int32_t)g->out_type);
+  char *const *x = g->input + i * replicas;
+  int64_t r;
+  if (g->strided[i] || g->strided[i + 1]) return 0;
+  if (!g->in_place && (g->out_strided[i] || g->out_strided[i + 1] || g->output[i + 1] != g->output[i] + size)) return 0;
+  for (r = 0; r < replicas; r++)
+    if (mlki_average_looks(g, r) && x[replicas + r] != x[r] + bytes) return 0;
+  return 1;
+}
+
+/* Tensors cut from one buffer are one piece, unless each has a sum of its own. */
+static void mlki_average_join(const mlki_average *g, mlki_average_piece *p, int64_t end) {
+  if (g->segment || !(g->whole || g->in_place)) return;
+  while (p->at + p->n < end && mlki_average_follows(g, p->last)) {
+    p->last++;
+    p->n = mlki_min(g->start[p->last + 1], end) - p->at;
+  }
 }
 
 /* Where the part of task index begins: for the norm with a segment. */
@@ -14432,9 +14456,9 @@ static void mlki_average_block_piece(mlki_average_task *task, const mlki_average
 /* Between two tensors the processor would wait for memory: the next one's beginnings are fetched early. */
 static void mlki_average_ahead(const mlki_average_task *task, const mlki_average_piece *p) {
   const mlki_average *g = task->g;
-  char *const *x = g->input + (p->in + 1) * g->desc->replicas;
+  char *const *x = g->input + (p->last + 1) * g->desc->replicas;
   int k, line;
-  if (p->n < MLKI_AVERAGE_LONG || p->in + 1 >= g->count) return;
+  if (p->n < MLKI_AVERAGE_LONG || p->last + 1 >= g->count) return;
   for (k = 0; k < task->lives; k++)
     for (line = 0; line < MLKI_AVERAGE_AHEAD; line++) MLKI_PREFETCH(x[task->replica[k]] + 64 * line);
 }
@@ -14474,6 +14498,7 @@ static void mlki_average_part(void *arg, int index) {
   p.in = mlki_average_seek(g->start, g->count, p.at), p.out = mlki_average_seek(g->out_start, g->outs, p.at);
   for (; p.at < end; p.at += p.n) {
     mlki_average_extend(g, &p, end);
+    mlki_average_join(g, &p, end);
     in_out = p.at - g->out_start[p.out];
     if (g->segment) {
       p.n = mlki_min(p.n, MLK_REDUCE_SEGMENT - in_out % MLK_REDUCE_SEGMENT);
