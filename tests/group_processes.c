@@ -1,16 +1,16 @@
-/* group_processes.c - replica groups of processes that die, stop and come back, and attacks on what they share. A program
-   of its own, for Linux; links with the implementation of mlk.h as an object.
+/* group_processes.c - replica groups of processes that die, stop and come back, and attacks on what they share. A
+   program of its own, for Linux; links with the implementation of mlk.h as an object.
 
    usage: group_processes [--quick] [--list] [--filter TEXT] [--seed N] [--jobs N]
    Ends with "N passed, N failed, N skipped"; exit code 1 when something failed, 77 where there is no Linux.
 
-   A scene is a process: the judge. It makes the common memory, forks the ranks, hears from each through one pipe what every
-   call gave, continues those who were stopped, starts replacements, and judges. A rank that is to be hit hits itself,
-   between two calls or by a timer within one. Whatever the moment was, all who had a step count must have been told the
-   same and hold the same mean, which is mlk_average over the shares they were told of; nobody waits much beyond the timeout;
-   the group shrinks or fails as set; who comes back is brought up to date.
-   Time decides nothing: where a rank must be found late, a machine so busy that others were late too repeats the scene with
-   twice the timeout. Scenes mostly wait, so many run at once. */
+   A scene is a process: the judge. It makes the common memory, forks the ranks, hears from each through one pipe what
+   every call gave, continues those who were stopped, starts replacements, and judges. A rank that is to be hit hits
+   itself, between two calls or by a timer within one. Whatever the moment was, all who had a step count must have been
+   told the same and hold the same mean, which is mlk_average over the shares they were told of; nobody waits much beyond
+   the timeout; the group shrinks or fails as set; who comes back is brought up to date.
+   Time decides nothing: where a rank must be found late, a machine so busy that others were late too repeats the scene
+   with twice the timeout. Scenes mostly wait, so many run at once. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -48,7 +48,7 @@ int main(void) {
 
 enum { RANKS = 4, BUCKETS = 3, PARAMS = 8, ATTEMPTS = 1500, TEXT = 200, HIT_STEP = 2, SCENES = 1024 };
 
-/* ---- scenes ------------------------------------------------------------------------------------------------------------ */
+/* ---- scenes ------------------------------------------------------------------------------------------------------ */
 
 typedef enum phase { ATTACH, PUBLISH, WAIT, COPY, PUBLISHED, DETACH, ANYWHERE, PHASES } phase;
 typedef enum blow { KILLED, STOPPED, EXITS, BLOWS } blow;
@@ -170,7 +170,7 @@ static void move_params(float *params, const float *mean, const mlk_group_report
   for (i = 0; i < PARAMS; i++) params[i] = 0.5f * params[i] + mean[i] + (float)report->members + (float)report->weight;
 }
 
-/* ---- a rank ------------------------------------------------------------------------------------------------------------ */
+/* ---- a rank ------------------------------------------------------------------------------------------------------ */
 
 static blow alarm_blow; /* what the timer does */
 
@@ -410,7 +410,7 @@ static void be_rank(const scene *s, const mlk_group_desc *desc, board *shared, i
   _exit(0);
 }
 
-/* ---- the judge ----------------------------------------------------------------------------------------------------------- */
+/* ---- the judge --------------------------------------------------------------------------------------------------- */
 
 typedef struct judge {
   const scene *s;
@@ -546,7 +546,7 @@ static void run_ranks(judge *j, const mlk_group_desc *desc) {
   close(ends[1]);
 }
 
-/* ---- what it asks ---------------------------------------------------------------------------------------------------------- */
+/* ---- what it asks ------------------------------------------------------------------------------------------------ */
 
 static int same_report(const mlk_group_report *a, const mlk_group_report *b) {
   return a->step == b->step && a->members == b->members && a->lost == b->lost && a->joined == b->joined &&
@@ -755,7 +755,7 @@ static void judge_reports(judge *j) {
   }
 }
 
-/* ---- a scene ------------------------------------------------------------------------------------------------------------------ */
+/* ---- a scene ----------------------------------------------------------------------------------------------------- */
 
 static const char *shared_folder(void) { return access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp"; }
 
@@ -851,7 +851,7 @@ static int play(const scene *s) {
   return complaints ? 1 : 0;
 }
 
-/* ---- attacks on what is shared, and other bad luck ------------------------------------------------------------------------ */
+/* ---- attacks on what is shared, and other bad luck --------------------------------------------------------------- */
 
 enum { SKIP = 77 };
 
@@ -1120,7 +1120,7 @@ static int spoilt_words(attack *a) {
   return 0;
 }
 
-/* A file system with less room than the group needs, where the file itself can be made: an error, not a signal later. */
+/* A file system with less room than the group needs, where the file can be made: an error, not a signal later. */
 static int full_file_system(attack *a) {
   char folder[160], path[200];
   mlk_group_desc desc = a->desc;
@@ -1273,7 +1273,7 @@ static int nothing_is_left(attack *a) {
   return 0;
 }
 
-/* Killed while the others were still to come, a file is left; the next group of the same kind takes it over or says no. */
+/* Killed while others were still to come, a file is left; the next group of the same kind takes it over or refuses. */
 static int left_by_the_dead(attack *a) {
   mlk_group_desc desc = a->desc;
   pid_t children[2];
@@ -1401,7 +1401,7 @@ static int run_attack(int index) {
   return status == SKIP && !a.failures ? SKIP : status != 0 || a.failures != 0;
 }
 
-/* ---- the program --------------------------------------------------------------------------------------------------------------- */
+/* ---- the program ------------------------------------------------------------------------------------------------- */
 
 typedef struct test {
   char name[80];

@@ -152,7 +152,7 @@ static int mean_of(const problem *p, mlk_context *oracle, int64_t step, int64_t 
   return ok;
 }
 
-/* ---- the tensors of a bucket ----------------------------------------------------------------------------------------- */
+/* ---- the tensors of a bucket ------------------------------------------------------------------------------------- */
 
 static size_t view_room(int64_t n) { return (size_t)(2 * n + 16); } /* floats that views of n elements may span */
 
@@ -190,7 +190,7 @@ static void move_views(const mlk_tensor *views, int count, float *flat_elements,
   }
 }
 
-/* ---- a rank ------------------------------------------------------------------------------------------------------------- */
+/* ---- a rank ------------------------------------------------------------------------------------------------------ */
 
 typedef struct member {
   const problem *p;
@@ -479,7 +479,7 @@ static mlkt_buffer common_memory(const problem *p) {
   return memory;
 }
 
-/* ---- checks of a run in which nobody was lost --------------------------------------------------------------------------- */
+/* ---- checks of a run in which nobody was lost -------------------------------------------------------------------- */
 
 static void check_report(const problem *p, const member *m, int at) {
   const mlk_group_report *r = &m->finished[at], *b = &m->begun[at];
@@ -579,7 +579,7 @@ static void run_and_check(const problem *p, mlk_context *oracle) {
   mlkt_buffer_free(&memory);
 }
 
-/* ---- cases: the mean, to the bit ----------------------------------------------------------------------------------------- */
+/* ---- cases: the mean, to the bit --------------------------------------------------------------------------------- */
 
 static const int64_t sizes_few[] = {33, 0, 1, 256, 7};
 static const int64_t sizes_one[] = {1};
@@ -763,7 +763,7 @@ static void hooks(void) {
   mlk_close(oracle);
 }
 
-/* ---- cases: plans and memory ---------------------------------------------------------------------------------------------- */
+/* ---- cases: plans and memory ------------------------------------------------------------------------------------- */
 
 static int is_zero(const void *memory, size_t bytes) {
   const unsigned char *p = (const unsigned char *)memory;
@@ -901,7 +901,7 @@ static void failing_memory(void) {
   mlkt_buffer_free(&memory);
 }
 
-/* ---- cases: refusals ------------------------------------------------------------------------------------------------------ */
+/* ---- cases: refusals --------------------------------------------------------------------------------------------- */
 
 typedef struct refused {
   mlk_context *ctx;
@@ -1128,7 +1128,7 @@ static void misuse(void) {
   mlk_close(oracle);
 }
 
-/* ---- cases: somebody is late, leaves, comes back --------------------------------------------------------------------------- */
+/* ---- cases: somebody is late, leaves, comes back ----------------------------------------------------------------- */
 
 #if MLKT_POSIX
 
@@ -1583,7 +1583,7 @@ static void other_layouts(void) {
     }
 }
 
-/* ---- cases: ZeRO-1 ----------------------------------------------------------------------------------------------------------- */
+/* ---- cases: ZeRO-1 ----------------------------------------------------------------------------------------------- */
 
 enum { ZERO_BUCKETS = 7, ZERO_STEPS = 4, ZERO_MOST = 1000 };
 
@@ -1734,7 +1734,7 @@ static void zero_needs_fails(void) {
   mlkt_buffer_free(&memory);
 }
 
-/* ---- cases: many steps ------------------------------------------------------------------------------------------------------ */
+/* ---- cases: many steps ------------------------------------------------------------------------------------------- */
 
 enum { DELAY_RANKS = 3, DELAY_SHARES = 4, DELAY_BUCKETS = 3 };
 
@@ -1818,7 +1818,7 @@ static void delays(void) {
   }
 }
 
-/* ---- cases: fork ------------------------------------------------------------------------------------------------------------ */
+/* ---- cases: fork ------------------------------------------------------------------------------------------------- */
 
 /* What the child sends through the pipe. */
 typedef struct letter {
