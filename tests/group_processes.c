@@ -7,8 +7,8 @@
    A scene is a process: the judge. It makes the common memory, forks the ranks, hears from each through one pipe what
    every call gave, continues those who were stopped, starts replacements, and judges. A rank that is to be hit hits
    itself, between two calls or by a timer within one. Whatever the moment was, all who had a step count must have been
-   told the same and hold the same mean, which is mlk_average over the shares they were told of; nobody waits much beyond
-   the timeout; the group shrinks or fails as set; who comes back is brought up to date.
+   told the same and hold the same mean, which is mlk_average over the shares they were told of; nobody waits much
+   beyond the timeout; the group shrinks or fails as set; who comes back is brought up to date.
    Time decides nothing: where a rank must be found late, a machine so busy that others were late too repeats the scene
    with twice the timeout. Scenes mostly wait, so many run at once. */
 
