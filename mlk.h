@@ -14371,10 +14371,23 @@ static void mlki_average_move(const mlk_tensor *t, int64_t at, int64_t n, char *
   }
 }
 
+/* How many elements of a view follow number at densely, itself included. */
+static int64_t mlki_average_run_length(const mlk_tensor *t, int64_t at) {
+  const mlk_tensor v = mlki_average_merged(t);
+  const int64_t size = v.shape[v.rank - 1];
+  return v.stride[v.rank - 1] == 1 ? size - at % size : 1;
+}
+
 /* Elements of input tensor i of replica r from number at on, n of them: where they are, or gathered into block. */
 static const char *mlki_average_read(const mlki_average *g, int64_t r, int64_t i, int64_t at, int64_t n, char *block) {
-  if (!g->strided[i]) return g->input[i * g->desc->replicas + r] + at * mlki_dtype_bytes((int32_t)g->type);
-  mlki_average_move(g->desc->inputs + r * g->count + i, at, n, block, 0);
+  const mlk_tensor *t = g->desc->inputs + r * g->count + i;
+  const int64_t bytes = mlki_dtype_bytes((int32_t)g->type);
+  if (!g->strided[i]) return g->input[i * g->desc->replicas + r] + at * bytes;
+  if (mlki_average_run_length(t, at) >= n) {
+    const mlk_tensor v = mlki_explicit_strides(*t);
+    return (const char *)v.data + mlki_ref_offset(v.rank, v.shape, v.stride, at) * bytes;
+  }
+  mlki_average_move(t, at, n, block, 0);
   return block;
 }
 
@@ -14434,6 +14447,10 @@ static void mlki_average_block_piece(mlki_average_task *task, const mlki_average
   int r;
   for (done = 0; done < p->n; done += n) {
     n = mlki_min(p->n - done, most);
+    if (g->strided[p->in]) { /* long rows are read where they are: blocks end with them */
+      const int64_t run = mlki_average_run_length(g->desc->inputs + task->replica[0] * g->count + p->in, at + done);
+      if (run >= MLKI_AVERAGE_GATHER / 4) n = mlki_min(n, run);
+    }
     if (scattered) {
       row->out[0] = (char *)means, row->outs = 1, row->stream = 0;
     } else {
