@@ -4688,17 +4688,33 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_average_load_n)(const mlk_dtype from, cons
   return MLKI_FN(mlki_widen_vec)(from, (const char *)rest);
 }
 
-/* Adds rows (a constant) rows from number r on to a block of sums: each row by instructions of its own, which is how
-   processors tell streams apart that they fetch ahead. */
+/* Adds row number r to a block of sums. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_average_row_add)(const mlk_dtype from, const mlki_average_row *a, int r, int64_t at,
+                                                   mlki_vec *t) {
+  const int64_t bytes = from == MLK_F32 ? 4 : 2;
+  const char *x = a->x[r] + at * bytes;
+  const mlki_vec w = mlki_v_set1(a->weight[r]);
+  int v;
+  MLKI_UNROLL for (v = 0; v < MLKI_MEANS; v++)
+      t[v] = mlki_v_fma(w, MLKI_FN(mlki_average_load)(from, x + v * MLKI_LANES * bytes), t[v]);
+}
+
+/* Adds rows (a constant: 1, 2, 4 or 8) rows from number r on: each by instructions of its own, which is how processors
+   tell streams apart that they fetch ahead. No loop: clang does not unroll one around the other when it leaves the
+   rest to the linker. */
 MLKI_INLINE_ISA void MLKI_FN(mlki_average_add)(const mlk_dtype from, const int rows, const mlki_average_row *a, int r,
                                                int64_t at, mlki_vec *t) {
-  const int64_t bytes = from == MLK_F32 ? 4 : 2;
-  int k, v;
-  MLKI_UNROLL for (k = 0; k < rows; k++) {
-    const char *x = a->x[r + k] + at * bytes;
-    const mlki_vec w = mlki_v_set1(a->weight[r + k]);
-    MLKI_UNROLL for (v = 0; v < MLKI_MEANS; v++)
-        t[v] = mlki_v_fma(w, MLKI_FN(mlki_average_load)(from, x + v * MLKI_LANES * bytes), t[v]);
+  MLKI_FN(mlki_average_row_add)(from, a, r, at, t);
+  if (rows >= 2) MLKI_FN(mlki_average_row_add)(from, a, r + 1, at, t);
+  if (rows >= 4) {
+    MLKI_FN(mlki_average_row_add)(from, a, r + 2, at, t);
+    MLKI_FN(mlki_average_row_add)(from, a, r + 3, at, t);
+  }
+  if (rows >= 8) {
+    MLKI_FN(mlki_average_row_add)(from, a, r + 4, at, t);
+    MLKI_FN(mlki_average_row_add)(from, a, r + 5, at, t);
+    MLKI_FN(mlki_average_row_add)(from, a, r + 6, at, t);
+    MLKI_FN(mlki_average_row_add)(from, a, r + 7, at, t);
   }
 }
 
