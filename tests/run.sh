@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # run.sh - every check this machine has the tools for; README.md in this folder says what each stage looks at.
 # usage: tests/run.sh [--long] [--list] [STAGE...]      STAGE: only the stages whose name contains one of these words
-# CC, CFLAGS, OPENMP, MAKE: as make gives them. MLK_JOBS: stages at once (default: the processors).
+# CC, CFLAGS, OPENMP, MAKE: as make gives them. MLK_JOBS: stages at once (default: one more than processors, since stages also wait).
 # MLK_STAGE_SECONDS: a stage that takes longer has hung and is killed (default 400, with --long 3600).
 # Prints a line per stage and ends with "N passed, N failed, N skipped"; exit status 1 when something failed.
 # What a stage printed is left in build/check/log.
@@ -24,7 +24,7 @@ MAKE=${MAKE:-make}
 CC=${CC:-cc}
 CFLAGS=${CFLAGS:--O2}
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-jobs_at_once=${MLK_JOBS:-$cores}
+jobs_at_once=${MLK_JOBS:-$((cores + 1))}
 limit=${MLK_STAGE_SECONDS:-$((long ? 3600 : 400))} # a stage that hangs is a failure, not a hung build
 base=build/check
 log=$base/log

@@ -644,7 +644,7 @@ static void knn_point(crew *c, mlkt_rng *rng, const point *at_point) {
   problem_free(&p);
 }
 
-static int64_t sweep_limit(void) { return mlkt_opt.long_run ? INT64_MAX : mlkt_sampled() ? 3000000 : 10000000; }
+static int64_t sweep_limit(void) { return mlkt_opt.long_run ? INT64_MAX : mlkt_sampled() ? 3000000 : 5000000; }
 
 static void test_knn_sweep(void) { sweep_pairs(mlkt_rng_case(), sweep_limit(), knn_point); }
 
