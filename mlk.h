@@ -732,8 +732,8 @@ typedef struct mlk_attention_merge_desc {
   mlk_tensor lse;       /* [B, H, S] f32, output, optional */
 } mlk_attention_merge_desc;
 
-/* Scales all gradients by max_norm / norm where norm, the square root of the sum of all squares (MLK_SUM_SQUARES of each
-   tensor over all its axes, then a chain of additions over tensors), is above max_norm. *norm, when given, gets norm. A
+/* Scales all gradients by max_norm / norm where norm, the square root of the sum of all squares (MLK_SUM_SQUARES of
+   each tensor over all its axes, then a chain of additions over tensors), is above max_norm. *norm, when given, gets norm. A
    norm that is not finite: nothing is scaled, and MLK_OK: look at *norm. */
 typedef struct mlk_clip_norm_desc {
   const mlk_tensor *grads; /* f32, scaled in place; no two may overlap */
@@ -1868,8 +1868,9 @@ static mlk_status mlki_broadcast(mlk_context *ctx, const char *name, const mlk_t
      even(a, b)             lanes 0, 2, 4, ... of a, then of b
      transpose(r)           r[0 .. LANES): the square block r[i] lane j becomes r[j] lane i
      sum16(r)               16 lanes in 16 / LANES vectors added as the tree of NUMERICS
-     stream(p, v) fence()   with MLKI_STREAMS: the bits of v to p, past the caches; p is aligned to them, and whole lines
-                            of 64 bytes are written in one go; fence before another thread may read them. Else plain
+     stream(p, v) fence()   with MLKI_STREAMS: the bits of v to p, past the caches; p is aligned to them, and whole
+                            lines of 64 bytes are written in one go; fence before another thread may read them.
+                            Else plain
 */
 
 /* fma for the scalar row. Without a hardware fma, libm's is a slow emulation or, on some systems, wrong: this one
