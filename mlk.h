@@ -14558,15 +14558,15 @@ static float mlki_average_squares(const mlki_average *g) {
   return total;
 }
 
-/* Whether n dense elements are all finite. */
-static int mlki_average_finite(const mlki_average *g, const char *x, int64_t n) {
+/* Whether n dense elements of a type are all finite. */
+static int mlki_average_finite(const mlki_kernels *row, mlk_dtype type, const char *x, int64_t n) {
   float wide[MLKI_AVERAGE_BLOCK];
   int64_t j;
-  if (g->type == MLK_F32) return g->row->finite_row((const float *)(const void *)x, n);
+  if (type == MLK_F32) return row->finite_row((const float *)(const void *)x, n);
   for (j = 0; j < n; j += MLKI_AVERAGE_BLOCK) {
     const int64_t some = mlki_min(n - j, MLKI_AVERAGE_BLOCK);
-    g->row->widen(g->type, x + 2 * j, wide, some);
-    if (!g->row->finite_row(wide, some)) return 0;
+    row->widen(type, x + 2 * j, wide, some);
+    if (!row->finite_row(wide, some)) return 0;
   }
   return 1;
 }
@@ -14586,7 +14586,8 @@ static void mlki_average_scan(void *arg, int index) {
       while (g->start[p.in + 1] <= p.at) p.in++;
       p.n = mlki_min(mlki_min(g->start[p.in + 1], end) - p.at, 16 * MLKI_AVERAGE_BLOCK);
       if (g->strided[p.in]) p.n = mlki_min(p.n, MLKI_AVERAGE_BLOCK);
-      finite = mlki_average_finite(g, mlki_average_read(g, r, p.in, p.at - g->start[p.in], p.n, (char *)block), p.n);
+      finite = mlki_average_finite(g->row, g->type,
+                                   mlki_average_read(g, r, p.in, p.at - g->start[p.in], p.n, (char *)block), p.n);
     }
     if (!finite) mlki_take(&g->bad[r]);
   }
@@ -15020,24 +15021,24 @@ static mlk_status mlki_segment_check(mlk_context *ctx, int fd, const char *name,
   return MLK_OK;
 }
 
+/* Is the memory a file with a name of its own? Names in /proc are links to somebody's descriptor. */
+static int mlki_segment_named(const char *path) { return path && strncmp(path, "/proc/", 6) != 0; }
+
 /* Takes the name away; but only that of this file. */
 static void mlki_segment_unlink(mlk_group *g, const char *path) {
-  const int error = errno;
   struct stat by_name, own;
-  if (strncmp(path, "/proc/", 6) == 0) return;
+  if (!mlki_segment_named(path)) return;
   if (lstat(path, &by_name) == 0 && fstat(g->fd, &own) == 0 && by_name.st_ino == own.st_ino &&
       by_name.st_dev == own.st_dev)
     unlink(path);
-  errno = error; /* another may have taken it away before */
 }
 
 /* Opens what a call names, under a description of its own: locks belong to it, and end with it. *made: by this call. */
 static mlk_status mlki_segment_find(mlk_group *g, const mlk_group_desc *desc, int *made) {
   const int flags = O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
-  const int by_name = desc->path && strncmp(desc->path, "/proc/", 6) != 0; /* names in /proc are links */
   char own[32];
   *made = 0;
-  if (by_name) {
+  if (mlki_segment_named(desc->path)) {
     g->fd = open(desc->path, flags | O_NOFOLLOW | O_CREAT | O_EXCL, 0600);
     *made = g->fd >= 0;
     if (g->fd < 0 && errno == EEXIST) g->fd = open(desc->path, flags | O_NOFOLLOW);
@@ -15106,15 +15107,13 @@ static mlk_status mlki_segment_map(mlk_group *g, const char *name, int by_name, 
 
 static mlk_status mlki_segment_attach(mlk_group *g, const mlk_group_desc *desc, uint64_t bytes) {
   const char *name = desc->path ? "path" : "fd";
-  const int error = errno;
   int made;
   mlk_status status = mlki_segment_find(g, desc, &made);
   if (status == MLK_OK && (status = mlki_segment_turn(g, name)) == MLK_OK) {
-    status = mlki_segment_map(g, name, desc->path && strncmp(desc->path, "/proc/", 6) != 0, bytes);
+    status = mlki_segment_map(g, name, mlki_segment_named(desc->path), bytes);
     if (status && made) mlki_segment_unlink(g, desc->path);
     mlki_segment_lock(g->fd, MLKI_OFD_SETLK, F_UNLCK, MLKI_LOCK_MAKER, 1);
   }
-  if (status == MLK_OK) errno = error; /* names that exist and locks that are taken are no failures */
   return status;
 }
 
@@ -15745,7 +15744,7 @@ MLK_API mlk_status mlk_group_open(mlk_context *ctx, mlk_group **group, const mlk
     return status;
   }
   if (desc->path) mlki_segment_unlink(g, desc->path);
-  errno = kept;
+  errno = kept; /* names that exist or are gone and locks that are taken are no failures */
   *group = g;
   return MLK_OK;
 }
@@ -15896,19 +15895,6 @@ MLK_API mlk_tensor mlk_group_slot(const mlk_group *g, int share, int64_t bucket)
                          g->bucket[bucket].elements);
 }
 
-/* Are all elements finite? An exponent of ones says no. */
-static int mlki_group_finite(const void *data, mlk_dtype wire, int64_t count) {
-  const uint32_t *word = (const uint32_t *)data;
-  const uint16_t *half = (const uint16_t *)data, ones = wire == MLK_F16 ? 0x7c00 : 0x7f80;
-  uint32_t bad = 0;
-  int64_t i;
-  if (wire == MLK_F32)
-    for (i = 0; i < count; i++) bad |= (uint32_t)((word[i] & 0x7f800000u) == 0x7f800000u);
-  else
-    for (i = 0; i < count; i++) bad |= (uint32_t)((half[i] & ones) == ones);
-  return !bad;
-}
-
 static mlk_status mlki_group_bucket(const mlk_group *g, int64_t bucket) {
   if (bucket < 0 || bucket >= g->buckets)
     return mlki_fail(g->ctx, MLK_ERR_ARGUMENT, "bucket: is %lld, but must be 0 to %lld", (long long)bucket,
@@ -15957,6 +15943,7 @@ MLK_API mlk_status mlk_group_publish(mlk_group *g, int share, int64_t bucket, co
   mlk_tensor slot;
   mlk_status status;
   uint64_t d;
+  int nonfinite;
   if (!g) return MLK_ERR_ARGUMENT;
   if ((status = mlki_group_in(g, MLKI_GROUP_STEP)) != MLK_OK || (status = mlki_group_bucket(g, bucket)) != MLK_OK)
     return status;
@@ -15972,9 +15959,8 @@ MLK_API mlk_status mlk_group_publish(mlk_group *g, int share, int64_t bucket, co
     if ((status = mlki_group_copy(g, grads, count, &slot, 1, slot.shape[0])) != MLK_OK) return status;
   }
   if ((status = mlki_group_standing(g, &d)) != MLK_OK) return status;
-  mlki_group_put(g, mlki_group_word_published(g, own, bucket),
-                 (uint64_t)g->step << 2 |
-                     (g->skip_nonfinite && !mlki_group_finite(slot.data, g->wire, slot.shape[0]) ? 2 : 1));
+  nonfinite = g->skip_nonfinite && !mlki_average_finite(g->ctx->row, g->wire, (const char *)slot.data, slot.shape[0]);
+  mlki_group_put(g, mlki_group_word_published(g, own, bucket), (uint64_t)g->step << 2 | (nonfinite ? 2 : 1));
   g->bucket[bucket].published++;
   if (--g->unpublished == 0) mlki_group_put(g, 8 * MLKI_WORD_COMPLETE, (uint64_t)g->step);
   return MLK_OK;
