@@ -1220,8 +1220,9 @@ MLK_API mlk_status mlk_average_plan(mlk_context *ctx, const mlk_average_desc *de
    mlk_group_get_plan: sizes; looks at ranks, shares, buckets, wire, tensors and transport only.
    mlk_group_segment_open: makes an anonymous segment of the plan's bytes, all of it reserved: a host that is short
    of memory refuses here (MLK_ERR_MEMORY), not by a signal later. Close with mlk_group_segment_close.
-   mlk_group_open: attaches, and waits until all ranks have (SHRINKS: or timeout is over and min_ranks have; a group
-   that is already on its way: not at all). A segment of another user, open to others, too short, or of a group with
+   mlk_group_open: attaches, and waits until all ranks are there (SHRINKS: or timeout is over and min_ranks are; a group
+   that is already on its way: not at all). Once all were there it succeeds for all: one that leaves at once is a loss
+   like another, which the first step reports. A segment of another user, open to others, too short, or of a group with
    another layout (ranks, shares, buckets and their order, wire, settings) is refused, as is a rank that somebody
    alive has. On failure *group is NULL. Errors: ARGUMENT, SIZE, MEMORY, SYSTEM, REPLICA, UNSUPPORTED (fd and path where
    there is no mmap).
@@ -15110,6 +15111,7 @@ enum {
   MLKI_WORD_STATE,        /* mlk_group_sync: bytes of all tensors, */
   MLKI_WORD_GIVEN,        /* pieces given, */
   MLKI_WORD_TAKEN,        /* and taken: step << 32 | pieces */
+  MLKI_WORD_OPENED,       /* 1: mlk_group_open has succeeded here; stays when this rank leaves */
   MLKI_WORD_RING = 16,    /* of rank 0 */
   MLKI_WORD_HANDLE = 24,  /* of the part on a device: MLK_HANDLE_BYTES */
   MLKI_WORD_WEIGHTS = 40, /* per own share; after them published[own share][bucket], averaged[bucket][2] */
@@ -15628,10 +15630,27 @@ static mlki_group_facts mlki_group_facts_of(const mlk_group *g, const mlk_group_
   return f;
 }
 
-/* Compares every part with ours whose rank is there, or was refused while the group waits for its first step; *there:
-   the ranks that are attached. */
+/* Is the group on its way, so that nobody waits in mlk_group_open any more? Whoever had all ranks before it leaves word
+   of it: it may close the group, or die, before the others have looked. */
+static int mlki_group_under_way(mlk_group *g) {
+  int rank;
+  for (rank = 0; rank < g->ranks; rank++)
+    if (mlki_group_word(g, rank, MLKI_WORD_OPENED)) return 1;
+  return mlki_group_newest(g) != 0;
+}
+
+/* What became of a rank that others miss. */
+static const char *mlki_group_fate(mlk_group *g, int rank) {
+  uint64_t word[2]; /* the signature, and a fact that stays when a rank leaves */
+  if (mlki_group_alive(g, rank)) return "is late";
+  if (mlki_group_read_words(g, rank, 8 * MLKI_WORD_SIGNATURE, word, 2) || word[0] == MLKI_SIGNATURE) return "is dead";
+  return word[1] ? "has left the group" : "has not come";
+}
+
+/* Compares every part with ours whose rank is there, or was refused while the group waits for all to come; *there: the
+   ranks that are attached. */
 static mlk_status mlki_group_compare(mlk_group *g, const mlki_group_facts *f, uint32_t *there) {
-  const int begun = mlki_group_newest(g) != 0;
+  const int begun = mlki_group_under_way(g);
   mlki_group_facts theirs;
   int rank, i;
   *there = 1u << g->rank;
@@ -15692,12 +15711,15 @@ static mlk_status mlki_group_join(mlk_group *g, const mlk_group_desc *desc) {
   for (;; mlki_wait_pause(&wait)) {
     g->cut_off = 0;
     if ((status = mlki_group_compare(g, &f, &there)) != MLK_OK) return status;
-    if (there == all || mlki_group_newest(g)) return MLK_OK;
+    if (there == all || mlki_group_under_way(g)) break;
     if (!wait.late) continue;
-    if (g->on_loss == MLK_LOSS_SHRINKS && mlki_bits(there) >= g->min_ranks) return MLK_OK;
+    if (g->on_loss == MLK_LOSS_SHRINKS && mlki_bits(there) >= g->min_ranks) break;
     for (i = 0; there >> i & 1; i++) continue;
-    return mlki_fail(g->ctx, MLK_ERR_REPLICA, "rank %d has not come within %g s", i, g->timeout);
+    return mlki_fail(g->ctx, MLK_ERR_REPLICA, "rank %d %s: not all %d ranks were there within %g s", i,
+                     mlki_group_fate(g, i), g->ranks, g->timeout);
   }
+  mlki_group_put(g, 8 * MLKI_WORD_OPENED, 1);
+  return MLK_OK;
 }
 
 /* >>group_steps ----------------------------------------------------------------------------------------------------
@@ -15732,9 +15754,8 @@ static mlk_status mlki_group_failed(mlk_group *g, uint64_t d) {
   g->state = MLKI_GROUP_IDLE;
   if (!away) return mlki_fail(g->ctx, MLK_ERR_REPLICA, "step %lld failed", (long long)g->step);
   while (!(away >> rank & 1)) rank++;
-  return mlki_fail(g->ctx, MLK_ERR_REPLICA, "step %lld failed: rank %d is %s; ranks in it: mask 0x%x",
-                   (long long)g->step, rank, mlki_group_alive(g, rank) ? "late" : "dead",
-                   (unsigned)mlki_decision_members(d));
+  return mlki_fail(g->ctx, MLK_ERR_REPLICA, "step %lld failed: rank %d %s; ranks in it: mask 0x%x", (long long)g->step,
+                   rank, mlki_group_fate(g, rank), (unsigned)mlki_decision_members(d));
 }
 
 /* The decision on this step as it stands: MLK_OK while this rank is in it and it has not failed. */

@@ -1,6 +1,6 @@
 /* group.pml - the protocol of mlk_group as a model for the checker spin; tests/model.sh runs it.
 
-   What is in it: the ring of decisions, begin, publish, average, finish, ranks that are left out and come back, dead
+   What is in it: opening, the ring of decisions, begin, publish, average, finish, ranks that are left out and come back, dead
    ones that are replaced. A rank that is stopped for a while is a process that is not scheduled, so every stop and
    every wake-up is among the interleavings. Gradients are tags: slot[r] is the step of what rank r wrote last.
 
@@ -23,6 +23,7 @@
                may get stuck either, and without deaths (DEATHS = 0) all ranks are in all steps
      DEATHS    how many ranks may die, at any point
      TWO_SHOT  1: an element is averaged by the rank it belongs to, and read there by the others
+     OPENS     1: nobody is there at first, and whoever comes waits for all; 0: all have come
      MUTANT    0: the protocol; else one of its rules is gone, and spin has to find what goes wrong: see below.
 
    Asserted: the comments "property". */
@@ -48,6 +49,9 @@
 #ifndef TWO_SHOT
 #define TWO_SHOT 0
 #endif
+#ifndef OPENS
+#define OPENS 0
+#endif
 #ifndef MUTANT
 #define MUTANT 0
 #endif
@@ -71,6 +75,7 @@
 #define RANGE_BEFORE_WORDS (MUTANT != 15) /* two shots: the words come after the range */
 #define KNOWS_REPLACED     (MUTANT != 16) /* two shots: nobody waits for a range that a replaced rank owed */
 #define KNOWS_APART        (MUTANT != 17) /* ... or for that of a rank that shares ranges with others */
+#define TELLS_IT_OPENED    (MUTANT != 18) /* who has seen all leaves word of it, and nobody waits in vain for one that left */
 
 /* A word of the ring: state, step, ranks that joined, ranks that are in. */
 #define OPEN      1
@@ -108,7 +113,12 @@
 short ring[RING] = WORD(COMMITTED, 0, 0, ALL); /* attached; step 0 is over */
 byte done[N], published[N], complete[N], slot[N];
 bool want[N];
-bool alive[N] = true; /* what the locks tell */
+#if OPENS
+bool alive[N], opened[N]; /* what the locks tell; the rank has had all before it */
+bool was_open, missing;   /* not in the memory: some open has succeeded; none has, and none will: a rank stays away */
+#else
+bool alive[N] = true;
+#endif
 #if TWO_SHOT
 short shared[N]; /* step, and the ranks among whom the owner shares ranges in it */
 short range_word[N], range[N]; /* step and mask that the owner says, and that the element really is the mean of */
@@ -166,6 +176,18 @@ active [N] proctype rank() {
   bool good;           /* ... and their gradients of this step */
   bool stale;          /* the parameters are not those of the group: nobody has brought them up to date */
   byte q;
+
+#if OPENS
+open: /* whoever closes the group is gone for the others like one who dies */
+  alive[_pid] = true;
+  do
+  :: atomic { (alive[0] && alive[1] && alive[N - 1]) || opened[0] || opened[1] || opened[N - 1] ->
+       was_open = true; opened[_pid] = TELLS_IT_OPENED; break
+     }
+  :: atomic { missing -> alive[_pid] = false; goto stopped } /* the deadline; property: after was_open nobody needs it */
+  MAY_DIE
+  od;
+#endif
 
 begin:
   do
@@ -377,8 +399,17 @@ gone: /* of a process that is dead or was left out nothing remains: another one 
     stale = true;
     if
     :: rejoins < REJOINS -> rejoins++
+#if OPENS
+    :: alive[_pid] = false; missing = !was_open; goto stopped /* nobody comes in its place */
+    fi;
+    if
+    :: !was_open -> s = 1; stale = false; goto open
+    :: else
+    fi
+#else
     :: alive[_pid] = false; goto stopped
     fi
+#endif
   };
 
 join: /* out of the step that is under way, if its predecessor was in it */

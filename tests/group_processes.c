@@ -1249,6 +1249,53 @@ static int rank_is_taken(attack *a) {
   return 0;
 }
 
+/* All have come, and one closes the group, or is killed, before two others, stopped in mlk_group_open, have looked: they
+   go on when they wake. That a rank is attached shows in the first word of its part. */
+static int leaves_at_once(attack *a) {
+  static const scene three = {PHASES, KILLED, BY_FD, MLK_LOSS_SHRINKS, 3, 3, 0, 1, 0, 2, MLK_F32, 7, {300, 64, 1}};
+  int turn, r;
+  for (turn = 0; turn < 4; turn++) { /* bit 0: killed, bit 1: MLK_LOSS_FAILS */
+    mlk_bucket buckets[BUCKETS];
+    mlk_group_desc desc = describe(&three, buckets);
+    mlk_group_segment segment;
+    mlk_group_plan plan;
+    mlk_group *group = NULL;
+    const uint64_t *words;
+    pid_t children[3];
+    int said[3];
+    double at;
+    desc.on_loss = turn & 2 ? MLK_LOSS_FAILS : MLK_LOSS_SHRINKS;
+    desc.timeout = 20;
+    desc.rank = 2;
+    if (mlk_group_get_plan(a->ctx, &desc, &plan) != MLK_OK) exit(2);
+    if (mlk_group_segment_open(a->ctx, &desc, &segment) != MLK_OK) exit(2);
+    words = (const uint64_t *)mmap(NULL, segment.bytes, PROT_READ, MAP_SHARED, segment.fd, 0);
+    if (words == MAP_FAILED) exit(2);
+    desc.fd = segment.fd;
+    for (r = 0; r < 2; r++) {
+      children[r] = hold(a, &desc, r, &said[r]);
+      while (__atomic_load_n(&words[(uint64_t)r * plan.part_bytes / 8], __ATOMIC_ACQUIRE) == 0) nap(200);
+      kill(children[r], SIGSTOP);
+    }
+    if (turn & 1) {
+      children[2] = hold(a, &desc, 2, &said[2]);
+      EXPECT(a, heard(&said[2]) == MLK_OK, "turn %d: the last to come", turn);
+      end_child(children[2]);
+    } else {
+      EXPECT(a, mlk_group_open(a->ctx, &group, &desc) == MLK_OK, "turn %d: %s", turn, mlk_last_error(a->ctx));
+      mlk_group_close(group);
+    }
+    at = now();
+    for (r = 0; r < 2; r++) kill(children[r], SIGCONT);
+    for (r = 0; r < 2; r++) EXPECT(a, heard(&said[r]) == MLK_OK, "turn %d, rank %d", turn, r);
+    EXPECT(a, now() - at < 10, "turn %d: it took %.1f s", turn, now() - at);
+    for (r = 0; r < 2; r++) end_child(children[r]);
+    munmap((void *)(uintptr_t)words, segment.bytes);
+    mlk_group_segment_close(&segment);
+  }
+  return 0;
+}
+
 static int count_names(const char *prefix) {
   DIR *folder = opendir(shared_folder());
   const struct dirent *entry;
@@ -1386,6 +1433,7 @@ static const struct {
                {"full_file_system", full_file_system},
                {"limits", limits},
                {"rank_is_taken", rank_is_taken},
+               {"leaves_at_once", leaves_at_once},
                {"nothing_is_left", nothing_is_left},
                {"left_by_the_dead", left_by_the_dead},
                {"made_for_the_owner", made_for_the_owner},

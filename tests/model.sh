@@ -55,7 +55,7 @@ long=0
 mutant() { # mutant NUMBER NAME WHAT SETTINGS...: without --long some of them, of each kind one
   local number=$1 name=$2
   shift 2
-  [ $long = 1 ] || case " 1 4 8 12 15 17 " in *" $number "*) ;; *) return ;; esac
+  [ $long = 1 ] || case " 1 4 8 12 15 17 18 " in *" $number "*) ;; *) return ;; esac
   check "mutant $number: $name" bites "$@"
 }
 
@@ -76,6 +76,8 @@ check "2 ranks, two shots, death, replacement" holds $two -DTWO_SHOT=1 -DDEATHS=
 check "2 ranks, deaths, no deadlines: nobody is stuck" holds $two -DDEADLINES=0 $everything
 check "2 ranks, losses fail the step, no deadlines" holds $two -DDEADLINES=0 $everything -DMIN=2
 check "2 ranks, nobody runs in circles" no_circles $two -DDEADLINES=0 $everything
+opening="-DSTEPS=1 -DOPENS=1 -DDEADLINES=0 -DDEATHS=2"
+check "3 ranks open, some leave or die: nobody is stuck" holds -DN=3 $opening -DREJOINS=1
 
 mean="assertion violated good" parameters="assertion violated  !(stale)"
 mutant 1 "slots written before the others have read" "$mean" -DMUTANT=1 $two
@@ -96,6 +98,7 @@ mutant 14 "ranges of another mask" "$mean" -DMUTANT=14 $three -DTWO_SHOT=1
 mutant 15 "a range announced, then written" "$mean" -DMUTANT=15 $two -DTWO_SHOT=1
 mutant 16 "waiting for the range of a rank that was replaced" "invalid end state" -DMUTANT=16 $ranges
 mutant 17 "waiting for a range that is cut otherwise" "invalid end state" -DMUTANT=17 $ranges
+mutant 18 "waiting for one that had opened, and left" "invalid end state" -DMUTANT=18 -DN=3 $opening
 
 if [ $long = 1 ]; then
   check "3 ranks, 3 steps" holds -DN=3 -DSTEPS=3

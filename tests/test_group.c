@@ -1527,6 +1527,125 @@ static void alone(void) {
   mlk_close(oracle);
 }
 
+/* The last rank to come closes the group as soon as mlk_group_open gives it, while the others are asleep in theirs: all
+   had come, so they go on. Then they do without it, or with another in its place, or their first step fails. */
+typedef enum leave_kind { LEAVE_SHRINKS, LEAVE_REPLACED, LEAVE_FAILS, LEAVE_KINDS } leave_kind;
+
+typedef struct leave_run {
+  problem p;
+  leave_kind kind;
+  int leaver;
+  gate opened; /* the others add 1 each when mlk_group_open has returned */
+  gate left;
+  int again; /* somebody was too late to open the group at all */
+} leave_run;
+
+static void leave_script(void *arg) {
+  const struct timespec until_others_sleep = {0, 20000000};
+  member *m = (member *)arg;
+  leave_run *run = (leave_run *)m->user;
+  int opened;
+  if (m->rank == run->leaver) nanosleep(&until_others_sleep, NULL);
+  opened = open_member(m);
+  if (m->rank != run->leaver) {
+    gate_add(&run->opened);
+    gate_wait(&run->left, 1);
+    if (opened) (void)whole_step(m);
+    return;
+  }
+  mlk_group_close(m->group);
+  m->group = NULL;
+  gate_add(&run->left);
+  gate_wait(&run->opened, LATE_RANKS - 1);
+  if (opened && run->kind == LEAVE_REPLACED && open_member(m)) (void)whole_step(m);
+}
+
+static void check_left(const leave_run *run, mlk_context *oracle, const member *members) {
+  const uint32_t all = all_bits(LATE_RANKS), others = all & ~(UINT32_C(1) << run->leaver);
+  const uint32_t in = run->kind == LEAVE_FAILS ? 0 : run->kind == LEAVE_REPLACED ? all : others;
+  char sentence[64];
+  int r;
+  snprintf(sentence, sizeof sentence, "rank %d has left the group", run->leaver);
+  for (r = 0; r < LATE_RANKS; r++) {
+    const member *m = &members[r];
+    float want[64];
+    CHECK_EQ_I64(m->steps_done, in >> r & 1);
+    if (run->kind == LEAVE_FAILS && r != run->leaver)
+      CHECK_MSG(strstr(m->text, sentence) != NULL, "rank %d: %s", r, m->text);
+    if (run->kind != LEAVE_FAILS) CHECK_MSG(m->status == MLK_OK, "%s", m->text);
+    if (!m->steps_done) continue;
+    CHECK_EQ_I64(m->finished[0].members, in);
+    if (mean_of(&run->p, oracle, 1, 0, m->finished[0].shares, want))
+      CHECK_BITS_F32_N(m->means[0][0], want, late_sizes[0]);
+  }
+}
+
+static void leave_and_check(leave_run *run, mlk_context *oracle, double timeout) {
+  mlk_bucket buckets[2];
+  mlkt_buffer memory;
+  member *members;
+  int r, opened = 0;
+  run->p = problem_new(LATE_RANKS, 4, late_sizes, 2);
+  run->p.on_loss = run->kind == LEAVE_SHRINKS ? MLK_LOSS_SHRINKS : MLK_LOSS_FAILS;
+  run->p.timeout = timeout;
+  memory = common_memory(&run->p);
+  members = members_new(&run->p, buckets, memory.data);
+  gate_init(&run->opened);
+  gate_init(&run->left);
+  for (r = 0; r < LATE_RANKS; r++) {
+    members[r].desc.min_ranks = 2; /* one who waits to the end has an error to show for it */
+    members[r].script = leave_script;
+    members[r].user = run;
+  }
+  mlkt_note("rank %d leaves, kind %d, timeout %.2f", run->leaver, (int)run->kind, timeout);
+  run_members(members, LATE_RANKS);
+  for (r = 0; r < LATE_RANKS; r++) opened += r == run->leaver || members[r].group;
+  if (opened < LATE_RANKS && run->kind == LEAVE_FAILS && timeout < 7)
+    run->again = 1; /* a busy machine */
+  else
+    check_left(run, oracle, members);
+  gate_free(&run->opened);
+  gate_free(&run->left);
+  members_free(&run->p, members);
+  mlkt_buffer_free(&memory);
+}
+
+static void leaves_at_once(void) {
+  mlk_context *oracle = mlkt_open(MLK_ISA_REFERENCE, 1);
+  int turn;
+  for (turn = 0; oracle && turn < LATE_RANKS * LEAVE_KINDS; turn++) {
+    leave_run run;
+    double timeout;
+    memset(&run, 0, sizeof run);
+    run.kind = (leave_kind)(turn % LEAVE_KINDS), run.leaver = turn / LEAVE_KINDS;
+    timeout = run.kind == LEAVE_FAILS ? 0.3 : 20; /* they wait that long for another in its place */
+    do run.again = 0, leave_and_check(&run, oracle, timeout), timeout *= 2;
+    while (run.again);
+  }
+  mlk_close(oracle);
+}
+
+/* Who is missed is named, and what became of it: it has never come, or has waited in vain and gone. */
+static void missed(void) {
+  problem p = problem_new(2, 3, late_sizes, 2);
+  mlk_context *ctx = mlkt_open(MLK_ISA_BEST, 1);
+  mlk_bucket buckets[2];
+  mlkt_buffer memory = common_memory(&p);
+  mlk_group *group = NULL;
+  mlk_group_desc desc;
+  p.timeout = 0.03;
+  name_buckets(&p, buckets);
+  desc = group_desc(&p, 0, buckets, memory.data);
+  if (!ctx) return;
+  CHECK_STATUS(ctx, mlk_group_open(ctx, &group, &desc), MLK_ERR_REPLICA);
+  CHECK_MSG(strstr(mlk_last_error(ctx), "rank 1 has not come") != NULL, "%s", mlk_last_error(ctx));
+  desc.rank = 1;
+  CHECK_STATUS(ctx, mlk_group_open(ctx, &group, &desc), MLK_ERR_REPLICA);
+  CHECK_MSG(strstr(mlk_last_error(ctx), "rank 0 has left the group") != NULL, "%s", mlk_last_error(ctx));
+  mlkt_buffer_free(&memory);
+  mlk_close(ctx);
+}
+
 /* Rank 1 describes another group than rank 0: it is refused, whichever comes first, and rank 0 only misses it. */
 static void spoil(mlk_group_desc *desc, mlk_bucket *buckets, int way) {
   const mlk_bucket first = buckets[0];
@@ -1911,6 +2030,8 @@ static void no_threads(void) { mlkt_skip("no threads here"); }
 #define late_shrinks       no_threads
 #define late_fails         no_threads
 #define alone              no_threads
+#define leaves_at_once     no_threads
+#define missed             no_threads
 #define other_layouts      no_threads
 #define zero               no_threads
 #define zero_needs_fails   no_threads
@@ -1933,6 +2054,8 @@ const mlkt_case mlkt_group_cases[] = {{"group/bits", bits_sweep},
                                       {"group/late_shrinks", late_shrinks},
                                       {"group/late_fails", late_fails},
                                       {"group/alone", alone},
+                                      {"group/leaves_at_once", leaves_at_once},
+                                      {"group/missed", missed},
                                       {"group/other_layouts", other_layouts},
                                       {"group/zero", zero},
                                       {"group/zero_needs_fails", zero_needs_fails},
