@@ -14,8 +14,11 @@ mlk_names=()
 have() { command -v "$1" >/dev/null 2>&1; }
 skip() { echo "$*"; exit 77; } # inside a checked function: it runs in a process of its own
 
-wait_for_slot() { # by polling: bash before 4.3 has no wait -n
-  while [ "$(jobs -rp | wc -l)" -ge "$mlk_jobs" ]; do sleep 0.02; done
+wait_for_one() { wait -n; }
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 403)) || wait_for_one() { sleep 0.1; } # older ones have no wait -n
+
+wait_for_slot() {
+  while [ "$(jobs -rp | wc -l)" -ge "$mlk_jobs" ]; do wait_for_one; done
 }
 
 check() {

@@ -54,9 +54,9 @@ quiet() { # a compiler that says nothing and gives 0
   [ -z "$said" ] || { echo "$*"; echo "$said"; return 1; }
 }
 scalar_only="-DMLK_NO_AVX2 -DMLK_NO_AVX512 -DMLK_NO_NEON" # for what does not depend on the rows: a third of the work
-modes() { # modes COMPILER STANDARD LANGUAGE: a whole object in the oldest standard of each language, else the parser's view
+modes() { # modes COMPILER STANDARD LANGUAGE: a whole object in C99, else the parser's view
   local how=-fsyntax-only
-  case $2 in c99 | c++11) how="-O0 $openmp -fno-pie -c -o $out/impl_$1.o" ;; esac
+  [ $2 != c99 ] || how="-O0 $openmp -fno-pie -c -o $out/impl_$1.o"
   check "implementation, $1 -std=$2" quiet "$1" -std="$2" -x "$3" $W $how -I"$inc" tests/hygiene_impl.c
   check "declarations, $1 -std=$2" quiet "$1" -std="$2" -x "$3" $W -O2 -I"$inc" -c tests/hygiene_use.c -o "$out/use_$1_$2.o"
 }
@@ -70,9 +70,14 @@ for c in "${c_compilers[@]}"; do
   fi
 done
 for c in clang gcc; do have $c || check "modes of $c" skip "no $c"; done
+# What C++ makes of the rows is in the stages cxx11_native and cxx17_plain; this object is to be linked with users in C and C++.
+if have g++; then
+  check "object, g++ -std=c++11" quiet g++ -std=c++11 -x c++ $W -O0 $openmp $scalar_only -fno-pie -I"$inc" -c tests/hygiene_impl.c -o "$out/impl_g++.o"
+fi
 more="-Wundef -Wdouble-promotion -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wwrite-strings -Wcast-align"
+case $(uname -m) in x86_64) rows="MLK_NO_AVX2 MLK_NO_AVX512" ;; *) rows=MLK_NO_NEON ;; esac
 for c in "${c_compilers[@]}"; do
-  for without in MLK_NO_AVX2 MLK_NO_AVX512 MLK_NO_NEON; do
+  for without in $rows; do
     check "implementation, $c $without" quiet "$c" -std=c99 $W -D$without -I"$inc" -fsyntax-only tests/hygiene_impl.c
   done
   check "more warnings, $c" quiet "$c" -std=c99 $W $more $openmp -I"$inc" -fsyntax-only tests/hygiene_impl.c
@@ -82,15 +87,17 @@ for cross in aarch64-linux-gnu-g++ x86_64-w64-mingw32-gcc; do
   case $cross in *++) std=c++17 lang=c++ how=-fsyntax-only ;; *) std=c99 lang=c how="-O0 -c -o $out/$cross.o" ;; esac
   if have $cross; then
     check "implementation, $cross" quiet $cross -std=$std -x $lang $W $how -I"$inc" tests/hygiene_impl.c
+    case $cross in aarch64*) check "implementation, $cross MLK_NO_NEON" quiet $cross -std=$std -x $lang $W -DMLK_NO_NEON $how -I"$inc" tests/hygiene_impl.c ;; esac
   else
     check "implementation, $cross" skip "no $cross"
   fi
 done
 
 # --- programs: they must run and name the same instruction sets ---------------------------------------------------------
+wait # for the objects of the language modes
 run_use() { "$1" >"$1.txt" || { echo "$1 gives $?"; return 1; }; }
-plain=$out/plain
-$first -O0 -I"$inc" -DHYGIENE_ONE_FILE tests/hygiene_use.c -o "$plain" -lm && run_use "$plain" || echo "unusable" >"$plain.txt"
+plain=$out/plain # all rows, two files
+$first $openmp -no-pie "$out/impl_$first.o" "$out/use_${first}_c99.o" -o "$plain" -lm && run_use "$plain" || echo "unusable" >"$plain.txt"
 prints_the_same() { # prints_the_same PROGRAM [INSTRUCTION SETS TO LEAVE OUT OF THE COMPARISON, A PATTERN]
   run_use "$1" || return 1
   diff <(sed -E "s/${2:-nothing}//g; s/ +\$//" "$plain.txt") "$1.txt"
@@ -102,32 +109,39 @@ builds() { # builds COMPILER FLAGS...: hygiene_use in one file, run
 two_files() { # two_files COMPILER_OF_IMPLEMENTATION COMPILER_OF_USER LINKER: the objects of the language modes
   local program=$out/two_$BASHPID use
   for use in "$out/use_$2"_c99.o "$out/use_$2"_c++11.o; do [ ! -f "$use" ] || break; done
-  "$3" $openmp -no-pie "$out/impl_$1.o" "$use" -o "$program" -lm && prints_the_same "$program"
+  "$3" $openmp -no-pie "$out/impl_$1.o" "$use" -o "$program" -lm && prints_the_same "$program" "${LEFT_OUT:-}"
 }
-static_twice() { # static_twice COMPILER LANGUAGE
-  local o=$out/static_$BASHPID
-  "$1" $W -x "$2" -O0 $scalar_only -I"$inc" -c tests/hygiene_static.c -o "${o}_a.o" &&
-    "$1" $W -x "$2" -O0 $scalar_only -I"$inc" -DHYGIENE_SECOND -c tests/hygiene_static.c -o "${o}_b.o" &&
-    "$1" "${o}_a.o" "${o}_b.o" -o "$o" -lm && [ "$("$o")" = "6 6" ] || return 1
-  ! nm -g --defined-only "${o}_a.o" | awk '{print $3}' | grep -v -E '^(main|DW\.ref\..*)$' || { echo "MLK_STATIC leaves external symbols"; return 1; }
+static_twice() { # static_twice LANGUAGE COMPILER [COMPILER OF THE SECOND FILE]: who warns of unused functions, each sees one
+  local o=$out/static_$BASHPID second=${3:-$2}
+  "$2" $W -x "$1" -O0 $scalar_only -I"$inc" -c tests/hygiene_static.c -o "${o}_a.o" &&
+    "$second" $W -x "$1" -O0 $scalar_only -I"$inc" -DHYGIENE_SECOND -c tests/hygiene_static.c -o "${o}_b.o" &&
+    "$2" "${o}_a.o" "${o}_b.o" -o "$o" -lm && [ "$("$o")" = "6 6" ] || return 1
+  ! nm -g --defined-only "${o}_a.o" "${o}_b.o" | awk 'NF == 3 {print $3}' | grep -v -E '^(main|_?_?Z?[0-9]*hygiene_static_bv?|DW\.ref\..*)$' ||
+    { echo "MLK_STATIC leaves external symbols"; return 1; }
 }
-wait # for the objects of the language modes
+check "MLK_STATIC twice, ${c_compilers[*]}" static_twice c "${c_compilers[@]}"
 for c in "${c_compilers[@]}"; do
   check "two files, $c" two_files "$c" "$c" "$c"
   LEFT_OUT=' (avx2|avx512|neon)' check "runs, $c, MLK_NO_OPENMP and no row but scalar" \
     builds "$c" -O0 $W $openmp -DMLK_NO_OPENMP $scalar_only
-  check "MLK_STATIC twice, $c" static_twice "$c" c
 done
 # The optimisers of the suite, clang (with -flto) and cxx11_native do their stages; what those leave out:
 # (with one wide row: whether a row's instructions stay in their functions does not depend on how many rows there are)
-LEFT_OUT=' avx512' check "runs, $first -O1 -flto -fvisibility=hidden, GNU C, MLK_NO_AVX512" \
-  builds "$first" -O1 -flto -std=gnu11 -fvisibility=hidden -fno-math-errno -fno-trapping-math -DMLK_NO_AVX512
+preprocessed() { # preprocessed COMPILER FLAGS...: first, as ccache and distcc compile; without the widest row, to see that MLK_NO_AVX512 works
+  local o=$out/pre_$BASHPID
+  "$@" -DMLK_NO_AVX512 -I"$inc" -DHYGIENE_ONE_FILE -E tests/hygiene_use.c -o "$o.i" && "$@" -c "$o.i" -o "$o.o" &&
+    "$@" "$o.o" -o "$o" -lm && prints_the_same "$o" ' avx512'
+}
+for c in "${c_compilers[@]}"; do
+  case $c in "$first") how="-O1 -flto -std=gnu11 -fvisibility=hidden -fno-math-errno -fno-trapping-math" ;; *) how=-O0 ;; esac
+  check "preprocessed first, MLK_NO_AVX512, $c $how" preprocessed "$c" $how
+done
 [ "${MLK_LONG:-0}" = 0 ] || for c in "${c_compilers[@]}"; do check "runs, $c -Os" builds "$c" -Os; done
 if have g++; then
-  check "two files, implementation in C++, user in C++" two_files g++ g++ g++
-  check "two files, implementation in C++, user in C" two_files g++ "$first" g++
+  LEFT_OUT=' (avx2|avx512|neon)' check "two files, implementation in C++, user in C++" two_files g++ g++ g++
+  LEFT_OUT=' (avx2|avx512|neon)' check "two files, implementation in C++, user in C" two_files g++ "$first" g++
   check "two files, implementation in C, user in C++" two_files "$first" g++ g++
-  check "MLK_STATIC twice, C++" static_twice g++ c++
+  check "MLK_STATIC twice, C++" static_twice c++ g++ $(have clang++ && echo clang++)
 fi
 
 # --- awkward includes: see the cases in which a header that includes __FILE__ fails ---------------------------------------
@@ -180,11 +194,6 @@ for c in "${c_compilers[@]}"; do
   check "-ffile-prefix-map and an absolute -I, $c" awkward . plain.c "$c" -I"$tree/third_party" -ffile-prefix-map="$tree"=.
   check "the header itself as the file, $c" awkward third_party mlk.h "$c" -x c -DMLK_IMPLEMENTATION
 done
-preprocessed() { # as ccache and distcc compile; without the widest row, to see that MLK_NO_AVX512 works
-  local o=$out/pre_$BASHPID
-  "$1" -O0 -DMLK_NO_AVX512 -I"$inc" -DHYGIENE_ONE_FILE -E tests/hygiene_use.c -o "$o.i" && "$1" -O0 -c "$o.i" -o "$o.o" &&
-    "$1" "$o.o" -o "$o" -lm && prints_the_same "$o" ' avx512'
-}
 renamed() { # renamed COMPILER: a copy under another name, next to it a different mlk.h
   local d=$out/renamed_$BASHPID
   mkdir "$d" && cp "$header" "$d/vector_kernels.h" && echo '#error "the wrong file was included"' >"$d/mlk.h"
@@ -199,7 +208,6 @@ renamed_in_silence() { # without MLK_FILENAME: works, or stops with a sentence t
   else grep -E 'error.*MLK_FILENAME' "$d/said" || { head -n 20 "$d/said"; return 1; }; fi
 }
 for c in "${c_compilers[@]}"; do
-  check "preprocessed first, MLK_NO_AVX512, $c" preprocessed "$c"
   check "renamed copy with MLK_FILENAME, $c" renamed "$c"
   check "renamed copy without MLK_FILENAME, $c" renamed_in_silence "$c"
 done
@@ -210,7 +218,7 @@ refuses_fast_math() {
   said=$("$1" "$2" -I"$inc" -DHYGIENE_ONE_FILE -c tests/hygiene_use.c -o "$out/fast_$BASHPID.o" 2>&1) && { echo "compiled"; return 1; }
   echo "$said" | grep -E 'error.*MLK_ALLOW_FAST_MATH' || { echo "$said" | head; return 1; }
   "$1" "$2" -I"$inc" -c tests/hygiene_use.c -o "$out/fast_$BASHPID.o" || { echo "declarations refused as well"; return 1; }
-  "$1" "$2" -I"$inc" -DMLK_ALLOW_FAST_MATH -DHYGIENE_ONE_FILE -fsyntax-only tests/hygiene_use.c
+  [ "$2" != -ffast-math ] || "$1" "$2" -I"$inc" -DMLK_ALLOW_FAST_MATH -DHYGIENE_ONE_FILE -fsyntax-only tests/hygiene_use.c # -Ofast defines the same
 }
 for c in "${c_compilers[@]}"; do
   check "-ffast-math is refused, $c" refuses_fast_math "$c" -ffast-math

@@ -477,8 +477,10 @@ case $first in program | cuda_program)
   done
   wait $program ;;
 esac
+wait_for_one() { wait -n; }
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 403)) || wait_for_one() { sleep 1; } # older ones have no wait -n
 for stage in $stages_left; do
-  while [ "$(jobs -rp | wc -l)" -ge "$jobs_at_once" ]; do sleep 0.1; done
+  while [ "$(jobs -rp | wc -l)" -ge "$jobs_at_once" ]; do wait_for_one; done
   run_stage "$stage" &
 done
 wait
