@@ -7,7 +7,7 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 B       := build
 
-# CUDA=1: the examples take --device cuda. NVCC is looked for on the path and where NVIDIA installs it. CUDA_ARCH:
+# CUDA=1: the examples and mlk_bench take --device cuda. NVCC is looked for on the path and where NVIDIA installs it. CUDA_ARCH:
 # compute capabilities (80 86 90a), ascending, of the last of which PTX goes along for newer devices, without the a; or native.
 CUDA      ?=
 NVCC      ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc) nvcc)
@@ -72,7 +72,7 @@ help:
 	@echo '  make install    copy mlk.h, mlk_cuda.cuh and mlk.pc under $$(DESTDIR)$$(PREFIX), default /usr/local'
 	@echo '  make clean      remove $(B)/          make distclean: fetched data and peers as well'
 	@echo '  variables: CC, CFLAGS (default -O2), OPENMP= (build without OpenMP), PREFIX, DESTDIR, DEMO_ARGS, TRAIN_ARGS, TEST_ARGS,'
-	@echo '             CUDA=1 (examples with --device cuda; NVCC, NVCCFLAGS, CUDA_ARCH="75 80 90")'
+	@echo '             CUDA=1 (examples and mlk_bench with --device cuda; NVCC, NVCCFLAGS, CUDA_ARCH="75 80 90")'
 
 have = $(if $(shell command -v $(1) 2>/dev/null),$(1),none)
 
@@ -141,13 +141,15 @@ $(B)/emulated/%: examples/%.c mlk.h mlk_cuda.cuh $(B)/test/test_mlk.o $(B)/test_
 	sed '/^#define MLK_IMPLEMENTATION$$/d' $< > $@.c
 	$(CC) $(WARN) $(CFLAGS) $(OPENMP) $(PTHREAD) -DMLK_EXAMPLE_CUDA -I. $@.c $(filter %.o,$^) -o $@ $(LIBS) -lstdc++
 
-# The examples are built anew when CUDA is another than last time.
+# The examples and mlk_bench are built anew when CUDA is another than last time.
 $(B)/cuda_is: FORCE
 	@mkdir -p $(@D)
 	@test "$$(cat $@ 2>/dev/null)" = 'CUDA=$(CUDA)' || echo 'CUDA=$(CUDA)' > $@
 ifeq ($(CUDA),1)
   EXAMPLE_CUDA := $(B)/mlk_cuda.o
   EXAMPLE_CUDA_FLAGS = -DMLK_EXAMPLE_CUDA $(EXAMPLE_CUDA) $(CUDA_LIBS)
+  $(B)/mlk_bench: $(B)/mlk_cuda.o
+  $(B)/mlk_bench: BENCH_CUDA_FLAGS = -DBENCH_CUDA $(B)/mlk_cuda.o $(CUDA_LIBS)
 endif
 
 # mpicc calls the compiler that is named there (Open MPI, MPICH).
@@ -161,9 +163,9 @@ $(B)/%_cuda: examples/%_cuda.cu mlk.h mlk_cuda.cuh Makefile
 	@mkdir -p $(@D)
 	$(NVCC) -std=c++17 $(NVCCFLAGS) $(GENCODE) --threads 0 -I. $< -o $@
 
-$(BENCHES): $(B)/%: bench/%.c $(wildcard bench/*.h) mlk.h Makefile
+$(BENCHES): $(B)/%: bench/%.c $(wildcard bench/*.h) mlk.h Makefile $(B)/cuda_is
 	@mkdir -p $(@D)
-	$(CC) $(WARN) $(CFLAGS) $(OPENMP) $(PTHREAD) -DBENCH_FLAGS='"$(strip $(CFLAGS) $(OPENMP))"' -I. $< -o $@ $(LIBS)
+	$(CC) $(WARN) $(CFLAGS) $(OPENMP) $(PTHREAD) -DBENCH_FLAGS='"$(strip $(CFLAGS) $(OPENMP))"' -I. $< -o $@ $(BENCH_CUDA_FLAGS) $(LIBS)
 
 examples: $(EXAMPLES)
 

@@ -233,6 +233,7 @@ static size_t last_cache_bytes(void) {
   static size_t bytes;
   char path[128], size[32];
   int i;
+  if (opt.cuda) return BENCH_DEVICE_CACHE;
   for (i = 0; i < 8 && bytes == 0; i++) {
     read_line(text(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/size", 7 - i), size, sizeof size);
     bytes = (size_t)strtol(size, NULL, 10) * 1024;
@@ -256,6 +257,12 @@ static void probe_memory_make(void) {
   probe_bytes = 4 * last_cache_bytes();
   if (probe_bytes < (size_t)128 << 20) probe_bytes = (size_t)128 << 20;
   if (probe_bytes > (size_t)1 << 30) probe_bytes = (size_t)1 << 30;
+  if (bench_device.ctx) {
+    probe_bytes = 4 * BENCH_DEVICE_CACHE;
+    device_must(mlk_alloc(bench_device.ctx, probe_bytes, &p));
+    probe_memory = (char *)p; /* never looked at: copied only */
+    return;
+  }
   if (posix_memalign(&p, 4096, probe_bytes) != 0) die("no memory for the bandwidth probe");
   probe_memory = (char *)p;
   for (i = 0; i < probe_bytes; i += 8) memcpy(probe_memory + i, &i, 8);
@@ -285,10 +292,34 @@ static double read_rate(int threads, double share, int four_streams) {
   return (double)bytes / start;
 }
 
-/* Empties the caches of threads threads: each reads its part of a buffer four times as large as the last one. Returns the seconds it took. */
+/* Bytes read plus bytes written per second by copies within the device's memory, queued one after another like the
+   calls of a sample: the one half of footprint bytes (at most the buffer's) to the other, again and again. */
+static double device_copy_rate(double footprint) {
+  const size_t all = footprint < (double)probe_bytes ? (size_t)footprint : probe_bytes;
+  const size_t half = all < 512 ? 256 : all / 2 / 256 * 256;
+  const int wanted = (int)(probe_bytes / (2 * half)), times = wanted > 200 ? 200 : wanted;
+  double best = 0;
+  int attempt, t;
+  for (attempt = 0; attempt < 3; attempt++) { /* the first one brings the working set in */
+    double start;
+    device_wait();
+    start = now();
+    for (t = 0; t < times; t++)
+      device_must(mlk_copy(bench_device.ctx, probe_memory + probe_bytes / 2, probe_memory, half));
+    device_wait();
+    best = greater(best, 2 * (double)half * times / (now() - start));
+  }
+  return best;
+}
+
+/* Empties the caches of threads threads: each reads its part of a buffer four times as large as the last one (of a
+   device: a copy goes over as much). Returns the seconds it took. */
 static double cache_flush(int threads) {
   const double start = now();
-  read_rate(threads, 1, 0);
+  if (bench_device.ctx)
+    device_copy_rate((double)probe_bytes);
+  else
+    read_rate(threads, 1, 0);
   return now() - start;
 }
 
@@ -379,7 +410,8 @@ static double streams_rate(int threads, int n, int in_place, size_t footprint) {
   return best;
 }
 
-/* The ceilings of one instruction set and thread count. own: measured here; mlk: by mlk_measure. Rows measure again. */
+/* The ceilings of one instruction set and thread count. own: measured here; mlk: by mlk_measure. Rows measure again.
+   A device has no loop of multiply-adds here, and what a copy moves stands for reading, too. */
 typedef struct bench_ceiling {
   double fma_own, fma_mlk, read_own, read_mlk, copy;
 } bench_ceiling;
@@ -408,7 +440,7 @@ static void context_measure(bench_context *c) {
   mlk_status status;
   wait_until_quiet();
   status = calibrates() ? mlk_calibrate(c->ctx, &c->found) : mlk_measure(c->ctx, &c->found.ceilings);
-  if (status != MLK_OK) die("measuring %s, %d threads: %s", mlk_isa_name(c->isa), c->threads, mlk_last_error(c->ctx));
+  if (status != MLK_OK) die("measuring %s, %d threads: %s", isa_name(c->isa), c->threads, mlk_last_error(c->ctx));
 }
 
 static const bench_context *context_of(int threads, mlk_isa isa, mlk_numerics numerics) {
@@ -421,10 +453,11 @@ static const bench_context *context_of(int threads, mlk_isa isa, mlk_numerics nu
     if (open[i].threads == threads && open[i].isa == isa && open[i].numerics == numerics) return &open[i];
   memset(&desc, 0, sizeof desc);
   desc.threads = threads, desc.isa = isa, desc.numerics = numerics;
+  device_into(&desc);
   if (numerics != MLK_STRICT && calibrates()) desc.calibration = &context_of(threads, isa, MLK_STRICT)->found;
   if (count == 32) die("too many contexts");
   c = &open[count++];
-  if (mlk_open(&c->ctx, &desc) != MLK_OK) die("mlk_open(%d threads, %s) failed", threads, mlk_isa_name(isa));
+  if (mlk_open(&c->ctx, &desc) != MLK_OK) die("mlk_open(%d threads, %s) failed", threads, isa_name(isa));
   c->threads = threads, c->isa = isa, c->numerics = numerics;
   if (desc.calibration)
     c->found = *desc.calibration;
@@ -445,6 +478,10 @@ static void memory_measure(bench_ceiling *c, int threads) {
       c->read_own = ceilings[i].ceiling.read_own, c->copy = ceilings[i].ceiling.copy;
       return;
     }
+  if (bench_device.ctx) {
+    c->read_own = c->copy = device_copy_rate((double)probe_bytes);
+    return;
+  }
   for (i = 0; i < 4; i++) {
     c->read_own = greater(c->read_own, read_rate(threads, 1, 0));
     c->read_own = greater(c->read_own, read_rate(threads, 1, 1));
@@ -463,7 +500,7 @@ static const bench_ceiling *ceiling_of(mlk_isa isa, int threads) {
   memset(&c, 0, sizeof c);
   m = &context_of(threads, isa, MLK_STRICT)->found.ceilings;
   wait_until_quiet();
-  for (i = 0; i < 8; i++) c.fma_own = greater(c.fma_own, fma_rate(isa, threads, 0.005));
+  for (i = 0; i < 8 && !bench_device.ctx; i++) c.fma_own = greater(c.fma_own, fma_rate(isa, threads, 0.005));
   memory_measure(&c, threads);
   c.fma_mlk = threads > 1 ? m->flops_all : m->flops_1, c.read_mlk = threads > 1 ? m->read_all : m->read_1;
   ceilings[ceiling_count].isa = isa, ceilings[ceiling_count].threads = threads;

@@ -40,6 +40,7 @@ static char *cpu_model(char *out, size_t size) {
 /* What a report groups by: the name, with the model where a virtual machine hides which one it is. */
 static char *machine_name(char *out, size_t size) {
   char name[128], model[64];
+  if (bench_device.ctx) return text(out, size, "%s", bench_device.info.device);
   cpu_name(name, sizeof name), cpu_model(model, sizeof model);
   return strpbrk(name, "0123456789") ? text(out, size, "%s", name) : text(out, size, "%s, %s", name, model);
 }

@@ -13,6 +13,9 @@
 #endif
 #define MLK_IMPLEMENTATION
 #include "mlk.h"
+#if defined(BENCH_CUDA)
+#include "mlk_cuda.cuh" /* plain, as a header: the program is linked with the object of its implementation */
+#endif
 
 #include <dlfcn.h>
 #include <sys/types.h>
@@ -24,6 +27,8 @@
 #include "options.h"
 
 #include "problem.h"
+
+#include "device.h"
 
 #include "ceilings.h"
 
@@ -71,12 +76,18 @@
 
 #include "compare.h"
 
-/* The names of what the context would choose: opt.isa is never BEST afterwards, so that ceilings and rows agree. */
+/* The names of what the context would choose: on the CPU opt.isa is never BEST afterwards, so that ceilings and rows
+   agree. */
 static void resolve_defaults(void) {
   mlk_context_desc desc;
   mlk_context *ctx;
   mlk_info info;
   int isa;
+  if (opt.cuda) {
+    opt.threads = 1;
+    if (opt.command != COMMAND_LIST) device_open();
+    return;
+  }
   memset(&desc, 0, sizeof desc);
   desc.isa = opt.isa, desc.threads = opt.threads;
   if (mlk_open(&ctx, &desc) != MLK_OK || mlk_get_info(ctx, &info) != MLK_OK) die("mlk_open failed");
@@ -111,6 +122,7 @@ static void load_peers(void) {
 
 static void print_peers(void) {
   int i;
+  if (opt.cuda) puts("peer: none; bench/gpu.sh compares with cuBLAS and cuDNN");
   for (i = 0; i < PEER_COUNT && !opt.no_peers; i++) {
     if (peers[i].present)
       printf("peer: %-9s %s, kernels: %s\n", peers[i].name, peers[i].version, peers[i].core);
@@ -121,6 +133,11 @@ static void print_peers(void) {
 
 static void print_context(void) {
   char name[128], model[64], version[32];
+  if (opt.cuda) {
+    printf("mlk %s, %s, %s\n", mlk_version_text(version, sizeof version), compiler_name(), compiler_flags());
+    printf("gpu: %s, %s; host: %s\n", bench_device.info.device, isa_name(opt.isa), cpu_name(name, sizeof name));
+    return;
+  }
   printf("mlk %s, %s, 1 and %d threads, %s, %s\n", mlk_version_text(version, sizeof version), mlk_isa_name(opt.isa),
          opt.threads, compiler_name(), compiler_flags());
   printf("cpu: %s, %s, %ld online, last cache %.0f MiB\n", cpu_name(name, sizeof name), cpu_model(model, sizeof model),
@@ -135,8 +152,9 @@ static void print_ceilings(void) {
     const bench_ceiling *c = &ceilings[i].ceiling;
     char name[32];
     printf("%-20s %14.1f %14.1f %12.1f %14.1f %12.1f\n",
-           text(name, sizeof name, "%s, %d thread%s", mlk_isa_name(ceilings[i].isa), ceilings[i].threads,
-                ceilings[i].threads > 1 ? "s" : ""),
+           opt.cuda ? isa_name(ceilings[i].isa)
+                    : text(name, sizeof name, "%s, %d thread%s", isa_name(ceilings[i].isa), ceilings[i].threads,
+                           ceilings[i].threads > 1 ? "s" : ""),
            c->fma_own * 1e-9, c->fma_mlk * 1e-9, c->read_own * 1e-9, c->read_mlk * 1e-9, c->copy * 1e-9);
   }
 }
@@ -154,14 +172,15 @@ static int command_peers(void) {
   return 0;
 }
 
-/* Of every instruction set that runs here, for one thread and for all. */
+/* Of every instruction set that runs here, for one thread and for all; or of the device. */
 static int command_ceilings(void) {
   const double start = now();
   int isa, many;
   outputs_try();
   print_context();
   probe_memory_make();
-  for (isa = MLK_ISA_REFERENCE - 1; isa > MLK_ISA_BEST; isa--)
+  if (opt.cuda) ceiling_of(opt.isa, 1);
+  for (isa = MLK_ISA_REFERENCE - 1; isa > MLK_ISA_BEST && !opt.cuda; isa--)
     for (many = 0; many < (opt.threads > 1 ? 2 : 1) && mlk_isa_available((mlk_isa)isa); many++)
       ceiling_of((mlk_isa)isa, many ? opt.threads : 1);
   print_ceilings();
@@ -217,7 +236,7 @@ static int command_run(void) {
     report_predictions();
   else if (opt.batch)
     report_batch();
-  else
+  else if (!opt.cuda) /* the aims are the CPU's */
     report_aims(), report_causal(), report_scaling();
   report_busy();
   report_noisy();

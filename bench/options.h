@@ -28,6 +28,7 @@ typedef struct bench_options {
   mlk_isa isa;      /* row of kernels for everything but the forced rows */
   bench_cache cache;
   int quick, no_peers, keep_env, progress, isa_given;
+  int cuda; /* --device cuda */
 } bench_options;
 
 static bench_options opt;
@@ -56,7 +57,7 @@ static void usage(FILE *f) {
       "  --cache HOW       warm or cold operands; default: as each row says\n"
       "  --min-time S      seconds for each contender of a row, default 0.25 (quick 0.04)\n"
       "  --max-noise PCT   a row that spreads more gets more rounds, then is called noisy; default 10\n"
-      "  --device NAME     cpu; a GPU is measured by bench/gpu.sh\n"
+      "  --device NAME     cpu or, built with CUDA=1, cuda: MLK alone; bench/gpu.sh has a GPU's peers\n"
       "  --no-peers        MLK alone\n"
       "  --peers DIR       where fetch_peers.sh put them, default bench/peers\n"
       "  --keep-env        obey OPENBLAS_CORETYPE and the like; otherwise peers choose their best kernels\n"
@@ -141,8 +142,8 @@ static void parse_option(int argc, char **argv, int *i) {
     opt.cache = option_cache(option_value(argc, argv, i));
   else if (strcmp(a, "--device") == 0) {
     const char *value = option_value(argc, argv, i);
-    if (strcmp(value, "cuda") == 0) die("--device: cuda is measured by bench/gpu.sh, with its own peers and clock");
-    if (strcmp(value, "cpu") != 0) die("--device: %s is neither cpu nor cuda", value);
+    opt.cuda = strcmp(value, "cuda") == 0;
+    if (!opt.cuda && strcmp(value, "cpu") != 0) die("--device: %s is neither cpu nor cuda", value);
   } else {
     die("unknown option %s; see --help", a);
   }
@@ -154,6 +155,17 @@ static void parse_command(const char *word) {
   if (c == COMMAND_COUNT)
     die("%s is no command; the first word is one of list, run, plan, peers, ceilings, compare", word);
   opt.command = (bench_command)c;
+}
+
+/* A device has one set of kernels, no threads of ours, and its peers in another program. */
+static void check_device_options(void) {
+#if !defined(BENCH_CUDA)
+  die("--device cuda: this program was built without CUDA; make CUDA=1 build/mlk_bench builds it with (see make help)");
+#endif
+  if (opt.threads) die("--threads %d is of the CPU; beside --device cuda it says nothing", opt.threads);
+  if (opt.isa_given) die("--isa %s is of the CPU; beside --device cuda it says nothing", mlk_isa_name(opt.isa));
+  if (opt.command == COMMAND_PEERS) die("peers are of the CPU; bench/gpu.sh compares a GPU with cuBLAS and cuDNN");
+  opt.no_peers = 1;
 }
 
 static void parse_options(int argc, char **argv) {
@@ -188,6 +200,7 @@ static void parse_options(int argc, char **argv) {
     die("compare needs two files: mlk_bench compare OLD.json NEW.json");
   if (opt.batch && opt.what[0]) die("--batch names a file of problems; %s beside it is one too many", opt.what);
   if (opt.min_time < 0) opt.min_time = opt.quick ? 0.04 : 0.25;
+  if (opt.cuda) check_device_options();
 }
 
 #endif

@@ -29,11 +29,12 @@ static void append(char *out, size_t size, const char *format, ...) {
 /* What to type for this row alone. */
 static char *row_command(const result *x, char *out, size_t size) {
   text(out, size, "mlk_bench run '%s'", x->problem);
+  if (opt.cuda) append(out, size, " --device cuda");
   if (opt.isa_given) append(out, size, " --isa %s", mlk_isa_name(opt.isa));
   if (opt.cache != CACHE_BY_ROW) append(out, size, " --cache %s", opt.cache == CACHE_COLD ? "cold" : "warm");
   if (opt.quick) append(out, size, " --quick");
   if (opt.min_time != (opt.quick ? 0.04 : 0.25)) append(out, size, " --min-time %g", opt.min_time);
-  if (opt.no_peers) append(out, size, " --no-peers");
+  if (opt.no_peers && !opt.cuda) append(out, size, " --no-peers");
   if (opt.keep_env) append(out, size, " --keep-env");
   return out;
 }
@@ -81,7 +82,7 @@ static void put_line(FILE *f, const char *key, const char *value) {
 static void put_caches(FILE *f) {
   int i, any = 0;
   fputs("    \"caches\": [", f);
-  for (i = 0; i < 8; i++) {
+  for (i = 0; i < 8 && !opt.cuda; i++) { /* the host's are not what a device works in */
     char path[128], level[16], type[32], size[32];
     read_line(text(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/level", i), level, sizeof level);
     read_line(text(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/type", i), type, sizeof type);
@@ -99,7 +100,7 @@ static void put_ceilings(FILE *f) {
   for (i = 0; i < ceiling_count; i++) {
     const bench_ceiling *c = &ceilings[i].ceiling;
     fprintf(f, "%s\n      {\"isa\": \"%s\", \"threads\": %d, \"flops\": %.6g, \"flops_mlk_measure\": %.6g, ",
-            i ? "," : "", mlk_isa_name(ceilings[i].isa), ceilings[i].threads, c->fma_own, c->fma_mlk);
+            i ? "," : "", isa_name(ceilings[i].isa), ceilings[i].threads, c->fma_own, c->fma_mlk);
     fprintf(f, "\"read\": %.6g, \"read_mlk_measure\": %.6g, \"copy\": %.6g}", c->read_own, c->read_mlk, c->copy);
   }
   fputs("\n    ],\n", f);
@@ -111,7 +112,7 @@ static void put_peers(FILE *f) {
     char key[64], value[256];
     text(key, sizeof key, "peer_%s", peers[i].name);
     if (opt.no_peers)
-      text(value, sizeof value, "absent: --no-peers");
+      text(value, sizeof value, "absent: %s", opt.cuda ? "of the CPU" : "--no-peers");
     else if (peers[i].present)
       text(value, sizeof value, "%s, kernels: %s", peers[i].version, peers[i].core);
     else
@@ -130,7 +131,7 @@ static void put_context(FILE *f, double seconds) {
   put_line(f, "executable", executable_name);
   put_line(f, "command", command_line);
   put_line(f, "machine", machine_name(line, sizeof line));
-  put_line(f, "device", "cpu");
+  put_line(f, "device", opt.cuda ? "cuda" : "cpu");
   put_line(f, "cpu_name", cpu_name(line, sizeof line));
   put_line(f, "cpu_model", cpu_model(line, sizeof line));
   fprintf(f, "    \"num_cpus\": %ld,\n    \"mhz_per_cpu\": %.0f,\n", sysconf(_SC_NPROCESSORS_ONLN), cpu_mhz());
@@ -144,7 +145,7 @@ static void put_context(FILE *f, double seconds) {
   put_line(f, "library_build_type", "debug");
 #endif
   put_line(f, "mlk_version", mlk_version_text(line, sizeof line));
-  put_line(f, "mlk_isa", mlk_isa_name(opt.isa));
+  put_line(f, "mlk_isa", isa_name(opt.isa));
 #ifdef _OPENMP
   fprintf(f, "    \"openmp\": %d,\n", _OPENMP);
 #else
@@ -169,7 +170,8 @@ static void put_identity(FILE *f, const result *x) {
   put_text(f, "family", row_family(x->row, part, sizeof part));
   put_text(f, "class", row_class(x->row, part, sizeof part));
   put_text(f, "problem", x->problem), put_text(f, "command", row_command(x, part, sizeof part));
-  put_text(f, "device", "cpu"), put_text(f, "isa", mlk_isa_name(x->isa)), put_text(f, "dtype", x->dtype);
+  put_text(f, "device", opt.cuda ? "cuda" : "cpu"), put_text(f, "isa", isa_name(x->isa)),
+      put_text(f, "dtype", x->dtype);
   put_text(f, "cache", x->cold ? "cold" : "warm");
   fprintf(f, "\"threads\": %d, ", x->threads);
 }
@@ -250,7 +252,7 @@ static int write_csv(FILE *f, double seconds) {
     const result *x = &results[i];
     csv_text(f, x->row), csv_text(f, x->name);
     fprintf(f, "%d,", x->peer >= 0);
-    csv_text(f, x->problem), csv_text(f, mlk_isa_name(x->isa)), csv_text(f, x->dtype);
+    csv_text(f, x->problem), csv_text(f, isa_name(x->isa)), csv_text(f, x->dtype);
     fprintf(f, "%s,%d,", x->cold ? "cold" : "warm", x->threads);
     csv_text(f, x->wrong);
     fprintf(f, "%d,%d,%d,%lld,%.6g,%.6g,%.4g,", x->noisy, x->busy, x->samples, (long long)x->iterations,
@@ -266,9 +268,13 @@ static void markdown_head(FILE *f, double seconds) {
   const time_t clock_now = time(NULL);
   int i;
   strftime(date, sizeof date, "%Y-%m-%d", gmtime(&clock_now));
-  fprintf(f, "# mlk_bench\n\n%s, %s, %ld processors, last cache %.0f MiB, MLK %s, ", date,
-          machine_name(line, sizeof line), sysconf(_SC_NPROCESSORS_ONLN), (double)last_cache_bytes() / 1048576,
-          mlk_version_text(line + 128, sizeof line - 128));
+  fprintf(f, "# mlk_bench\n\n%s, %s, ", date, machine_name(line, sizeof line));
+  if (opt.cuda)
+    fprintf(f, "%s, host %s, ", isa_name(opt.isa), cpu_name(line, sizeof line));
+  else
+    fprintf(f, "%ld processors, last cache %.0f MiB, ", sysconf(_SC_NPROCESSORS_ONLN),
+            (double)last_cache_bytes() / 1048576);
+  fprintf(f, "MLK %s, ", mlk_version_text(line, sizeof line));
   fprintf(f, "%s, %s.\n\nCommand: `%s`, %.0f s.\n\n", compiler_name(), compiler_flags(), command_line, seconds);
   for (i = 0; i < PEER_COUNT && !opt.no_peers; i++)
     if (peers[i].present) fprintf(f, "- %s %s, kernels: %s\n", peers[i].name, peers[i].version, peers[i].core);
@@ -277,7 +283,7 @@ static void markdown_head(FILE *f, double seconds) {
         f);
   for (i = 0; i < ceiling_count; i++) {
     const bench_ceiling *c = &ceilings[i].ceiling;
-    fprintf(f, "| %s, %d | %.1f | %.1f | %.1f | %.1f | %.1f |\n", mlk_isa_name(ceilings[i].isa), ceilings[i].threads,
+    fprintf(f, "| %s, %d | %.1f | %.1f | %.1f | %.1f | %.1f |\n", isa_name(ceilings[i].isa), ceilings[i].threads,
             c->fma_own * 1e-9, c->fma_mlk * 1e-9, c->read_own * 1e-9, c->read_mlk * 1e-9, c->copy * 1e-9);
   }
 }

@@ -150,12 +150,15 @@ static measurement *add_measurement(report_data *data) {
   return &data->list[data->count++];
 }
 
-/* A row is the same on two machines when it runs on all threads of both. */
+/* A row is the same on two machines when it runs on all threads of both; all of a GPU's are /cuda. */
 static char *key_of(const measurement *m, int all_threads) {
-  const size_t length = strlen(m->row);
+  static const char gpu[] = "/cuda";
+  const size_t length = strlen(m->row), gpu_length = sizeof gpu - 1;
   char tail[24], *key = copy_text(m->row, length);
   const int tail_length = snprintf(tail, sizeof tail, "/t%d", all_threads);
-  if (all_threads > 1 && length > (size_t)tail_length && strcmp(key + length - tail_length, tail) == 0)
+  if (length > gpu_length && strcmp(key + length - gpu_length, gpu) == 0)
+    memcpy(key + length - gpu_length, "/tN", 4);
+  else if (all_threads > 1 && length > (size_t)tail_length && strcmp(key + length - tail_length, tail) == 0)
     key[length - (size_t)tail_length + 2] = 'N', key[length - (size_t)tail_length + 3] = 0;
   return key;
 }

@@ -302,7 +302,7 @@ static void section_machines(const report_data *data) {
   section("machines", data->series_count > 1 ? "Machines side by side" : "Rows");
   put("<p>One line per row: the median time of one operation, its share of the ceiling, and the best peer's time over "
       "it. In names, "
-      "tN is all threads of each machine.</p>\n");
+      "tN is all threads of each machine, or all of a GPU.</p>\n");
   PUT("<div class=\"box tall\" role=\"region\" tabindex=\"0\" aria-label=\"$\"><table class=\"sort "
       "pin\"><caption><span>$</span></caption>\n",
       "Rows, machines side by side", "Rows, machines side by side; a tilde marks noise");

@@ -160,6 +160,8 @@ static problem_common problem_read_common(problem *p) {
   const char *isa;
   int cache;
   memset(&c, 0, sizeof c);
+  if (opt.cuda && (problem_has(p, "threads") || problem_has(p, "isa")))
+    problem_die(p, "threads and isa are of the CPU; a problem for --device cuda has neither");
   c.threads = (int)problem_integer(p, "threads", 1, 1024, opt.threads);
   c.count = (int)problem_integer(p, "count", 1, 1000000, 1);
   cache = problem_choice(p, "cache", "warm cold");

@@ -28,10 +28,16 @@ static bench_row *row_new(void) {
   return &row_list[row_count++];
 }
 
-/* Adds the row NAME/t1 and, where the run has several threads, NAME/tN. */
+/* Adds the row NAME/t1 and, where the run has several threads, NAME/tN; on a device NAME/cuda. */
 static void declare(const char *name, int flags, const char *problem_text) {
   const int many = opt.threads > 1 && !(flags & ONE_THREAD);
   int i;
+  if (opt.cuda) {
+    bench_row *r = row_new();
+    text(r->name, sizeof r->name, "%s/cuda", name), text(r->problem, sizeof r->problem, "%s", problem_text);
+    r->quick = (flags & (QUICK | QUICK_ONE_THREAD)) != 0;
+    return;
+  }
   for (i = 0; i <= many; i++) {
     bench_row *r = row_new();
     const int threads = i ? opt.threads : 1;

@@ -31,7 +31,7 @@ typedef struct attention_spec {
   int64_t window;
   int64_t offsets[ATTENTION_LENGTHS_MAX + 1], longest; /* of the sequences that fill S */
   int sequences;
-  mlk_dtype dtype; /* of K and V */
+  mlk_dtype dtype; /* of K and V, and where S > 1 of all but the log-sum-exp */
   int64_t page;    /* keys per page; 0: not paged */
   problem_common common;
 } attention_spec;
@@ -62,9 +62,12 @@ typedef struct attention_way {
 struct attention_state {
   attention_spec s;
   mlk_context *ctx;
-  mlk_tensor q, k, v, out, lse, dout; /* k and v: f32 with the values that the operands of another dtype have */
-  mlk_tensor q_half;                  /* q in the dtype of K and V */
-  mlk_tensor peer_mask; /* f32, added to the scores: what the peers are given for masks, biases, windows, ALiBi */
+  mlk_tensor q, k, v, out, lse,
+      dout;              /* f32 with the values that the operands of another dtype have; out: as it is written,
+                                         but for a backward pass its values */
+  mlk_tensor dq, dk, dv; /* as they are written */
+  mlk_tensor q_half;     /* q in the dtype of K and V */
+  mlk_tensor peer_mask;  /* f32, added to the scores: what the peers are given for masks, biases, windows, ALiBi */
   float *slopes, scale;
   int copies;
   void *k_data[ATTENTION_COPIES], *v_data[ATTENTION_COPIES];
@@ -75,8 +78,8 @@ struct attention_state {
   attention_sample sample[ATTENTION_SAMPLED];
   int sampled;
   double *scores; /* of one row */
-  float *spoiled[8];
-  int64_t spoiled_count[8];
+  void *spoiled[8];
+  size_t spoiled_bytes[8];
   int spoils;
   char forward_wrong[192];
 };
@@ -268,7 +271,7 @@ static void attention_check(void *arg, const contender *who, char *why, size_t s
 static void attention_spoil(void *arg) {
   const attention_state *w = (const attention_state *)arg;
   int i;
-  for (i = 0; i < w->spoils; i++) fill_nan(w->spoiled[i], w->spoiled_count[i]);
+  for (i = 0; i < w->spoils; i++) memset(w->spoiled[i], 0xff, w->spoiled_bytes[i]); /* NaN in every type */
 }
 
 /* -------------------------------------------------------------------------------------------------------------- calls */
@@ -347,9 +350,7 @@ static void yardstick_call(void *arg) {
 static void yardstick_prepare(const problem_common *c) {
   const int64_t n = YARDSTICK_SIZE, count = n * n;
   if (!yardstick.a) { /* kept to the end: many rows use it */
-    void *memory;
-    if (posix_memalign(&memory, 64, (size_t)(3 * count) * sizeof(float)) != 0) die("no memory");
-    yardstick.a = (float *)memory;
+    yardstick.a = keep_floats(3 * count);
     yardstick.b = yardstick.a + count, yardstick.d = yardstick.b + count;
     fill_small_integers(yardstick.a, 2 * count, 7);
     yardstick.desc.a = mlk_f32(yardstick.a, n, n), yardstick.desc.b = mlk_f32(yardstick.b, n, n);
@@ -401,24 +402,35 @@ static mlk_tensor attention_operand(const attention_spec *s, int64_t heads, int6
   return attention_view(s, data, heads, positions);
 }
 
+/* Are queries and results of the dtype that K and V have? Where one query is decoded they are f32. */
+static int attention_all_narrow(const attention_spec *s) { return s->dtype != MLK_F32 && s->op != ATTENTION_DECODE; }
+
 static mlk_tensor attention_output(attention_state *w, int64_t heads, int64_t positions) {
-  const int64_t count = w->s.b * heads * positions * w->s.d;
-  float *data = row_floats(count);
-  w->spoiled[w->spoils] = data, w->spoiled_count[w->spoils++] = count;
-  return attention_view(&w->s, data, heads, positions);
+  const mlk_dtype dtype = attention_all_narrow(&w->s) ? w->s.dtype : MLK_F32;
+  const size_t bytes = (size_t)(w->s.b * heads * positions * w->s.d) * dtype_bytes(dtype);
+  mlk_tensor t = attention_view(&w->s, (float *)row_alloc(bytes), heads, positions);
+  t.dtype = (int32_t)dtype;
+  w->spoiled[w->spoils] = t.data, w->spoiled_bytes[w->spoils++] = bytes;
+  return t;
 }
 
-/* A dense copy of t in another dtype; t's elements become what the copy's are. */
-static mlk_tensor attention_narrow(attention_state *w, const mlk_tensor *t, mlk_dtype dtype) {
-  mlk_map_desc copy;
-  memset(&copy, 0, sizeof copy);
-  copy.a = *t, copy.out = mlk_bf16(row_alloc((size_t)(t->shape[0] * t->shape[1] * t->shape[2] * t->shape[3]) * 2),
-                                   t->shape[0], t->shape[1], t->shape[2], t->shape[3]);
-  copy.out.dtype = (int32_t)dtype;
-  if (mlk_map(w->ctx, &copy) != MLK_OK) die("%s", mlk_last_error(w->ctx));
-  copy.a = copy.out, copy.out = *t;
-  if (mlk_map(w->ctx, &copy) != MLK_OK) die("%s", mlk_last_error(w->ctx));
-  return mlki_explicit_strides(copy.a);
+/* A copy of t in another dtype, with the same strides, none of which leaves gaps; t's elements become what the copy's
+   are. */
+static mlk_tensor attention_narrow(const mlk_tensor *t, mlk_dtype dtype) {
+  mlk_tensor narrow = mlki_explicit_strides(*t);
+  narrow.data = row_alloc((size_t)(t->shape[0] * t->shape[1] * t->shape[2] * t->shape[3]) * 2);
+  narrow.dtype = (int32_t)dtype;
+  host_convert(*t, narrow), host_convert(narrow, *t);
+  return narrow;
+}
+
+/* The values of t of any dtype as f32, with the same strides. */
+static mlk_tensor attention_values(const mlk_tensor *t) {
+  mlk_tensor values = *t;
+  values.data = row_floats(t->shape[0] * t->shape[1] * t->shape[2] * t->shape[3]);
+  values.dtype = MLK_F32;
+  host_convert(*t, values);
+  return values;
 }
 
 /* K and V of a decode row: as many copies as exceed four times the last cache, as the layers of a model have, in random order. */
@@ -432,15 +444,16 @@ static void attention_make_copies(attention_state *w, mlk_tensor k, mlk_tensor v
   if (s->common.cold && s->op == ATTENTION_DECODE && s->page == 0) w->copies = (int)(probe_bytes / (2 * bytes)) + 1;
   if (w->copies > ATTENTION_COPIES) w->copies = ATTENTION_COPIES;
   w->k_data[0] = k.data, w->v_data[0] = v.data;
-  if (w->copies == 1) return;
-  all_k = (char *)row_alloc((size_t)(w->copies - 1) * bytes),
-  all_v = (char *)row_alloc((size_t)(w->copies - 1) * bytes);
+  if (w->copies > 1)
+    all_k = (char *)row_alloc((size_t)(w->copies - 1) * bytes),
+    all_v = (char *)row_alloc((size_t)(w->copies - 1) * bytes);
   for (i = 1; i < w->copies; i++) {
     const int other = random_int(&seed, 0, i);
     w->k_data[i] = w->k_data[other], w->v_data[i] = w->v_data[other];
     w->k_data[other] = all_k + (size_t)(i - 1) * bytes, w->v_data[other] = all_v + (size_t)(i - 1) * bytes;
     memcpy(w->k_data[other], k.data, bytes), memcpy(w->v_data[other], v.data, bytes);
   }
+  for (i = 0; i < w->copies; i++) w->k_data[i] = there(w->k_data[i]), w->v_data[i] = there(w->v_data[i]);
 }
 
 /* Scatters the keys of a dense [1, G, T, D] tensor over pages in random order. */
@@ -452,7 +465,7 @@ static mlk_tensor attention_paged(const attention_state *w, const mlk_tensor *t,
     for (j = 0; j < s->t; j++)
       memcpy(data + ((pages[j / s->page] * s->g + g) * s->page + j % s->page) * s->d, attention_floats(t, 0, g, j),
              (size_t)s->d * sizeof(float));
-  return mlk_f32(data, s->t / s->page, s->g, s->page, s->d);
+  return tensor_there(mlk_f32(data, s->t / s->page, s->g, s->page, s->d));
 }
 
 static void attention_make_pages(attention_state *w) {
@@ -465,7 +478,7 @@ static void attention_make_pages(attention_state *w) {
     pages[i] = pages[other], pages[other] = page;
   }
   w->desc.k = attention_paged(w, &w->k, pages), w->desc.v = attention_paged(w, &w->v, pages);
-  w->desc.pages = mlk_i64(pages, 1, count);
+  w->desc.pages = mlk_i64((int64_t *)there(pages), 1, count);
   w->k_data[0] = w->desc.k.data, w->v_data[0] = w->desc.v.data;
 }
 
@@ -495,8 +508,8 @@ static void attention_make_mask(attention_state *w) {
             (s->variant == ATTENTION_WINDOW && fabs((double)distance) >= (double)s->window))
           m[at] = -INFINITY;
       }
-  if (s->variant == ATTENTION_BIAS) w->desc.scores.bias = w->peer_mask;
-  if (bytes) w->desc.scores.mask = mlk_u8(bytes, s->b, 1, s->s, s->t);
+  if (s->variant == ATTENTION_BIAS) w->desc.scores.bias = tensor_there(w->peer_mask);
+  if (bytes) w->desc.scores.mask = mlk_u8((uint8_t *)there(bytes), s->b, 1, s->s, s->t);
 }
 
 static void attention_make_scores(attention_state *w) {
@@ -509,10 +522,12 @@ static void attention_make_scores(attention_state *w) {
   if (s->variant == ATTENTION_ALIBI) {
     w->slopes = row_floats(s->h);
     for (h = 0; h < s->h; h++) w->slopes[h] = (float)pow(2, -8 * (double)(h + 1) / (double)s->h);
-    scores->alibi = mlk_f32(w->slopes, s->h);
+    scores->alibi = mlk_f32((float *)there(w->slopes), s->h);
   }
   if (s->variant == ATTENTION_LENGTHS) {
-    scores->q_offsets = scores->k_offsets = mlk_i64(w->s.offsets, s->sequences + 1);
+    int64_t *offsets = (int64_t *)row_alloc(sizeof s->offsets);
+    memcpy(offsets, s->offsets, sizeof s->offsets);
+    scores->q_offsets = scores->k_offsets = mlk_i64((int64_t *)there(offsets), s->sequences + 1);
     scores->longest_q = scores->longest_k = s->longest;
   }
   attention_make_mask(w);
@@ -547,27 +562,51 @@ static void attention_sample_rows(attention_state *w) {
   }
 }
 
+/* Of the largest magnitude expected in a row. Results of 16 bits are rounded, and so are the weights that they are
+   sums by: a few halves of the distance of two numbers. */
+static double attention_tolerance(const attention_spec *s, int backward) {
+  if (attention_all_narrow(s)) return s->dtype == MLK_F16 ? 5e-3 : 4e-2;
+  return backward ? 1e-3 : 1e-4;
+}
+
 /* The forward pass before a backward one: MLK's results, checked on the sampled rows, are what the gradients are expected from. */
 static void attention_forward_first(attention_state *w) {
   attention_way way;
   int n;
   memset(&way, 0, sizeof way);
-  way.w = w, way.out = w->out, way.tolerance = 1e-4;
+  way.w = w, way.out = w->out, way.tolerance = attention_tolerance(&w->s, 0);
+  operands_up();
   if (mlk_attention(w->ctx, &w->desc) != MLK_OK)
     text(w->forward_wrong, sizeof w->forward_wrong, "%s", mlk_last_error(w->ctx));
+  operands_down();
   for (n = 0; n < w->sampled && !w->forward_wrong[0]; n++) {
     const attention_sample *at = &w->sample[n];
     const double lse = attention_expect_out(w, at);
     const double got = (double)((const float *)w->lse.data)[(at->b * w->s.h + at->h) * w->s.s + at->i];
     attention_row_right(w, &way, &w->out, "out", at, at->expected, 0, w->forward_wrong, sizeof w->forward_wrong);
-    if (!(fabs(got - lse) <= 1e-4 * greater(1, fabs(lse))))
+    if (!(fabs(got - lse) <= way.tolerance * greater(1, fabs(lse))))
       text(w->forward_wrong, sizeof w->forward_wrong, "lse[%lld][%lld][%lld] is %.9g, but should be %.9g",
            (long long)at->b, (long long)at->h, (long long)at->i, got, lse);
   }
 }
 
+static void attention_prepare_grad(attention_state *w) {
+  const attention_spec *s = &w->s;
+  mlk_attention_grad_desc *g = &w->grad;
+  w->dout = attention_operand(s, s->h, s->s, 4);
+  g->dout = tensor_there(s->dtype == MLK_F32 ? w->dout : attention_narrow(&w->dout, s->dtype));
+  w->lse = mlk_f32(row_floats(s->b * s->h * s->s), s->b, s->h, s->s), w->desc.lse = tensor_there(w->lse);
+  attention_forward_first(w);
+  if (s->dtype != MLK_F32) w->out = attention_values(&w->out);
+  w->spoils = 0; /* what is to be overwritten now are the gradients */
+  g->q = w->desc.q, g->k = w->desc.k, g->v = w->desc.v, g->out = w->desc.out, g->lse = w->desc.lse;
+  g->scores = w->desc.scores;
+  w->dq = attention_output(w, s->h, s->s), g->dq = tensor_there(w->dq);
+  w->dk = attention_output(w, s->g, s->t), g->dk = tensor_there(w->dk);
+  w->dv = attention_output(w, s->g, s->t), g->dv = tensor_there(w->dv);
+}
+
 static void attention_prepare(attention_state *w, const attention_spec *s) {
-  const int64_t rows = s->b * s->h * s->s;
   mlk_tensor k, v;
   int n;
   memset(w, 0, sizeof *w);
@@ -576,24 +615,16 @@ static void attention_prepare(attention_state *w, const attention_spec *s) {
   w->v = attention_operand(s, s->g, s->t, 3), w->out = attention_output(w, s->h, s->s);
   k = w->k, v = w->v, w->q_half = w->q;
   if (s->dtype != MLK_F32) {
-    k = attention_narrow(w, &w->k, s->dtype), v = attention_narrow(w, &w->v, s->dtype);
-    w->q_half = attention_narrow(w, &w->q, s->dtype);
+    k = attention_narrow(&w->k, s->dtype), v = attention_narrow(&w->v, s->dtype);
+    w->q_half = attention_narrow(&w->q, s->dtype);
   }
-  w->desc.q = w->q, w->desc.k = k, w->desc.v = v, w->desc.out = w->out;
+  w->desc.q = tensor_there(attention_all_narrow(s) ? w->q_half : w->q), w->desc.out = tensor_there(w->out);
+  w->desc.k = tensor_there(k), w->desc.v = tensor_there(v);
   attention_make_scores(w);
   attention_make_copies(w, k, v);
   if (s->page) attention_make_pages(w);
   attention_sample_rows(w);
-  if (s->op == ATTENTION_BACKWARD) {
-    w->dout = attention_operand(s, s->h, s->s, 4);
-    w->lse = mlk_f32(row_floats(rows), s->b, s->h, s->s), w->desc.lse = w->lse;
-    attention_forward_first(w);
-    w->spoils = 0; /* what is to be overwritten now are the gradients */
-    w->grad.q = w->q, w->grad.k = w->k, w->grad.v = w->v, w->grad.out = w->out, w->grad.lse = w->lse;
-    w->grad.dout = w->dout, w->grad.scores = w->desc.scores;
-    w->grad.dq = attention_output(w, s->h, s->s);
-    w->grad.dk = attention_output(w, s->g, s->t), w->grad.dv = attention_output(w, s->g, s->t);
-  }
+  if (s->op == ATTENTION_BACKWARD) attention_prepare_grad(w);
   for (n = 0; n < w->sampled; n++)
     if (s->op == ATTENTION_BACKWARD)
       attention_expect_grad(w, &w->sample[n]);
@@ -604,9 +635,9 @@ static void attention_prepare(attention_state *w, const attention_spec *s) {
 static attention_way *attention_way_make(attention_state *w) {
   attention_way *c = &w->way[w->ways++];
   if (w->ways > ATTENTION_WAYS) die("too many ways of attention");
-  c->w = w, c->out = w->out, c->dq = w->grad.dq, c->dk = w->grad.dk, c->dv = w->grad.dv;
+  c->w = w, c->out = w->out, c->dq = w->dq, c->dk = w->dk, c->dv = w->dv;
   c->causal = w->s.causal && w->s.s == w->s.t && w->s.variant == ATTENTION_PLAIN;
-  c->tolerance = w->s.op == ATTENTION_BACKWARD ? 1e-3 : 1e-4;
+  c->tolerance = attention_tolerance(&w->s, w->s.op == ATTENTION_BACKWARD);
   return c;
 }
 
@@ -659,7 +690,7 @@ static mlk_tensor attention_positions_first(attention_state *w, const mlk_tensor
   copy.a = *t;
   copy.out = mlk_swapped(mlk_f32(row_floats(count), t->shape[0], t->shape[2], t->shape[1], t->shape[3]), 1, 2);
   if (copies && mlk_map(w->ctx, &copy) != MLK_OK) die("%s", mlk_last_error(w->ctx));
-  if (!copies) w->spoiled[w->spoils] = (float *)copy.out.data, w->spoiled_count[w->spoils++] = count;
+  if (!copies) w->spoiled[w->spoils] = copy.out.data, w->spoiled_bytes[w->spoils++] = (size_t)count * sizeof(float);
   return copy.out;
 }
 
@@ -755,7 +786,7 @@ static void attention_onednn_make(attention_state *w, row *r) {
   int i;
   attention_half_result(c);
   if (as_rows) c->out = attention_as_rows(w, c->out.data, c->out.dtype);
-  if (w->s.dtype != MLK_F32) scale = attention_narrow(w, &scale, w->s.dtype);
+  if (w->s.dtype != MLK_F32) scale = attention_narrow(&scale, w->s.dtype);
   dnn_attention_make(&c->dnn, &q, &w->desc.k, &w->desc.v, &scale, &w->peer_mask, &c->out);
   for (i = 0; i < w->copies && !c->dnn.failed; i++) {
     c->k[i] = dnn_graph_tensor(&c->dnn, &c->dnn.logical[1], w->k_data[i]);
@@ -778,7 +809,7 @@ static void attention_peers(attention_state *w, row *r) {
   if (peers[ORT].present && s->variant != ATTENTION_LENGTHS && s->page == 0 && s->dtype != MLK_BF16) {
     if (!grouped && !one && s->variant != ATTENTION_SOFTCAP) attention_ort_mha_make(w, r);
     if (!s->positions_first) attention_ort_standard_make(w, r);
-    if (one) attention_ort_gqa_make(w, r);
+    if (one && !s->positions_first) attention_ort_gqa_make(w, r);
   }
   /* A mask of one head's scores each is read by oneDNN 3.6 as if all heads shared the first. */
   if (dnng.present && simple && (!grouped || one) && s->dtype != MLK_F16 &&
@@ -862,11 +893,11 @@ static attention_spec attention_read(problem *p) {
   if (s.page && (s.op != ATTENTION_DECODE || s.b != 1 || s.t % s.page || s.dtype != MLK_F32))
     problem_die(p, "page=%lld is of one sequence, one query, f32, and a whole number of pages; T is %lld",
                 (long long)s.page, (long long)s.t);
-  if (backward && (s.variant != ATTENTION_PLAIN || s.dtype != MLK_F32 || s.h != s.g || s.s != s.t || s.positions_first))
-    problem_die(p,
-                "op=bwd is checked for plain scores, f32, as many key heads as query heads and keys as queries, bhsd");
-  if (s.dtype != MLK_F32 && s.op != ATTENTION_DECODE)
-    problem_die(p, "dtype is of cached keys and values: S must be 1, not %lld", (long long)s.s);
+  if (backward && (s.variant != ATTENTION_PLAIN || s.h != s.g || s.s != s.t || s.positions_first))
+    problem_die(p, "op=bwd is checked for plain scores, as many key heads as query heads and keys as queries, bhsd");
+  if (attention_all_narrow(&s) && !opt.cuda)
+    problem_die(p, "dtype=%s is of cached keys and values on the CPU: S must be 1, not %lld; --device cuda takes more",
+                dtype_name(s.dtype), (long long)s.s);
   s.common = problem_read_common(p);
   problem_finish(p);
   return s;
@@ -880,7 +911,6 @@ static row_cache attention_cache(const attention_spec *s) {
 
 static void attention_run(problem *problem_text, row *r) {
   attention_state *w = &attention;
-  static const char *const dtypes[MLK_DTYPE_COUNT] = {"f32", "", "f16", "bf16", ""};
   const attention_spec s = attention_read(problem_text);
   const int one = s.op == ATTENTION_DECODE;
   const double per_pair = s.op == ATTENTION_BACKWARD ? 10 : 4; /* products of D terms: 5 and 2 */
@@ -888,15 +918,16 @@ static void attention_run(problem *problem_text, row *r) {
   if (!r) return;
   attention_prepare(w, &s);
   row_common(r, &s.common, attention_cache(&s));
-  text(r->dtype, sizeof r->dtype, "%s", dtypes[s.dtype]);
+  text(r->dtype, sizeof r->dtype, "%s", dtype_name(s.dtype));
   r->flops = per_pair * (double)(s.d * s.b * s.h) * attention_pairs(w);
   if (one || s.common.cold)
-    r->bytes = 2.0 * (double)(s.b * s.g * s.t * s.d) * (s.dtype == MLK_F32 ? 4 : 2) +
-               8.0 * (double)(s.b * s.h * s.s * s.d);
+    r->bytes = 2.0 * (double)(s.b * s.g * s.t * s.d) * (double)dtype_bytes(s.dtype) +
+               2.0 * (double)(s.b * s.h * s.s * s.d) * (attention_all_narrow(&s) ? 2 : 4);
   r->spoil = attention_spoil, r->check = attention_check_all, r->arg = w;
   row_add_mlk(r, "mlk", attention_call, attention_plan, attention_way_make(w));
+  if (attention_all_narrow(&s)) row_by_tensor_cores(r);
   if (!s.common.forced) attention_peers(w, r);
-  if (!one) {
+  if (!one && !opt.cuda) { /* a product of that size does not fill a device */
     yardstick_prepare(&s.common);
     row_add(r, "mlk matmul 1024", -1, yardstick_call, NULL);
     r->list[r->count - 1].flops = 2.0 * YARDSTICK_SIZE * YARDSTICK_SIZE * YARDSTICK_SIZE;
@@ -911,11 +942,12 @@ static struct {
   mlk_context *ctx;
   mlk_attention_merge_desc desc;
   int64_t parts, rows, size;
+  float *values, *lse, *out;
 } merge;
 
 static void merge_call(void *arg) {
   (void)arg;
-  if (mlk_attention_merge(merge.ctx, &merge.desc) != MLK_OK) fill_nan((float *)merge.desc.out.data, 1);
+  if (mlk_attention_merge(merge.ctx, &merge.desc) != MLK_OK) call_failed(merge.out);
 }
 
 static mlk_status merge_plan(void *arg, mlk_plan *plan) {
@@ -925,12 +957,11 @@ static mlk_status merge_plan(void *arg, mlk_plan *plan) {
 
 static void merge_spoil(void *arg) {
   (void)arg;
-  fill_nan((float *)merge.desc.out.data, merge.rows * merge.size);
+  fill_nan(merge.out, merge.rows * merge.size);
 }
 
 static void merge_check(void *arg, const contender *who, char *why, size_t size) {
-  const float *parts = (const float *)merge.desc.parts.data, *lse = (const float *)merge.desc.parts_lse.data;
-  const float *out = (const float *)merge.desc.out.data;
+  const float *parts = merge.values, *lse = merge.lse, *out = merge.out;
   int64_t i, p, d;
   (void)arg, (void)who;
   for (i = 0; i < merge.rows && !why[0]; i += 97)
@@ -962,9 +993,10 @@ static void merge_run(problem *problem_text, row *r) {
   parts = row_floats(p * lines * q[3]), lse = row_floats(p * lines), out = row_floats(lines * q[3]);
   fill_uniform(parts, p * lines * q[3], 1), fill_uniform(lse, p * lines, 2);
   merge.ctx = context(common.threads, common.isa, MLK_STRICT), merge.parts = p, merge.rows = lines, merge.size = q[3];
-  merge.desc.parts = mlk_f32(parts, p, q[0], q[1], q[2], q[3]);
-  merge.desc.parts_lse = mlk_f32(lse, p, q[0], q[1], q[2]);
-  merge.desc.out = mlk_f32(out, q[0], q[1], q[2], q[3]);
+  merge.values = parts, merge.lse = lse, merge.out = out;
+  merge.desc.parts = tensor_there(mlk_f32(parts, p, q[0], q[1], q[2], q[3]));
+  merge.desc.parts_lse = tensor_there(mlk_f32(lse, p, q[0], q[1], q[2]));
+  merge.desc.out = tensor_there(mlk_f32(out, q[0], q[1], q[2], q[3]));
   row_common(r, &common, common.cold ? ROW_FLUSHED : ROW_WARM);
   r->flops = 2.0 * (double)(p * lines * q[3]), r->bytes = 4.0 * (double)(p * lines * (q[3] + 1) + lines * q[3]);
   r->spoil = merge_spoil, r->check = merge_check;
@@ -1002,6 +1034,15 @@ static void declare_attention_backward(void) {
     for (d = 64; d <= 128; d += 64)
       declare_attention_square("backward", 1, heads[i], 512 << i, d, " op=bwd",
                                (i == 1 ? 0 : ONE_THREAD) | (i == 1 && d == 64 ? QUICK_ONE_THREAD : 0));
+}
+
+/* Of 16 bits, as large as fill a device. */
+static void declare_attention_narrow(void) {
+  declare_attention_square("bf16", 4, 32, 2048, 128, " dtype=bf16", QUICK);
+  declare_attention_square("bf16", 16, 32, 1024, 64, " dtype=bf16", 0);
+  declare_attention_square("f16", 4, 32, 2048, 128, " dtype=f16", 0);
+  declare_attention_square("bf16_backward", 2, 16, 2048, 128, " dtype=bf16 op=bwd", QUICK);
+  declare_attention_square("bf16_backward", 4, 16, 1024, 64, " dtype=bf16 op=bwd", 0);
 }
 
 static void declare_attention_decode(void) {
@@ -1060,6 +1101,7 @@ static void declare_attention(void) {
             PROBLEM("attention %s", others[i].problem));
   declare_attention_decode();
   declare_attention_backward();
+  if (opt.cuda) declare_attention_narrow();
   declare("attention/merge/p8_h16_s4096_d64", 0, "merge parts=8 q=1x16x4096x64");
 }
 

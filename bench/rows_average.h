@@ -29,7 +29,7 @@ typedef struct average_state {
 static size_t average_bytes(const average_state *w) { return (size_t)w->count * (w->dtype == MLK_F32 ? 4 : 2); }
 
 static void average_call_with(average_state *w, const mlk_average_desc *desc) {
-  if (mlk_average(w->ctx, desc) != MLK_OK) memset(w->all ? w->x[0] : w->out, 0xff, 64);
+  if (mlk_average(w->ctx, desc) != MLK_OK) call_failed((float *)(void *)(w->all ? w->x[0] : w->out));
 }
 static void average_call(void *arg) { average_call_with((average_state *)arg, &((average_state *)arg)->desc); }
 static void average_one_call(void *arg) { average_call_with((average_state *)arg, &((average_state *)arg)->one); }
@@ -174,7 +174,7 @@ static void average_check(void *arg, const contender *who, char *why, size_t siz
 }
 
 static mlk_tensor average_view(const average_state *w, char *at, int64_t count) {
-  return w->dtype == MLK_F32 ? mlk_f32((float *)(void *)at, count) : mlk_bf16((uint16_t *)(void *)at, count);
+  return dense_view(there(at), w->dtype, count);
 }
 
 static void average_fill(average_state *w) {
@@ -259,7 +259,7 @@ static void average_add_others(average_state *w, row *r) {
     w->one = w->desc, w->one.inputs = one_in, w->one.count = 1;
     if (!w->all) w->one.outputs = &one_out, w->one.output_count = 1;
     row_add_mlk(r, "mlk, one tensor", average_one_call, average_one_plan, w);
-  } else if (!w->all) {
+  } else if (!w->all && !opt.cuda) { /* a device has one way of storing */
     row_add(r, "mlk, cached stores", -1, average_cached_call, w);
     row_add(r, "mlk, streamed stores", -1, average_streamed_call, w);
   }

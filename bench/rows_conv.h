@@ -11,6 +11,7 @@ typedef struct conv_spec {
   int64_t n, c, k, in[3], filter[3], stride, dilation, pad, groups;
   int channels_last;
   conv_op op;
+  mlk_dtype dtype; /* of X, W and Y; on a device also of 16 bits */
   problem_common common;
 } conv_spec;
 
@@ -21,7 +22,9 @@ typedef struct conv_state {
   int64_t in[3], out[3], filter[3], stride[3], dilation[3], pad[3], c_group, k_group, taps;
   int64_t x_stride[5], y_stride[5], x_count, y_count, w_count;
   float *x, *y, *w, *result;
-  double *r, *expected; /* r: a number per channel that the check sums over */
+  void *narrow[3], *narrow_result; /* of 16 bits: X, Y and W as calls read and write them; result is then its values */
+  float *rounded;                  /* what these are to be */
+  double *r, *expected;            /* r: a number per channel that the check sums over */
   int64_t result_count, expected_count;
   mlk_context *ctx;
   mlk_conv_desc forward;
@@ -38,7 +41,7 @@ static void conv_call(void *arg) {
   const mlk_status status = w->s.op == CONV_GRAD_W                          ? mlk_conv_grad_weights(w->ctx, &w->grad_w)
                             : w->s.op == CONV_FWD || w->s.op == CONV_PACKED ? mlk_conv(w->ctx, &w->forward)
                                                                             : mlk_conv_grad_input(w->ctx, &w->grad_x);
-  if (status != MLK_OK) fill_nan(w->result, 1);
+  if (status != MLK_OK) call_failed(w->result);
 }
 
 static mlk_status conv_plan(void *arg, mlk_plan *plan) {
@@ -56,6 +59,7 @@ static void conv_onednn_call(void *arg) {
 static void conv_spoil(void *arg) {
   const conv_state *w = (const conv_state *)arg;
   fill_nan(w->result, w->result_count);
+  if (w->rounded) memset(w->narrow_result, 0xff, (size_t)w->result_count * 2); /* NaN in both types */
 }
 
 /* The place of tap t, and the input element that output element o reads through it; 0 where that is padding. */
@@ -161,8 +165,18 @@ static void conv_expect(conv_state *w) {
     }
 }
 
-static void conv_check(void *arg, const contender *who, char *why, size_t size) {
-  const conv_state *w = (const conv_state *)arg;
+/* Results of 16 bits: those of f32, which have passed the projection, rounded. */
+static void conv_rounded_check(const conv_state *w, char *why, size_t size) {
+  int64_t i;
+  host_convert(dense_view(w->narrow_result, w->s.dtype, w->result_count),
+               dense_view(w->result, MLK_F32, w->result_count));
+  for (i = 0; i < w->result_count && w->result[i] == w->rounded[i]; i++) {}
+  if (i < w->result_count)
+    text(why, size, "element %lld is %.9g, but should be %.9g", (long long)i, (double)w->result[i],
+         (double)w->rounded[i]);
+}
+
+static void conv_projection_check(const conv_state *w, char *why, size_t size) {
   double *got = (double *)malloc((size_t)w->expected_count * sizeof *got);
   int64_t i;
   if (!got) die("no memory");
@@ -174,6 +188,14 @@ static void conv_check(void *arg, const contender *who, char *why, size_t size) 
   if (i < w->expected_count)
     text(why, size, "projection %lld is %.17g, but should be %.17g", (long long)i, got[i], w->expected[i]);
   free(got);
+}
+
+static void conv_check(void *arg, const contender *who, char *why, size_t size) {
+  const conv_state *w = (const conv_state *)arg;
+  if (w->rounded)
+    conv_rounded_check(w, why, size);
+  else
+    conv_projection_check(w, why, size);
   if (who->peer < 0 && why[0] && mlk_last_error(w->ctx)[0]) text(why, size, "%s", mlk_last_error(w->ctx));
 }
 
@@ -189,6 +211,47 @@ static mlk_tensor conv_view(const conv_spec *s, float *data, int64_t channels, c
   t.stride[0] = stride[0], t.stride[1] = stride[1];
   for (a = 0; a < s->axes; a++) t.shape[2 + a] = size[3 - s->axes + a], t.stride[2 + a] = stride[5 - s->axes + a];
   return t;
+}
+
+/* What the calls are given: X, Y and W where and in the types they have there; the result in its own type, or as f32.
+   */
+static void conv_describe(conv_state *w, int result_is_f32) {
+  const conv_spec *s = &w->s;
+  float *const values[3] = {w->x, w->y, w->w};
+  mlk_conv_desc *f = &w->forward;
+  mlk_tensor t[3];
+  int a, i;
+  t[0] = conv_view(s, w->x, s->c, w->in, w->x_stride), t[1] = conv_view(s, w->y, s->k, w->out, w->y_stride);
+  t[2] = mlk_f32(w->w, s->k, w->c_group);
+  t[2].rank = 2 + s->axes;
+  for (a = 0; a < s->axes; a++) t[2].shape[2 + a] = s->filter[a];
+  for (i = 0; i < 3; i++) {
+    const int wide = s->dtype == MLK_F32 || (result_is_f32 && values[i] == w->result);
+    t[i].data = there(wide ? values[i] : w->narrow[i]);
+    t[i].dtype = (int32_t)(wide ? MLK_F32 : s->dtype);
+  }
+  f->x = t[0], f->y = t[1], f->w = t[2];
+  w->grad_x.dy = f->y, w->grad_x.w = f->w, w->grad_x.dx = f->x, w->grad_x.geometry = f->geometry;
+  w->grad_w.x = f->x, w->grad_w.dy = f->y, w->grad_w.dw = f->w, w->grad_w.geometry = f->geometry;
+}
+
+/* Of 16 bits: the same with a result of f32 first. */
+static void conv_round(conv_state *w) {
+  const int64_t count = w->result_count;
+  contender plain;
+  memset(&plain, 0, sizeof plain);
+  plain.peer = -1;
+  conv_describe(w, 1);
+  conv_spoil(w);
+  operands_up();
+  conv_call(w);
+  operands_down();
+  conv_check(w, &plain, plain.wrong, sizeof plain.wrong);
+  w->narrow_result = w->narrow[w->result == w->x ? 0 : w->result == w->y ? 1 : 2];
+  w->rounded = row_floats(count);
+  host_convert(dense_view(w->result, MLK_F32, count), dense_view(w->narrow_result, w->s.dtype, count));
+  host_convert(dense_view(w->narrow_result, w->s.dtype, count), dense_view(w->rounded, MLK_F32, count));
+  if (plain.wrong[0]) fill_nan(w->rounded, count);
 }
 
 static void conv_prepare(conv_state *w, const conv_spec *spec) {
@@ -217,13 +280,10 @@ static void conv_prepare(conv_state *w, const conv_spec *spec) {
   w->x = row_floats(w->x_count), w->y = row_floats(w->y_count), w->w = row_floats(w->w_count);
   fill_small_integers(w->x, w->x_count, 1), fill_small_integers(w->y, w->y_count, 2);
   fill_small_integers(w->w, w->w_count, 3);
-  f->x = conv_view(s, w->x, s->c, w->in, w->x_stride);
-  f->y = conv_view(s, w->y, s->k, w->out, w->y_stride);
-  f->w = mlk_f32(w->w, s->k, w->c_group);
-  f->w.rank = 2 + s->axes;
-  for (a = 0; a < s->axes; a++) f->w.shape[2 + a] = s->filter[a];
-  w->grad_x.dy = f->y, w->grad_x.w = f->w, w->grad_x.dx = f->x, w->grad_x.geometry = f->geometry;
-  w->grad_w.x = f->x, w->grad_w.dy = f->y, w->grad_w.dw = f->w, w->grad_w.geometry = f->geometry;
+  if (s->dtype != MLK_F32) {
+    w->narrow[0] = row_narrowed(w->x, s->dtype, w->x_count), w->narrow[1] = row_narrowed(w->y, s->dtype, w->y_count);
+    w->narrow[2] = row_narrowed(w->w, s->dtype, w->w_count);
+  }
   w->ctx = context(s->common.threads, s->common.isa, MLK_STRICT);
   if (s->op == CONV_GRAD_W)
     w->result = w->w, w->result_count = w->w_count, w->expected_count = s->k * w->taps;
@@ -235,7 +295,9 @@ static void conv_prepare(conv_state *w, const conv_spec *spec) {
   w->r = (double *)row_alloc((size_t)i * sizeof(double));
   while (i-- > 0) w->r[i] = 2 * random_int(&seed, -512, 511) + 1; /* odd: a group of one channel is seen too */
   w->expected = (double *)row_alloc((size_t)w->expected_count * sizeof(double));
+  conv_describe(w, 0);
   conv_expect(w);
+  if (s->dtype != MLK_F32) conv_round(w), conv_describe(w, 0);
 }
 
 static void conv_pack(conv_state *w) {
@@ -246,10 +308,12 @@ static void conv_pack(conv_state *w) {
   if ((forward ? mlk_conv_pack(w->ctx, &w->forward, NULL, 0, &size)
                : mlk_conv_grad_input_pack(w->ctx, &w->grad_x, NULL, 0, &size)) != MLK_OK)
     return;
-  buffer = row_alloc((size_t)size.bytes);
+  buffer = there(row_alloc((size_t)size.bytes));
+  operands_up();
   if ((forward ? mlk_conv_pack(w->ctx, &w->forward, buffer, size.bytes, &w->packed)
                : mlk_conv_grad_input_pack(w->ctx, &w->grad_x, buffer, size.bytes, &w->packed)) != MLK_OK)
     return;
+  operands_down();
   memset(&w->forward.w, 0, sizeof w->forward.w), memset(&w->grad_x.w, 0, sizeof w->grad_x.w);
   w->forward.packed_w = w->grad_x.packed_w = &w->packed;
 }
@@ -322,6 +386,7 @@ static void conv_onednn_make(conv_state *w, int reorders) {
 
 /* conv NxCxIN...:KxC/GROUPSxFILTER..., one to three spatial axes. */
 static conv_spec conv_read(problem *p) {
+  static const mlk_dtype dtypes[] = {MLK_F32, MLK_BF16, MLK_F16};
   const char *shape = problem_shape(p), *colon = shape ? strchr(shape, ':') : NULL;
   char left[96] = "";
   int64_t image[5], filter[5];
@@ -353,6 +418,9 @@ static conv_spec conv_read(problem *p) {
   packed = problem_choice(p, "packed", "0 1");
   if (packed && s.op == CONV_GRAD_W) problem_die(p, "packed=1 beside op=grad_w: weights are what that makes");
   s.op = (conv_op)((int)s.op + packed);
+  s.dtype = dtypes[problem_choice(p, "dtype", "f32 bf16 f16")];
+  if (s.dtype != MLK_F32 && !opt.cuda)
+    problem_die(p, "dtype=%s is of --device cuda; on the CPU images are f32", dtype_name(s.dtype));
   s.common = problem_read_common(p);
   problem_finish(p);
   return s;
@@ -365,13 +433,16 @@ static void conv_run(problem *problem_text, row *r) {
   if (!r) return;
   conv_prepare(w, &s);
   row_common(r, &s.common, s.common.cold ? ROW_FLUSHED : ROW_WARM);
+  text(r->dtype, sizeof r->dtype, "%s", dtype_name(s.dtype));
   r->flops = 2.0 * (double)w->y_count * (double)w->c_group * (double)w->taps;
-  if (w->c_group == 1 || s.common.cold) r->bytes = 4.0 * (double)(w->x_count + w->y_count + w->w_count);
+  if (w->c_group == 1 || s.common.cold)
+    r->bytes = (double)dtype_bytes(s.dtype) * (double)(w->x_count + w->y_count + w->w_count);
   if (w->c_group == 1 && !s.common.cold) r->footprint = r->bytes;
   for (i = 1; i < 3; i++) conv_states[i] = *w;
   if (s.op == CONV_PACKED || s.op == CONV_GRAD_X_PACKED) conv_pack(w);
   r->spoil = conv_spoil, r->check = conv_check, r->arg = w;
   row_add_mlk(r, "mlk", conv_call, conv_plan, w);
+  if (s.dtype != MLK_F32) row_by_tensor_cores(r);
   if (dnn.present && !s.common.forced) {
     peers_set_threads(s.common.threads); /* primitives are made for a number of threads */
     for (i = 1; i < 3; i++) {
@@ -423,9 +494,15 @@ static void declare_convs(void) {
       {"other/1d_3d16_64@16000", "1x64x16000:64x64x3 dilation=16 pad=16", 0},
       {"other/3d_3x3x3_32@16", "1x32x16x16x16:32x32x3x3x3 pad=1", 0},
   };
+  static const char *const narrow[][2] = {{"bf16/3x3_64@56x32", "32x64x56x56:64x64x3x3 pad=1 dtype=bf16"},
+                                          {"bf16/3x3_256@14x32", "32x256x14x14:256x256x3x3 pad=1 dtype=bf16"},
+                                          {"bf16/1x1_256-64@56x32", "32x256x56x56:64x256x1x1 dtype=bf16"},
+                                          {"f16/3x3_256@14x32", "32x256x14x14:256x256x3x3 pad=1 dtype=f16"}};
   const unsigned usual = 1u << CONV_FWD | 1u << CONV_PACKED | 1u << CONV_GRAD_X | 1u << CONV_GRAD_W;
   const unsigned transposed = 1u << CONV_GRAD_X | 1u << CONV_GRAD_X_PACKED | 1u << CONV_GRAD_W;
   size_t i;
+  for (i = 0; i < sizeof narrow / sizeof *narrow && opt.cuda; i++)
+    declare_conv(narrow[i][0], narrow[i][1], usual & ~(1u << CONV_PACKED), i == 1 ? QUICK : 0);
   for (i = 0; i < sizeof shapes / sizeof *shapes; i++)
     declare_conv(shapes[i].name, shapes[i].problem, strncmp(shapes[i].name, "transposed", 10) == 0 ? transposed : usual,
                  shapes[i].flags);

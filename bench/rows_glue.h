@@ -70,7 +70,7 @@ static void glue_call(void *arg) {
   case GLUE_ADAMW: status = mlk_adamw(w->ctx, &w->adamw); break;
   case GLUE_OPS: break;
   }
-  if (status != MLK_OK) fill_nan(glue_result(w), 1);
+  if (status != MLK_OK) call_failed(glue_result(w));
 }
 
 static mlk_status glue_plan(void *arg, mlk_plan *plan) {
@@ -177,9 +177,12 @@ static void glue_expect(glue_state *w) {
 }
 
 static void glue_describe(glue_state *w) {
-  float *const *b = w->buffer;
+  float *b[GLUE_BUFFERS];
   const int64_t rows = w->rows, d = w->width;
-  const mlk_tensor in = mlk_f32(b[0], rows, d), out = mlk_f32(b[3], rows, d);
+  mlk_tensor in, out;
+  int i;
+  for (i = 0; i < GLUE_BUFFERS; i++) b[i] = (float *)there(w->buffer[i]);
+  in = mlk_f32(b[0], rows, d), out = mlk_f32(b[3], rows, d);
   w->map.op = w->op == GLUE_ADD ? MLK_ADD : w->op == GLUE_MUL ? MLK_MUL : MLK_ACT;
   w->map.activation = glue_has_two(w->op) ? MLK_NONE : MLK_GELU;
   w->map.a = in, w->map.out = out;
@@ -196,7 +199,7 @@ static void glue_describe(glue_state *w) {
   w->norm.kind = w->op == GLUE_RMS_NORM ? MLK_NORM_RMS : MLK_NORM_LAYER;
   w->norm.x = in, w->norm.gamma = mlk_f32(b[1], d), w->norm.beta = mlk_f32(b[2], d), w->norm.y = out;
   w->scale = 1.0f / 64, w->entropy.scale = &w->scale;
-  w->entropy.x = in, w->entropy.labels = mlk_i64(w->labels, rows), w->entropy.dx = out;
+  w->entropy.x = in, w->entropy.labels = mlk_i64((int64_t *)there(w->labels), rows), w->entropy.dx = out;
   w->adamw.param = in, w->adamw.grad = mlk_f32(b[1], rows, d);
   w->adamw.m = mlk_f32(b[2], rows, d), w->adamw.v = mlk_f32(b[3], rows, d);
   w->adamw.step = 3, w->adamw.lr = 1e-3f, w->adamw.weight_decay = 0.01f;

@@ -37,13 +37,6 @@ typedef struct data_set {
 static data_set data_sets[MAX_DATA_SETS];
 static int data_set_count;
 
-static float *keep_floats(int64_t count) {
-  void *p = NULL;
-  if (posix_memalign(&p, 64, (size_t)count * sizeof(float)) != 0)
-    die("no memory: %.0f MiB asked for", (double)count / 262144);
-  return (float *)p;
-}
-
 /* Reads an idx3 file of 28 x 28 pictures, gzip or plain, halving the grey values (0 .. 127: distances of 784 of them are
    exact in f32). Returns 1 when all count pictures were there. */
 static int read_pictures(const char *folder, const char *file, float *out, int64_t count) {
@@ -96,14 +89,13 @@ static void make_pictures(float *out, int64_t count, uint64_t seed) {
 static void make_clusters(float *out, int64_t count, int64_t d, uint64_t seed) {
   const int greatest = d <= 128 ? 255 : 127;
   uint64_t centres = 11;
-  float *centre = keep_floats(256 * d);
+  float *centre = row_floats(256 * d);
   int64_t i, j;
   for (i = 0; i < 256 * d; i++) centre[i] = (float)random_int(&centres, greatest / 4, 3 * greatest / 4);
   for (i = 0; i < count; i++) {
     const float *c = centre + random_next(&seed) % 256 * (uint64_t)d;
     for (j = 0; j < d; j++) out[i * d + j] = c[j] + (float)random_int(&seed, -greatest / 6, greatest / 6);
   }
-  free(centre);
 }
 
 static const data_set *data_of(const knn_spec *s) {
@@ -117,7 +109,7 @@ static const data_set *data_of(const knn_spec *s) {
       return set;
   }
   set = &data_sets[data_set_count++ % MAX_DATA_SETS];
-  free(set->query_data), free(set->base_data);
+  free_kept(set->query_data), free_kept(set->base_data);
   memset(set, 0, sizeof *set);
   set->name = s->data, set->d = s->d, set->base = s->base, set->queries = s->queries;
   if (strcmp(s->data, "pictures") == 0) {
@@ -180,7 +172,7 @@ static void expect_neighbours(const knn_state *w, int64_t query, int64_t *ids, f
 
 static void knn_call(void *arg) {
   knn_state *w = (knn_state *)arg;
-  if (mlk_knn(w->ctx, &w->desc) != MLK_OK) w->ids[0] = -2;
+  if (mlk_knn(w->ctx, &w->desc) != MLK_OK) call_failed(w->distances), w->ids[0] = -2;
 }
 
 static mlk_status knn_plan(void *arg, mlk_plan *plan) {
@@ -313,9 +305,11 @@ static void knn_run(problem *problem_text, row *r) {
   w.distances = row_floats(s.queries * s.k);
   w.ids = (int64_t *)row_alloc((size_t)(s.queries * s.k) * sizeof(int64_t));
   w.ctx = context(s.common.threads, s.common.isa, s.strict ? MLK_STRICT : MLK_FAST);
-  w.desc.queries = mlk_f32(w.queries, s.queries, s.d), w.desc.base = mlk_f32(w.base, s.base, s.d);
+  w.desc.queries = mlk_f32((float *)there(w.queries), s.queries, s.d);
+  w.desc.base = mlk_f32((float *)there(w.base), s.base, s.d);
   w.desc.k = s.k, w.desc.metric = s.metric;
-  w.desc.ids = mlk_i64(w.ids, s.queries, s.k), w.desc.distances = mlk_f32(w.distances, s.queries, s.k);
+  w.desc.ids = mlk_i64((int64_t *)there(w.ids), s.queries, s.k);
+  w.desc.distances = mlk_f32((float *)there(w.distances), s.queries, s.k);
   knn_expect(&w);
   row_common(r, &s.common, s.common.cold ? ROW_FLUSHED : ROW_WARM);
   r->flops = 2.0 * (double)s.queries * (double)s.base * (double)s.d;
@@ -324,10 +318,12 @@ static void knn_run(problem *problem_text, row *r) {
                12.0 * (double)s.queries * (double)s.k;
   r->spoil = knn_spoil, r->check = knn_check, r->arg = &w;
   row_add_mlk(r, "mlk", knn_call, knn_plan, &w);
+  if (!s.strict) row_by_tensor_cores(r);
   if (s.strict && s.fast) {
     fast = w;
     fast.ctx = context(s.common.threads, s.common.isa, MLK_FAST);
     row_add_mlk(r, "mlk fast", knn_call, knn_plan, &fast);
+    row_by_tensor_cores(r);
   }
   if (!s.common.forced && s.metric != MLK_L2) row_add(r, "faiss", FAISS, faiss_knn_call, &w);
   row_run(r);
@@ -335,7 +331,7 @@ static void knn_run(problem *problem_text, row *r) {
 
 static void distances_call(void *arg) {
   knn_state *w = (knn_state *)arg;
-  if (mlk_distances(w->ctx, &w->all) != MLK_OK) fill_nan(w->distances, 1);
+  if (mlk_distances(w->ctx, &w->all) != MLK_OK) call_failed(w->distances);
 }
 
 static mlk_status distances_plan(void *arg, mlk_plan *plan) {
@@ -384,8 +380,9 @@ static void distances_run(problem *problem_text, row *r) {
   w.queries = set->query_data, w.base = set->base_data;
   w.distances = row_floats(s.queries * s.base);
   w.ctx = context(s.common.threads, s.common.isa, MLK_STRICT);
-  w.all.queries = mlk_f32(w.queries, s.queries, s.d), w.all.base = mlk_f32(w.base, s.base, s.d);
-  w.all.metric = s.metric, w.all.out = mlk_f32(w.distances, s.queries, s.base);
+  w.all.queries = mlk_f32((float *)there(w.queries), s.queries, s.d);
+  w.all.base = mlk_f32((float *)there(w.base), s.base, s.d);
+  w.all.metric = s.metric, w.all.out = mlk_f32((float *)there(w.distances), s.queries, s.base);
   row_common(r, &s.common, s.common.cold ? ROW_FLUSHED : ROW_WARM);
   r->flops = 2.0 * (double)s.queries * (double)s.base * (double)s.d;
   if (s.common.cold) r->bytes = 4.0 * ((double)(s.base + s.queries) * (double)s.d + (double)s.base * (double)s.queries);
@@ -419,7 +416,7 @@ static void declare_pictures(const char *class_name, int64_t queries, int64_t k,
 
 static void declare_knn_forced(mlk_isa isa, int64_t queries) {
   char class_name[32], words[32];
-  if (!mlk_isa_available(isa)) return;
+  if (opt.cuda || !mlk_isa_available(isa)) return;
   declare_pictures(text(class_name, sizeof class_name, "forced/%s", mlk_isa_name(isa)), queries, 10, MLK_L2SQ,
                    ONE_THREAD, text(words, sizeof words, " isa=%s", mlk_isa_name(isa)));
 }

@@ -5,13 +5,14 @@
 
 enum { MAX_COPIES = 48 };
 
-/* D = act(A B + bias), alpha 1/64 where there is an epilogue. */
+/* D = act(A B + bias), alpha 1/64 where there is an epilogue. On a device A, B and D may be of 16 bits. */
 typedef struct matmul_spec {
   int64_t m, n, k, batch;
   int ta, tb;  /* operand is stored transposed */
   int64_t pad; /* elements between the rows of every matrix */
   int packed, bias, strict, fast;
   mlk_activation activation;
+  mlk_dtype dtype;
   problem_common common;
 } matmul_spec;
 
@@ -21,6 +22,7 @@ typedef struct matmul_run_state {
   int64_t lda, ldb, ldd, a_each, b_each, d_each; /* elements from one row, and from one matrix, to the next */
   int copies, at;
   float *a[MAX_COPIES], *b[MAX_COPIES], *d, *bias, *expected;
+  void *narrow_d; /* of 16 bits: D as calls write it; d is then its values */
   float alpha;
   mlk_context *ctx;
   mlk_matmul_desc desc[MAX_COPIES], pass; /* pass: bias and activation alone, in place, as a product with K = 0 */
@@ -42,7 +44,7 @@ static int next_copy(matmul_run_state *w) {
 
 static void matmul_call(void *arg) {
   matmul_run_state *w = (matmul_run_state *)arg;
-  if (mlk_matmul(w->ctx, &w->desc[next_copy(w)]) != MLK_OK) fill_nan(w->d, 1);
+  if (mlk_matmul(w->ctx, &w->desc[next_copy(w)]) != MLK_OK) call_failed(w->d);
 }
 
 static mlk_status matmul_plan(void *arg, mlk_plan *plan) {
@@ -52,7 +54,7 @@ static mlk_status matmul_plan(void *arg, mlk_plan *plan) {
 
 static void matmul_two_passes_call(void *arg) {
   matmul_run_state *w = (matmul_run_state *)arg;
-  if (mlk_matmul(w->ctx, &w->desc[next_copy(w)]) != MLK_OK || mlk_matmul(w->ctx, &w->pass) != MLK_OK) fill_nan(w->d, 1);
+  if (mlk_matmul(w->ctx, &w->desc[next_copy(w)]) != MLK_OK || mlk_matmul(w->ctx, &w->pass) != MLK_OK) call_failed(w->d);
 }
 
 static void peer_gemm(const matmul_run_state *w, const float *a, const float *b, float *d) {
@@ -133,6 +135,7 @@ static void mkl_jit_call(void *arg) {
 static void matmul_spoil(void *arg) {
   const matmul_run_state *w = (const matmul_run_state *)arg;
   fill_nan(w->d, w->s.batch * w->d_each);
+  if (w->narrow_d) memset(w->narrow_d, 0xff, (size_t)(w->s.batch * w->d_each) * 2); /* NaN in both types */
 }
 
 /* out = op(stored) x, for op(stored) of rows x columns, exact: all numbers are integers below 2^53. Walks memory in order. */
@@ -149,14 +152,18 @@ static void times_vector(const float *stored, int64_t ld, int transposed, int64_
   }
 }
 
-/* The bound holds a relative error of a few units in the last place of the epilogue. */
-static void epilogue_check(const matmul_run_state *w, char *why, size_t size) {
+/* The bound holds a relative error of a few units in the last place of the epilogue, and a rounding to 16 bits where
+   D has them: half the distance of two numbers. A product alone must equal what is expected, which has been rounded.
+   */
+static void expected_check(const matmul_run_state *w, char *why, size_t size) {
+  const double unit = w->s.dtype == MLK_F32 ? 0 : w->s.dtype == MLK_F16 ? 0x1p-11 : 0x1p-8;
+  const int exact = !matmul_has_epilogue(&w->s);
   int64_t i, j;
   for (i = 0; i < w->s.batch * w->s.m; i++)
     for (j = 0; j < w->s.n; j++) {
       const int64_t at = i * w->ldd + j;
       const double e = (double)w->expected[at], error = fabs((double)w->d[at] - e);
-      if (error <= 1e-6 * (1 + fabs(e))) continue;
+      if (error <= (exact ? 0 : 1e-6 * (1 + fabs(e)) + unit * fabs(e))) continue;
       text(why, size, "element %lld, %lld is %.9g, but should be %.9g", (long long)i, (long long)j, (double)w->d[at],
            e);
       return;
@@ -168,8 +175,11 @@ static void matmul_check(void *arg, const contender *who, char *why, size_t size
   const matmul_spec *s = &w->s;
   double *dx;
   int64_t p, i;
-  if (matmul_has_epilogue(s) && strcmp(who->name, "mlk product only") != 0) {
-    epilogue_check(w, why, size);
+  if (w->narrow_d)
+    host_convert(dense_view(w->narrow_d, s->dtype, s->batch * w->d_each),
+                 dense_view(w->d, MLK_F32, s->batch * w->d_each));
+  if (w->expected && strcmp(who->name, "mlk product only") != 0) {
+    expected_check(w, why, size);
     return;
   }
   dx = (double *)malloc((size_t)(s->m + 1) * sizeof *dx);
@@ -188,13 +198,26 @@ static void matmul_check(void *arg, const contender *who, char *why, size_t size
 }
 
 /* op(stored) of rows x columns; with a batch, as many of them, one after another. */
-static mlk_tensor stored_view(const matmul_spec *s, float *data, int64_t rows, int64_t columns, int64_t ld,
-                              int transposed) {
+static mlk_tensor stored_view(const matmul_spec *s, void *data, mlk_dtype dtype, int64_t rows, int64_t columns,
+                              int64_t ld, int transposed) {
   const int64_t r = transposed ? columns : rows, c = transposed ? rows : columns;
-  mlk_tensor t = mlki_explicit_strides(mlk_f32(data, s->batch, r, c));
+  float *at = (float *)there(data);
+  mlk_tensor t = mlki_explicit_strides(mlk_f32(at, s->batch, r, c));
   t.stride[0] = r * ld, t.stride[1] = ld;
-  if (s->batch == 1) t = mlk_with_row_stride(mlk_f32(data, r, c), ld);
+  if (s->batch == 1) t = mlk_with_row_stride(mlk_f32(at, r, c), ld);
+  t.dtype = (int32_t)dtype;
   return transposed ? mlk_transposed(t) : t;
+}
+
+/* Operands of copy c: values of f32, and what the calls read. */
+static void matmul_describe(matmul_run_state *w, int c, int64_t a_count, int64_t b_count) {
+  const matmul_spec *s = &w->s;
+  const int narrow = s->dtype != MLK_F32;
+  void *a = narrow ? row_narrowed(w->a[c], s->dtype, a_count) : w->a[c];
+  void *b = narrow ? row_narrowed(w->b[c], s->dtype, b_count) : w->b[c];
+  w->desc[c].a = stored_view(s, a, s->dtype, s->m, s->k, w->lda, s->ta);
+  w->desc[c].b = stored_view(s, b, s->dtype, s->k, s->n, w->ldb, s->tb);
+  w->desc[c].d = stored_view(s, w->d, MLK_F32, s->m, s->n, w->ldd, 0);
 }
 
 /* The vector x and A (B x). */
@@ -225,7 +248,8 @@ static void matmul_prepare(matmul_run_state *w, const matmul_spec *spec) {
   a_count = s->batch * w->a_each, b_count = s->batch * w->b_each;
   w->copies = 1;
   if (s->common.cold) {
-    const int64_t bytes = (a_count + b_count) * 4, enough = 4 * (int64_t)last_cache_bytes();
+    const int64_t bytes = (a_count + b_count) * (int64_t)dtype_bytes(s->dtype),
+                  enough = 4 * (int64_t)last_cache_bytes();
     w->copies = (int)((enough + bytes - 1) / bytes);
     if (w->copies < 2) w->copies = 2;
     if (w->copies > MAX_COPIES) w->copies = MAX_COPIES;
@@ -239,9 +263,7 @@ static void matmul_prepare(matmul_run_state *w, const matmul_spec *spec) {
       fill_small_integers(w->a[0], a_count, 1), fill_small_integers(w->b[0], b_count, 2);
     else
       memcpy(w->a[c], w->a[0], (size_t)a_count * 4), memcpy(w->b[c], w->b[0], (size_t)b_count * 4);
-    w->desc[c].a = stored_view(s, w->a[c], s->m, s->k, w->lda, s->ta);
-    w->desc[c].b = stored_view(s, w->b[c], s->k, s->n, w->ldb, s->tb);
-    w->desc[c].d = stored_view(s, w->d, s->m, s->n, w->ldd, 0);
+    matmul_describe(w, c, a_count, b_count);
   }
   matmul_project(w, seed);
   w->ctx = context(s->common.threads, s->common.isa, s->strict ? MLK_STRICT : MLK_FAST);
@@ -262,8 +284,21 @@ static double activation_of(mlk_activation activation, double t) {
   return t;
 }
 
-/* A power of two keeps the products exact. Expected: libm on a product that has itself passed the projection. */
-static void epilogue_prepare(matmul_run_state *w) {
+/* D of 16 bits from here on. */
+static void matmul_narrow_result(matmul_run_state *w) {
+  const matmul_spec *s = &w->s;
+  const int64_t count = s->batch * w->d_each;
+  int c;
+  w->narrow_d = row_alloc((size_t)count * 2);
+  for (c = 0; c < w->copies; c++) w->desc[c].d = stored_view(s, w->narrow_d, s->dtype, s->m, s->n, w->ldd, 0);
+  if (matmul_has_epilogue(s)) return;
+  host_convert(dense_view(w->expected, MLK_F32, count), dense_view(w->narrow_d, s->dtype, count));
+  host_convert(dense_view(w->narrow_d, s->dtype, count), dense_view(w->expected, MLK_F32, count));
+}
+
+/* Where the projection does not do, for an epilogue or rounding to 16 bits: expected is libm's epilogue on a product
+   of f32 that has itself passed the projection. Alpha is a power of two, which keeps products exact. */
+static void expected_prepare(matmul_run_state *w) {
   matmul_spec *s = &w->s;
   contender plain;
   int64_t i, j;
@@ -271,21 +306,28 @@ static void epilogue_prepare(matmul_run_state *w) {
   memset(&plain, 0, sizeof plain);
   text(plain.name, sizeof plain.name, "mlk product only");
   plain.peer = -1;
-  w->alpha = 1.0f / 64;
+  if (matmul_has_epilogue(s)) w->alpha = 1.0f / 64;
   for (c = 0; c < w->copies; c++) w->desc[c].alpha = &w->alpha;
   w->at = 0;
   matmul_spoil(w);
+  operands_up();
   matmul_call(w);
+  operands_down();
   matmul_check(w, &plain, plain.wrong, sizeof plain.wrong);
   w->expected = row_floats(s->batch * w->d_each);
+  memset(w->expected, 0, (size_t)(s->batch * w->d_each) * sizeof(float)); /* between padded rows */
   for (i = 0; i < s->batch * s->m; i++)
     for (j = 0; j < s->n; j++) {
       const double t = (double)w->d[i * w->ldd + j] + (s->bias ? (double)w->bias[j] : 0);
       w->expected[i * w->ldd + j] = plain.wrong[0] ? NAN : (float)activation_of(s->activation, t);
     }
-  w->pass.a = mlk_f32(w->a[0], s->m, 0), w->pass.b = mlk_f32(w->b[0], 0, s->n);
+  if (s->dtype != MLK_F32) {
+    matmul_narrow_result(w);
+    return;
+  }
+  w->pass.a = mlk_f32((float *)there(w->a[0]), s->m, 0), w->pass.b = mlk_f32((float *)there(w->b[0]), 0, s->n);
   w->pass.d = w->pass.c = w->desc[0].d;
-  if (s->bias) w->pass.bias = mlk_f32(w->bias, s->n);
+  if (s->bias) w->pass.bias = mlk_f32((float *)there(w->bias), s->n);
   w->pass.activation = s->activation;
 }
 
@@ -307,7 +349,7 @@ static matmul_run_state *another_fused_state(void) {
   matmul_run_state *w = another_state(-1);
   int c;
   for (c = 0; c < w->copies; c++) {
-    if (w->s.bias) w->desc[c].bias = mlk_f32(w->bias, w->s.n);
+    if (w->s.bias) w->desc[c].bias = mlk_f32((float *)there(w->bias), w->s.n);
     w->desc[c].activation = w->s.activation;
   }
   return w;
@@ -315,16 +357,18 @@ static matmul_run_state *another_fused_state(void) {
 
 static void matmul_pack_weights(matmul_run_state *w) {
   int c;
+  operands_up();
   for (c = 0; c < w->copies; c++) {
     mlk_packed size;
     memset(&size, 0, sizeof size);
     if (mlk_matmul_pack(w->ctx, w->desc[c].b, NULL, 0, &size) == MLK_OK) {
       void *buffer = row_alloc((size_t)size.bytes);
-      if (mlk_matmul_pack(w->ctx, w->desc[c].b, buffer, size.bytes, &w->packed[c]) == MLK_OK)
+      if (mlk_matmul_pack(w->ctx, w->desc[c].b, there(buffer), size.bytes, &w->packed[c]) == MLK_OK)
         w->desc[c].packed_b = &w->packed[c];
     }
     memset(&w->desc[c].b, 0, sizeof w->desc[c].b);
   }
+  operands_down();
 }
 
 static void add_mkl_packed(row *r, const matmul_spec *s) {
@@ -376,7 +420,8 @@ static matmul_spec matmul_read(problem *p) {
   char left[64] = "";
   int64_t a[2], b[2];
   matmul_spec s;
-  int layout, dtype, numerics;
+  static const mlk_dtype dtypes[] = {MLK_F32, MLK_BF16, MLK_F16};
+  int layout, numerics;
   memset(&s, 0, sizeof s);
   if (!colon || (size_t)(colon - shape) >= sizeof left)
     problem_die(p, "needs a shape like 1024x512:512x768, M x K : K x N%s%s", shape ? ", not " : "", shape ? shape : "");
@@ -388,9 +433,9 @@ static matmul_spec matmul_read(problem *p) {
   if (s.k >= 1 << 20)
     problem_die(p, "%s: K is %lld, but sums are exact, and checked, below 2^20", shape, (long long)s.k);
   layout = problem_choice(p, "layout", "nn nt tn tt"), s.ta = layout >> 1, s.tb = layout & 1;
-  dtype = problem_choice(p, "dtype", "f32 bf16 f16");
-  if (dtype)
-    problem_die(p, "dtype=%s is of the GPU, see bench/gpu.sh; here matrices are f32", dtype == 1 ? "bf16" : "f16");
+  s.dtype = dtypes[problem_choice(p, "dtype", "f32 bf16 f16")];
+  if (s.dtype != MLK_F32 && !opt.cuda)
+    problem_die(p, "dtype=%s is of --device cuda; on the CPU matrices are f32", dtype_name(s.dtype));
   s.batch = problem_integer(p, "batch", 1, 1 << 24, 1), s.pad = problem_integer(p, "pad", 0, 4096, 0);
   matmul_read_epilogue(p, &s);
   s.packed = problem_choice(p, "packed", "0 1");
@@ -398,6 +443,8 @@ static matmul_spec matmul_read(problem *p) {
     problem_die(p, "packed=1 beside batch=%lld: packed weights have no batch", (long long)s.batch);
   numerics = problem_choice(p, "numerics", "strict fast strict,fast");
   s.strict = numerics != 1, s.fast = numerics > 0;
+  if (s.dtype != MLK_F32 && s.fast)
+    problem_die(p, "numerics beside dtype=%s: products of 16 bits have one kind", dtype_name(s.dtype));
   s.common = problem_read_common(p);
   problem_finish(p);
   return s;
@@ -405,14 +452,15 @@ static matmul_spec matmul_read(problem *p) {
 
 static void matmul_add_mlk(row *r, const matmul_spec *s) {
   matmul_run_state *w = another_fused_state();
+  const int by_tensor_cores = s->dtype != MLK_F32 || !s->strict;
+  if (s->packed) matmul_pack_weights(w);
+  row_add_mlk(r, "mlk", matmul_call, matmul_plan, w);
+  if (by_tensor_cores) row_by_tensor_cores(r);
   if (s->packed) {
-    matmul_pack_weights(w);
-    row_add_mlk(r, "mlk", matmul_call, matmul_plan, w);
     row_add_mlk(r, "mlk unpacked", matmul_call, matmul_plan, another_fused_state());
-  } else {
-    row_add_mlk(r, "mlk", matmul_call, matmul_plan, w);
+    if (by_tensor_cores) row_by_tensor_cores(r);
   }
-  if (matmul_has_epilogue(s)) {
+  if (matmul_has_epilogue(s) && s->dtype == MLK_F32) {
     row_add_mlk(r, "mlk product only", matmul_call, matmul_plan, another_state(-1));
     row_add(r, "mlk two passes", -1, matmul_two_passes_call, another_state(-1));
   }
@@ -421,6 +469,7 @@ static void matmul_add_mlk(row *r, const matmul_spec *s) {
     w->ctx = context(s->common.threads, s->common.isa, MLK_FAST);
     if (s->packed) matmul_pack_weights(w);
     row_add_mlk(r, "mlk fast", matmul_call, matmul_plan, w);
+    row_by_tensor_cores(r);
   }
 }
 
@@ -444,14 +493,15 @@ static void matmul_run(problem *problem_text, row *r) {
   int p;
   if (!r) return;
   row_common(r, &s.common, s.common.cold ? ROW_ROTATES : ROW_WARM);
+  text(r->dtype, sizeof r->dtype, "%s", dtype_name(s.dtype));
   r->flops = 2.0 * (double)s.m * (double)s.n * (double)s.k * (double)s.batch;
   if (s.common.cold)
-    r->bytes = 4 * ((double)s.m * (double)s.k + (double)s.k * (double)s.n + (double)s.m * (double)s.n) *
-               (double)s.batch;
+    r->bytes = (double)dtype_bytes(s.dtype) *
+               ((double)s.m * (double)s.k + (double)s.k * (double)s.n + (double)s.m * (double)s.n) * (double)s.batch;
   r->operations = s.batch;
   matmul_state_count = 0;
   matmul_prepare(another_state(-1), &s);
-  if (matmul_has_epilogue(&s)) epilogue_prepare(&matmul_states[0]);
+  if (matmul_has_epilogue(&s) || s.dtype != MLK_F32) expected_prepare(&matmul_states[0]);
   r->spoil = matmul_spoil, r->check = matmul_check, r->arg = &matmul_states[0];
   matmul_add_mlk(r, &s);
   if (!s.common.forced && !s.fast) {
@@ -497,9 +547,21 @@ static void declare_skinny(void) {
 
 static void declare_forced(mlk_isa isa, int n, int quick) {
   char class_name[32], words[32];
-  if (!mlk_isa_available(isa)) return;
+  if (opt.cuda || !mlk_isa_available(isa)) return;
   declare_square(text(class_name, sizeof class_name, "forced/%s", mlk_isa_name(isa)), n,
                  text(words, sizeof words, " isa=%s", mlk_isa_name(isa)), quick | ONE_THREAD);
+}
+
+/* Products of 16 bits, as large as fill a device. */
+static void declare_narrow(const char *dtype) {
+  static const int sizes[] = {512, 1024, 2048, 4096, 8192};
+  char class_name[32], words[32];
+  int i;
+  for (i = 0; i < 5; i++)
+    declare_square(text(class_name, sizeof class_name, "%s", dtype), sizes[i],
+                   text(words, sizeof words, " dtype=%s", dtype), i == 3 ? QUICK : 0);
+  declare(text(class_name, sizeof class_name, "matmul/%s/16x8192x8192", dtype), QUICK,
+          PROBLEM("matmul 16x8192:8192x8192 dtype=%s cache=cold", dtype));
 }
 
 static void declare_matmul(void) {
@@ -532,6 +594,7 @@ static void declare_matmul(void) {
   declare_forced(MLK_ISA_SCALAR, 256, QUICK), declare_forced(MLK_ISA_SCALAR, 512, QUICK);
   for (i = 0; i < 4; i++)
     declare_square("strict_fast", strict[i], " numerics=strict,fast", ONE_THREAD | (i == 1 ? QUICK : 0));
+  if (opt.cuda) declare_narrow("bf16"), declare_narrow("f16");
 }
 
 #endif

@@ -97,7 +97,7 @@ static const bench_row *row_like(const problem *p, int table_rows) {
   return NULL;
 }
 
-/* AREA/CLASS/WORDS/tN, without the words that are no property of the operation. */
+/* AREA/CLASS/WORDS/tN or, on a device, /cuda, without the words that are no property of the operation. */
 static void name_problem(bench_row *r, const problem *p, const family *f, const char *class_name, int threads) {
   size_t used = strlen(text(r->name, sizeof r->name, "%s/%s/", f->area, class_name));
   int i;
@@ -106,7 +106,10 @@ static void name_problem(bench_row *r, const problem *p, const family *f, const 
     if (strncmp(p->words[i], "threads=", 8) != 0 && strncmp(p->words[i], "count=", 6) != 0)
       used += strlen(text(r->name + used, sizeof r->name - used, "%s%s", p->words[i], i + 1 < p->count ? "," : ""));
   while (used > 0 && r->name[used - 1] == ',') r->name[--used] = 0;
-  text(r->name + used, sizeof r->name - used, "/t%d", threads);
+  if (opt.cuda)
+    text(r->name + used, sizeof r->name - used, "/cuda");
+  else
+    text(r->name + used, sizeof r->name - used, "/t%d", threads);
 }
 
 /* Adds the row of a problem that somebody wrote. It is read now: a wrong word is said before anything is timed. */
@@ -121,7 +124,7 @@ static void add_problem(const char *problem_text, const char *class_name, const 
   f = family_of(&p);
   common = problem_read_common(&p);
   text(whole, sizeof whole, "%s", p.text);
-  if (!problem_has(&p, "threads")) {
+  if (!problem_has(&p, "threads") && !opt.cuda) {
     if (strlen(whole) + 16 > sizeof whole) problem_die(&p, "is longer than %d characters", PROBLEM_CHARS - 16);
     text(whole + strlen(whole), sizeof whole - strlen(whole), " threads=%d", common.threads);
   }

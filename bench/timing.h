@@ -17,8 +17,9 @@ typedef struct contender {
   void (*call)(void *arg);                       /* one operation into the row's output */
   mlk_status (*plan)(void *arg, mlk_plan *plan); /* of MLK's: what the library says of that call beforehand */
   void *arg;
-  double flops;    /* 0: the row's; of a yardstick, which does other work than the row, its own */
-  char wrong[192]; /* "" when the result was right */
+  double flops;     /* 0: the row's; of a yardstick, which does other work than the row, its own */
+  int tensor_cores; /* its products are a device's tensor cores': faster than the ceiling of multiply-adds */
+  char wrong[192];  /* "" when the result was right */
   int64_t iterations;
   int samples;
   double sample[MAX_SAMPLES]; /* seconds per operation */
@@ -57,7 +58,8 @@ typedef struct result {
   double *sample;              /* seconds, in the order in which they were taken */
   char bound;                  /* 'c' compute, 'm' memory: the nearer ceiling; ' ' unknown */
   int yardstick;               /* see contender.flops */
-  int near; /* in_row_read is over the row's footprint: 'r' read, 'c' copied, 's' streams; 0: read out of cache */
+  int near; /* in_row_read is over the row's footprint: 'r' read, 'c' copied (on a device always), 's' streams; 0: read
+               out of cache */
 } result;
 
 static result *results;
@@ -86,16 +88,24 @@ static void row_add_mlk(row *r, const char *name, void (*call)(void *), mlk_stat
   r->list[r->count - 1].plan = plan;
 }
 
+/* Of a contender whose result is of 16 bits or by tf32. */
+static void row_by_tensor_cores(row *r) { r->list[r->count - 1].tensor_cores = opt.cuda; }
+
+/* On a device calls are queued, and the time ends when the last one is done. */
 static double time_calls(const contender *c, int64_t iterations) {
-  const double start = now();
+  double start;
   int64_t i;
+  device_wait();
+  start = now();
   for (i = 0; i < iterations; i++) c->call(c->arg);
+  device_wait();
   return (now() - start) / (double)iterations;
 }
 
-/* Operations per sample, so that a sample takes about a millisecond. */
+/* Operations per sample, so that a sample takes about a millisecond; on a device four, beside which waiting for it is
+   little. */
 static void calibrate(contender *c, int once) {
-  const double aim = opt.quick ? 0.0005 : 0.001;
+  const double aim = (opt.quick ? 0.0005 : 0.001) * (opt.cuda ? 4 : 1);
   double seconds = time_calls(c, 1);
   c->iterations = 1;
   while (!once && seconds * (double)c->iterations < aim) {
@@ -136,7 +146,9 @@ static double row_check_all(row *r) {
     contender *c = &r->list[i];
     if (c->plan && c->plan(c->arg, &c->planned) != MLK_OK) memset(&c->planned, 0, sizeof c->planned);
     r->spoil(r->arg);
+    operands_up();
     c->call(c->arg);
+    operands_down();
 #ifdef BENCH_BREAK_RESULTS /* the name of a row: tests/test_bench.sh wants to see that a wrong result is found */
     if (i == 0 && strcmp(r->name, BENCH_BREAK_RESULTS) == 0) r->spoil(r->arg);
 #endif
@@ -163,6 +175,11 @@ static void row_sample(row *r, contender *c) {
 /* The ceilings as they are right now: on a shared machine they move, and shares are taken of what was to be had. */
 static void row_probe(const row *r, row_probes *p, int with_fma) {
   const int j = p->rounds;
+  p->rounds = j + 1;
+  if (bench_device.ctx) {
+    if (r->bytes > 0) p->read[j] = device_copy_rate(r->footprint > 0 ? r->footprint : (double)probe_bytes);
+    return;
+  }
   if (r->threads > 1) wait_until_quiet(), fma_rate(r->isa, r->threads, 0.0002);
   if (with_fma) p->fma[j] = fma_rate(r->isa, r->threads, 0.0005);
   if (r->footprint > 0)
@@ -170,7 +187,6 @@ static void row_probe(const row *r, row_probes *p, int with_fma) {
                             : near_rate(r->threads, (size_t)r->footprint, !r->reads_only);
   else if (r->bytes > 0)
     p->read[j] = greater(read_rate(r->threads, 0.125, 0), read_rate(r->threads, 0.125, 1));
-  p->rounds = j + 1;
 }
 
 /* The widest spread among the contenders that are not yardsticks. */
@@ -205,7 +221,7 @@ static void row_time(row *r, double round_seconds, row_probes *p) {
   }
 }
 
-/* The nearer ceiling of a row: the least seconds that it allows, and which it is. */
+/* The ceilings of a row, and the least seconds that the nearer one allows. */
 typedef struct row_roof {
   double fma, read, seconds;
   int busy;
@@ -229,6 +245,13 @@ static row_roof row_roof_of(const row *r, row_probes *p) {
     if (ceiling && r->footprint <= 0 && roof.read < 0.7 * ceiling->read_own)
       roof.read = ceiling->read_own, roof.busy = 1;
   }
+  return roof;
+}
+
+/* The least seconds of a contender, and by which ceiling. */
+static row_roof row_roof_for(const row *r, const contender *c, const row_roof *all) {
+  row_roof roof = *all;
+  if (c->tensor_cores) roof.fma = 0;
   if (roof.fma > 0 && r->footprint <= 0) roof.seconds = r->flops / roof.fma;
   if (roof.read > 0 && r->bytes / roof.read > roof.seconds) roof.seconds = r->bytes / roof.read;
   return roof;
@@ -252,7 +275,8 @@ static double row_yardstick(const row *r) {
   return rate;
 }
 
-static void row_keep(const row *r, const contender *c, const row_roof *roof) {
+static void row_keep(const row *r, const contender *c, const row_roof *all) {
+  const row_roof of_it = row_roof_for(r, c, all), *roof = &of_it;
   const double best_peer = row_best_peer(r), yardstick_rate = row_yardstick(r);
   result *out;
   if (result_count == MAX_RESULTS) die("more than %d results", MAX_RESULTS);
@@ -265,7 +289,11 @@ static void row_keep(const row *r, const contender *c, const row_roof *roof) {
   out->cold = r->cold;
   out->flops = r->flops, out->bytes = r->bytes, out->in_row_fma = roof->fma, out->in_row_read = roof->read;
   out->yardstick = c->flops > 0;
-  out->near = r->footprint <= 0 ? 0 : r->streams ? 's' : r->reads_only ? 'r' : 'c';
+  out->near = bench_device.ctx    ? (r->bytes > 0 ? 'c' : 0)
+              : r->footprint <= 0 ? 0
+              : r->streams        ? 's'
+              : r->reads_only     ? 'r'
+                                  : 'c';
   out->bound = roof->seconds <= 0 ? ' ' : roof->read > 0 && r->bytes / roof->read >= roof->seconds ? 'm' : 'c';
   out->predicted = c->planned.seconds, out->workspace = (double)c->planned.workspace_bytes;
   text(out->variant, sizeof out->variant, "%s", c->planned.variant ? c->planned.variant : "");
@@ -288,6 +316,7 @@ static void row_run(row *r) {
   const int first_result = result_count;
   row_roof roof;
   int i;
+  bench_device.row = r->name;
   peers_set_threads(r->threads);
   wait_until_quiet();
   probes.rounds = 0;

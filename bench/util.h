@@ -41,25 +41,6 @@ static void wait_until_quiet(void) {
   }
 }
 
-/* Memory of one row: 64-byte aligned, as malloc and the kernel place it (no huge pages asked for), freed together. */
-#define MAX_BLOCKS 256
-static void *row_blocks[MAX_BLOCKS];
-static int row_block_count;
-
-static void *row_alloc(size_t bytes) {
-  void *p = NULL;
-  if (row_block_count == MAX_BLOCKS || posix_memalign(&p, 64, bytes ? bytes : 64) != 0)
-    die("no memory: %.0f MiB asked for", (double)bytes / 1048576);
-  row_blocks[row_block_count++] = p;
-  return p;
-}
-
-static float *row_floats(int64_t count) { return (float *)row_alloc((size_t)count * sizeof(float)); }
-
-static void row_free_all(void) {
-  while (row_block_count > 0) free(row_blocks[--row_block_count]);
-}
-
 /* splitmix64: the data of a row depend on its name's seed and on nothing else. */
 static uint64_t random_next(uint64_t *state) {
   uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);

@@ -37,13 +37,13 @@ def typed(where, record, keys):
         expect(not isinstance(value, float) or math.isfinite(value), f"{where}: {key} is {value}")
 
 
-def check_result(r):
+def check_result(r, device):
     where = r.get("name", "a result")
     typed(where, r, RESULT)
     expect(r["name"] == r["run_name"] == r["row"] + "/" + r["contender"], f"{where}: name, row and contender disagree")
     expect(r["family"] in FAMILIES and r["row"].startswith(f"{r['family']}/{r['class']}/"), f"{where}: {r['family']}, {r['class']}")
     expect(r["command"].startswith(f"mlk_bench run '{r['problem']}'"), f"{where}: {r['command']}")
-    expect(r["time_unit"] == "ns" and r["run_type"] == "iteration" and r["device"] == "cpu" and r["checked"], where)
+    expect(r["time_unit"] == "ns" and r["run_type"] == "iteration" and r["device"] == device and r["checked"], where)
     expect(r["cache"] == ("cold" if "cache=cold" in r["problem"] else "warm"), f"{where}: {r['cache']}")
     expect(len(r["samples"]) == r["repetitions"] >= 1, f"{where}: {len(r['samples'])} samples of {r['repetitions']}")
     expect(math.isclose(statistics.median(r["samples"]), r["real_time"], rel_tol=1e-4), f"{where}: no median of its samples")
@@ -52,7 +52,8 @@ def check_result(r):
     expect(r["bound"] in ("compute", "memory") and r["isa"] and r["dtype"] in ("f32", "f16", "bf16"), where)
     if r["contender"] == "mlk":
         expect(r["predicted_time"] > 0 and r["workspace_bytes"] >= 0 and r["variant"], f"{where}: no plan")
-    if r["cache"] == "cold" and r["family"] != "matmul":
+    expect((" --device cuda" in r["command"]) == r["row"].endswith("/cuda") == (device == "cuda"), f"{where}: {r['command']}")
+    if r["cache"] == "cold" and r["family"] not in ("matmul", "attention"):
         expect(r["iterations"] == 1, f"{where}: {r['iterations']} calls a sample, but caches are emptied before one")
 
 
@@ -63,12 +64,13 @@ def main(json_path, csv_path, batch_path):
     typed("context", context, CONTEXT)
     for c in context["ceilings"]:
         typed("a ceiling", c, CEILING)
-    expect(context["peer_openblas"] == "absent: --no-peers", "peers were asked away")
+    device = context["device"]
+    expect(context["peer_openblas"] == {"cpu": "absent: --no-peers", "cuda": "absent: of the CPU"}[device], "peers were asked away")
     expect(context["wrong"] == 0 and context["host_name"] == "here", "context")
     names = [r["name"] for r in results]
     expect(len(set(names)) == len(names), "a name stands twice")
     for r in results:
-        check_result(r)
+        check_result(r, device)
     with open(batch_path, encoding="utf-8") as f:
         problems = [" ".join(line.split("#")[0].split()) for line in f]
     rows = {r["problem"] for r in results}

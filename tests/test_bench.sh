@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # test_bench.sh - mlk_bench: its commands, problems, files, comparisons and messages. No figure of it is judged.
-# usage: tests/test_bench.sh [DIRECTORY]      CC, OPENMP: as make gives them. DIRECTORY: where it works, default build/check/bench
+# usage: tests/test_bench.sh [DIRECTORY]      CC, CXX, OPENMP: as make gives them. DIRECTORY: where it works, default build/check/bench
 # Prints a line for each check that fails and ends with "N passed, N failed, N skipped".
 
 set -u
@@ -45,7 +45,7 @@ says 2 "--min-time: -1 is not a number in 0 .. 60" run --min-time -1
 says 2 "--max-noise needs a value" run --max-noise
 says 2 "--isa: no instruction set is named sse" run --isa sse
 says 2 "--cache: hot is neither warm nor cold" run --cache hot
-says 2 "--device: cuda is measured by bench/gpu.sh" run --device cuda
+says 2 "--device cuda: this program was built without CUDA; make CUDA=1 build/mlk_bench builds it with" list --device cuda
 says 2 "--device: tpu is neither cpu nor cuda" run --device tpu
 says 2 "peers takes no operand; found matmul" peers matmul
 says 2 "no row is left: --filter nothing; see mlk_bench list" list --filter nothing
@@ -93,7 +93,7 @@ wrong "matmul 8x8:8x8 batch=two" "matmul: batch=two is not a whole number"
 wrong "matmul 8x8:8x8 batch=4 packed=1" "matmul: packed=1 beside batch=4: packed weights have no batch"
 wrong "matmul 8x8:8x8 epilog=bias" "matmul: epilog=bias is no word of it; there are layout, dtype, batch, pad, epilogue, packed, numerics, threads"
 wrong "matmul 8x8:8x8 epilogue=gelu,bias" "matmul: epilogue=gelu,bias is none of none, bias, relu"
-wrong "matmul 8x8:8x8 dtype=bf16" "matmul: dtype=bf16 is of the GPU, see bench/gpu.sh"
+wrong "matmul 8x8:8x8 dtype=bf16" "matmul: dtype=bf16 is of --device cuda; on the CPU matrices are f32"
 wrong "matmul 8x8:8x8 dtype=f64" "matmul: dtype=f64 is none of f32, bf16, f16"
 wrong "matmul 8x8:8x8 numerics=exact" "matmul: numerics=exact is none of strict, fast, strict,fast"
 wrong "matmul 8x8:8x8 isa=sse" "matmul: isa=sse is none of avx512, avx2, neon, scalar"
@@ -103,6 +103,7 @@ wrong "conv 1x4x8x8:8x4x3" "conv: 1x4x8x8:8x4x3: the image has 2 spatial axes an
 wrong "conv 1x4x8x8:8x4x3x3 groups=3" "conv: 1x4x8x8:8x4x3x3 groups=3: groups must divide C=4 and K=8"
 wrong "conv 1x4x8x8:8x4x9x9" "conv: 1x4x8x8:8x4x9x9 pad=0 dilation=1: the filter is larger than the image"
 wrong "conv 1x4x8x8:8x4x3x3 op=grad_w packed=1" "conv: packed=1 beside op=grad_w"
+wrong "conv 1x4x8x8:8x4x3x3 dtype=f16" "conv: dtype=f16 is of --device cuda; on the CPU images are f32"
 wrong "knn q=10 base=100" "knn: needs d=N, a whole number in 1 .. 1024"
 wrong "knn q=10 base=100 d=8 k=101" "knn: k=101 is more than base=100"
 wrong "knn q=10 base=100 d=8 metric=cosine" "knn: metric=cosine is none of l2sq, l2, ip"
@@ -114,7 +115,7 @@ wrong "attention q=1x4x8x8 kv=1x4x8x8 window=4 scores=bias" "attention: one of s
 wrong "attention q=1x4x8x8 kv=1x4x8x8 lengths=4,5" "attention: lengths=4,5 adds up to 9, but must fill the queries and keys of one batch, 8 and 8"
 wrong "attention q=1x4x8x8 kv=1x4x8x8 page=4" "attention: page=4 is of one sequence, one query"
 wrong "attention q=1x4x8x8 kv=1x2x8x8 op=bwd" "attention: op=bwd is checked for plain scores"
-wrong "attention q=1x4x8x8 kv=1x4x8x8 dtype=f16" "attention: dtype is of cached keys and values: S must be 1, not 8"
+wrong "attention q=1x4x8x8 kv=1x4x8x8 dtype=f16" "attention: dtype=f16 is of cached keys and values on the CPU: S must be 1, not 8"
 wrong "average n=3 elements=100" "average: n=3 is no power of two"
 wrong "average n=4 elements=100 lists=7" "average: lists=7 does not divide elements=100"
 wrong "pool 4x9x9" "pool: 4x9x9: the image must be square, with an even side"
@@ -231,5 +232,86 @@ broken_file '{"benchmarks": [{"name": "a", "real_time": 1, "time_unit": "h"}]}' 
 broken_file '{"benchmarks": [{"name": "a", "real_time": 1, "samples": [1, -1]}]}' "a sample must be a number above 0"
 head -c 300 "$out/x.json" >"$out/broken.json"
 says 2 "broken.json:" compare "$out/old.json" "$out/broken.json"
+
+# --- a device -----------------------------------------------------------------------------------------------------------------
+# The emulator of the CUDA tests takes the GPU's place. Its memory is the device's alone where there is AddressSanitizer: then a row that
+# reads it from the host ends here, as one does that hands over the host's memory.
+CXX=${CXX:-c++}
+if ! command -v "$CXX" >/dev/null; then skipped=$((skipped + 1)); echo "skip --device cuda: no $CXX"; finish; fi
+bench=$out/mlk_bench_cuda sanitize=-fsanitize=address
+export MLK_EMU_POINTERS=1 ASAN_OPTIONS=detect_leaks=0
+printf 'int main(void) { return 0; }\n' >"$out/probe.c"
+${CC:-cc} $sanitize "$out/probe.c" -o "$out/probe" 2>/dev/null && "$out/probe" || sanitize=""
+broken="matmul/problem/17x17:17x17/cuda"
+$CXX -std=c++17 -O0 $sanitize -ffp-contract=off $(grep -qsw fma /proc/cpuinfo && echo -mfma) -Wno-unknown-pragmas -Itests -I. \
+  -c tests/cuda_backend.cc -o "$out/backend.o" &&
+  ${CC:-cc} -std=c99 -O0 $sanitize -DMLK_NO_AVX2 -DMLK_NO_AVX512 -DBENCH_CUDA -DBENCH_DEVICE_CACHE=65536 -DBENCH_BREAK_RESULTS="\"$broken\"" \
+    ${OPENMP--fopenmp} -pthread -I. bench/mlk_bench.c "$out/backend.o" -o "$bench" -ldl -lm -lstdc++ ||
+  { fail "mlk_bench does not compile with the emulated device"; finish; }
+says 2 "--threads 2 is of the CPU; beside --device cuda it says nothing" run --device cuda --threads 2
+says 2 "--isa scalar is of the CPU; beside --device cuda it says nothing" run --isa scalar --device cuda
+says 2 "peers are of the CPU; bench/gpu.sh compares a GPU with cuBLAS and cuDNN" peers --device cuda
+says 2 "matmul: threads and isa are of the CPU; a problem for --device cuda has neither" run matmul 8x8:8x8 threads=1 --device cuda
+says 2 "matmul: numerics beside dtype=bf16: products of 16 bits have one kind" run matmul 8x8:8x8 dtype=bf16 numerics=fast --device cuda
+"$bench" list --device cuda >"$out/list"
+check "list --device cuda: hundreds of rows" [ "$(wc -l <"$out/list")" -gt 300 ]
+check "list --device cuda: a name stands once, and is the device's" [ -z "$(cut -d ' ' -f 1 "$out/list" | sed 's,/cuda$,,' | sort | uniq -d; grep -v '/cuda ' "$out/list")" ]
+check "list --device cuda: nothing of threads or instruction sets" [ -z "$(grep 'threads=\|isa=' "$out/list")" ]
+for class in matmul/bf16 matmul/f16 conv/bf16 attention/bf16 attention/bf16_backward; do says 0 "$class/" list $class --device cuda; done
+for batch in bench/batches/*.txt; do says 0 "/cuda " list --batch "$batch" --device cuda; done
+sed 's/^[^ ]* *//' "$out/list" >"$out/all.txt"
+"$bench" list --device cuda --batch "$out/all.txt" | sed 's/^[^ ]* *//' >"$out/again"
+check "list --device cuda --batch: problems are read as they are written" diff "$out/all.txt" "$out/again"
+says 0 "emulated sm_80, sm_80; host: " ceilings --device cuda
+cat >"$out/few_cuda.txt" <<'END'
+matmul 9x20:20x13
+matmul 9x20:20x13 layout=tt batch=2 pad=2 epilogue=bias,gelu numerics=strict,fast
+matmul 9x20:20x13 layout=nt packed=1 epilogue=silu cache=cold
+matmul 9x20:20x13 dtype=bf16
+matmul 8x16:16x24 layout=nt batch=2 pad=8 epilogue=bias,relu dtype=f16
+matmul 8x16:16x24 packed=1 dtype=f16
+conv 1x4x5x5:8x2x3x3 stride=2 pad=1 groups=2 layout=nhwc
+conv 1x4x5x5:8x4x3x3 op=grad_x packed=1
+conv 1x4x6:8x4x3 op=grad_w dilation=2
+conv 1x8x5x5:8x1x3x3 pad=1 groups=8
+conv 1x8x5x5:8x8x3x3 pad=1 layout=nhwc packed=1 dtype=bf16
+conv 1x8x5x5:8x8x3x3 pad=1 op=grad_x dtype=f16
+conv 1x8x5x5:8x8x3x3 pad=1 layout=nhwc op=grad_w dtype=bf16
+knn q=3 base=60 d=8 k=5 metric=l2 numerics=strict,fast count=3
+distances q=3 base=40 d=8 metric=ip
+attention q=1x4x8x8 kv=1x2x12x8 mask=causal layout=bshd
+attention q=1x2x8x8 kv=1x2x8x8 scores=bias
+attention q=1x2x8x8 kv=1x2x8x8 scores=mask
+attention q=1x2x8x8 kv=1x2x8x8 scores=alibi
+attention q=1x2x8x8 kv=1x2x8x8 lengths=3,5 mask=causal
+attention q=1x2x8x8 kv=1x2x8x8 op=bwd
+attention q=1x4x1x8 kv=1x2x32x8 page=8
+attention q=1x4x1x8 kv=1x2x32x8 dtype=f16 cache=cold
+attention q=1x2x8x8 kv=1x2x8x8 layout=bshd dtype=bf16
+attention q=1x2x8x8 kv=1x2x8x8 op=bwd dtype=f16
+attention q=1x2x8x8 kv=1x2x8x8 op=bwd mask=causal dtype=bf16
+merge parts=2 q=1x2x5x8
+average n=4 elements=400 lists=4 dtype=bf16
+average n=2 elements=400 into=all
+softmax 4x50 cache=cold
+map 4x50 op=mul
+reduce 4x50
+pool 2x4x4 layout=nhwc
+norm 4x50 op=rms
+cross_entropy 4x50
+adamw 4x50
+END
+"$bench" run --device cuda --batch "$out/few_cuda.txt" --quick --min-time 0.001 --host-name here \
+  --json "$out/cuda.json" --csv "$out/cuda.csv" --markdown "$out/cuda.md" >"$out/ran" 2>"$out/progress"
+status=$?
+check "run --device cuda: exit code $status, $(tail -n 1 "$out/ran") $(grep -m 1 'ERROR' "$out/progress")" [ $status = 0 ]
+check "run --device cuda: closing line" grep -q '^36 rows, 0 wrong, ' "$out/ran"
+check "run --device cuda: the machine is the device" grep -q '"machine": "emulated sm_80",' "$out/cuda.json"
+if command -v python3 >/dev/null; then
+  check "the files of a run on a device" python3 tests/bench_files.py "$out/cuda.json" "$out/cuda.csv" "$out/few_cuda.txt"
+fi
+says 1 "$broken" run --device cuda "matmul 17x17:17x17" --quick --min-time 0.001 --json "$out/wrong.json"
+check "a wrong result on a device: in the JSON" grep -q '"error_occurred": true, "error_message": "wrong result, not timed: matrix 0' "$out/wrong.json"
+says 2 "share no row" compare "$out/x.json" "$out/cuda.json"
 
 finish
