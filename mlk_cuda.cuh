@@ -5599,8 +5599,8 @@ static __global__ void __launch_bounds__(MLKI_CUDA_AT_THREADS, 2)
   w.ml[mlki_cuda_at_row_number(a, k, warp) * w.units + n] = ml;
 }
 
-/* Rows of an operand that come 16 bytes at a time. */
-static int mlki_cuda_few_fits(const mlki_cuda_at_operand *o, int count) {
+/* May rows of an operand be brought 16 bytes at a time? */
+static int mlki_cuda_at_pieces(const mlki_cuda_at_operand *o, int count) {
   const int64_t pieces = o->dtype == MLK_F32 ? 4 : 8;
   return o->wide && (uintptr_t)o->p % 16 == 0 && count % pieces == 0 && o->stride[0] % pieces == 0 &&
          o->stride[1] % pieces == 0 && o->stride[2] % pieces == 0;
@@ -5612,7 +5612,7 @@ template <int R> static bool mlki_cuda_few_run(mlki_cuda_call *call, const mlki_
   const size_t shared = MLKI_CUDA_FEW_STAGES * MLKI_CUDA_FEW_BYTES +
                         (size_t)R * (MLKI_CUDA_AT_KEYS + (size_t)mlki_cuda_ceil_div(a.d, 32) * 32) * sizeof(float);
   mlki_cuda_at_places w;
-  if (rows > R || a.d > MLK_SEGMENT || !mlki_cuda_few_fits(&a.k, a.d) || !mlki_cuda_few_fits(&a.v, a.e) ||
+  if (rows > R || a.d > MLK_SEGMENT || !mlki_cuda_at_pieces(&a.k, a.d) || !mlki_cuda_at_pieces(&a.v, a.e) ||
       shared + sizeof(mlki_cuda_at_task) + 64 > (size_t)call->device->shared_bytes)
     return false;
   memset(&w, 0, sizeof w);
@@ -5626,13 +5626,18 @@ template <int R> static bool mlki_cuda_few_run(mlki_cuda_call *call, const mlki_
   return true;
 }
 
-/* --- T1: 16-bit operands on tensor cores ---
+/* --- T1: on tensor cores ---
    After FlashAttention-2 (Dao, 2023): 4 warps, 16 MT rows each; tiles of 64 keys; scores in registers, online softmax in
    powers of two with the scale in its multiply-add, sums of a row over its four lanes only at the end; weights rounded
-   to 16 bits become the A operand of the second product where they are. K of the next tile is on its way during the
-   softmax, V during the first product. Rows of 2 DP bytes in shared memory, 16-byte pieces swizzled by the row's number.
-   What no row may see is left out; tiles that not all rows see whole, and scores with cap, alibi, bias or mask, take a
-   general path. Bounds: see docs/numerics.md; bits depend on how keys are split, not on the run. */
+   to the operands' type become the A operand of the second product where they are. K of the next tile is on its way
+   during the softmax, V during the first product. Rows of DP elements in shared memory, 16-byte pieces swizzled by the
+   row's number. What no row may see is left out; tiles that not all rows see whole, and scores with cap, alibi, bias or
+   mask, take a general path. Bounds: see docs/numerics.md; bits depend on how keys are split, not on the run.
+   f32 operands, in MLK_FAST, are rounded to tf32 where they lie by the thread that brought them: once, where four
+   warps would each do so at the 16 conversions a cycle of sm_80. Eight rows of 16 bytes are the same fragment of four
+   32-bit terms as of eight 16-bit ones, so the first product is the same. For the second, a lane has the weights of
+   keys 2 t and 2 t + 1 (t = lane % 4) where a fragment wants terms t and t + 4: so those keys are these terms, of V as
+   well, whose rows a lane reads element by element; the swizzle keeps its 4 keys x 8 elements in 32 banks. */
 
 #define MLKI_CUDA_TC_KEYS    64
 #define MLKI_CUDA_TC_THREADS 128
@@ -5676,64 +5681,71 @@ template <int dtype> MLKI_CUDA_DEVICE uint32_t mlki_cuda_pack16(float low, float
 #endif
 }
 
-template <int DP, int MT> struct mlki_cuda_tc {
-  static constexpr int rows = 64 * MT, pieces = DP / 8; /* of a row */
-  static constexpr int q_bytes = rows * DP * 2, k_bytes = MLKI_CUDA_TC_KEYS * DP * 2;
+template <int dtype, int DP, int MT> struct mlki_cuda_tc {
+  static constexpr int size = dtype == MLK_F32 ? 4 : 2, rows = 64 * MT, pieces = DP * size / 16; /* of a row */
+  static constexpr int keys = DP * size > 512 ? 32 : MLKI_CUDA_TC_KEYS; /* of a tile: 64 would spill registers */
+  static constexpr int q_bytes = rows * DP * size, k_bytes = keys * DP * size;
   static constexpr int stage_bytes = 4 * MT * MLKI_CUDA_TC_THREADS * 4;
   static constexpr int shared_bytes = q_bytes + 2 * k_bytes + stage_bytes + 16;
 };
 
-/* Where piece c of row r lies in a tile. */
-template <int DP> MLKI_CUDA_DEVICE char *mlki_cuda_tc_at(char *tile, int r, int c) {
-  return tile + (r * (DP / 8) + (c ^ (r & 7))) * 16;
+/* Where piece c of row r lies in a tile of elements of size bytes. */
+template <int size, int DP> MLKI_CUDA_DEVICE char *mlki_cuda_tc_at(char *tile, int r, int c) {
+  return tile + (r * (DP * size / 16) + (c ^ (r & 7))) * 16;
 }
 
 /* Brings piece c of a row of count elements; row NULL, or behind count: zeros. */
-template <int DP>
+template <int size, int DP>
 MLKI_CUDA_DEVICE void mlki_cuda_tc_bring(const mlki_cuda_at_operand &o, int pieces_wide, const char *row, int r, int c,
                                          int count, char *tile) {
-  char *to = mlki_cuda_tc_at<DP>(tile, r, c);
+  char *to = mlki_cuda_tc_at<size, DP>(tile, r, c);
+  const int first = 16 / size * c;
   if (pieces_wide) {
-    const bool there = row && 8 * c < count;
+    const bool there = row && first < count;
     mlki_cuda_cp_async<16>(to, there ? row + 16 * c : o.p, there ? 16 : 0);
     return;
   }
   uint32_t x[4] = {0, 0, 0, 0};
 #pragma unroll
-  for (int i = 0; i < 8; i++)
-    if (row && 8 * c + i < count)
-      x[i / 2] |= (uint32_t)((const uint16_t *)(const void *)row)[(8 * c + i) * o.stride[3]] << (i & 1) * 16;
+  for (int i = 0; i < 16 / size; i++) {
+    if (!row || first + i >= count) continue;
+    if (size == 4)
+      x[i % 4] = ((const uint32_t *)(const void *)row)[(first + i) * o.stride[3]];
+    else
+      x[i / 2] |= (uint32_t)((const uint16_t *)(const void *)row)[(first + i) * o.stride[3]] << (i & 1) * 16;
+  }
   *(uint4 *)(void *)to = make_uint4(x[0], x[1], x[2], x[3]);
 }
 
-/* Keys j0 .. j0 + 63 of K or V, those before end. */
-template <int DP>
+/* n keys of K or V from j0 on, those before end. */
+template <int size, int DP, int n>
 MLKI_CUDA_DEVICE void mlki_cuda_tc_keys(const mlki_cuda_attend &a, const mlki_cuda_at_task &k,
                                         const mlki_cuda_at_operand &o, int wide, int j0, int end, int count,
                                         char *tile) {
-  const int pieces = DP / 8, c = (int)threadIdx.x % pieces, per = MLKI_CUDA_TC_THREADS / pieces;
-  const char *base = o.p + 2 * (k.q.kb * o.stride[0] + k.g * o.stride[1] + k.q.k0 * o.stride[2]);
+  const int pieces = DP * size / 16, c = (int)threadIdx.x % pieces, per = MLKI_CUDA_TC_THREADS / pieces;
+  const char *base = o.p + size * (k.q.kb * o.stride[0] + k.g * o.stride[1] + k.q.k0 * o.stride[2]);
 #pragma unroll(DP > 128 ? 1 : 2)
-  for (int r = (int)threadIdx.x / pieces; r < MLKI_CUDA_TC_KEYS; r += per) {
+  for (int r = (int)threadIdx.x / pieces; r < n; r += per) {
     const int j = j0 + r;
     const char *row = NULL;
-    if (j < end) row = a.pages ? mlki_cuda_at_key(a, k.q, o, k.g, j) : base + 2 * j * o.stride[2];
-    mlki_cuda_tc_bring<DP>(o, wide, row, r, c, count, tile);
+    if (j < end) row = a.pages ? mlki_cuda_at_key(a, k.q, o, k.g, j) : base + size * j * o.stride[2];
+    mlki_cuda_tc_bring<size, DP>(o, wide, row, r, c, count, tile);
   }
 }
 
 /* Elements of the thread's own pieces of V that are not finite become 0; bit r of bad: key r of the tile had some. */
-template <int dtype, int DP> MLKI_CUDA_DEVICE void mlki_cuda_tc_clean(char *tile, unsigned *bad) {
-  const int pieces = DP / 8, c = (int)threadIdx.x % pieces, per = MLKI_CUDA_TC_THREADS / pieces;
+template <int dtype, int DP, int n> MLKI_CUDA_DEVICE void mlki_cuda_tc_clean(char *tile, unsigned *bad) {
+  const int size = dtype == MLK_F32 ? 4 : 2, pieces = DP * size / 16;
+  const int c = (int)threadIdx.x % pieces, per = MLKI_CUDA_TC_THREADS / pieces;
   const uint32_t exponent = dtype == MLK_F16 ? 0x7c00u : 0x7f80u;
-  for (int r = (int)threadIdx.x / pieces; r < MLKI_CUDA_TC_KEYS; r += per) {
-    uint4 *at = (uint4 *)(void *)mlki_cuda_tc_at<DP>(tile, r, c);
+  for (int r = (int)threadIdx.x / pieces; r < n; r += per) {
+    uint4 *at = (uint4 *)(void *)mlki_cuda_tc_at<size, DP>(tile, r, c);
     uint32_t x[4] = {at->x, at->y, at->z, at->w};
     bool broken = false;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      if ((x[i] & exponent) == exponent) x[i] &= 0xffff0000u, broken = true;
-      if ((x[i] >> 16 & exponent) == exponent) x[i] &= 0xffffu, broken = true;
+      if ((x[i] >> 16 & exponent) == exponent) x[i] = dtype == MLK_F32 ? 0u : x[i] & 0xffffu, broken = true;
+      if (dtype != MLK_F32 && (x[i] & exponent) == exponent) x[i] &= 0xffff0000u, broken = true;
     }
     if (!broken) continue;
     *at = make_uint4(x[0], x[1], x[2], x[3]);
@@ -5741,9 +5753,30 @@ template <int dtype, int DP> MLKI_CUDA_DEVICE void mlki_cuda_tc_clean(char *tile
   }
 }
 
+/* The thread's own pieces of a tile of f32, rounded to tf32. What f32 has close below 2^128 becomes infinite. */
+template <int DP> MLKI_CUDA_DEVICE void mlki_cuda_tc_round(char *tile, int rows) {
+  const int pieces = DP / 4, c = (int)threadIdx.x % pieces, per = MLKI_CUDA_TC_THREADS / pieces;
+#pragma unroll 4
+  for (int r = (int)threadIdx.x / pieces; r < rows; r += per) {
+    float4 *at = (float4 *)(void *)mlki_cuda_tc_at<4, DP>(tile, r, c);
+    const float4 x = *at;
+    *(uint4 *)(void *)at = make_uint4(mlki_cuda_to_tf32(x.x), mlki_cuda_to_tf32(x.y), mlki_cuda_to_tf32(x.z),
+                                      mlki_cuda_to_tf32(x.w));
+  }
+}
+
+/* A step of products: k is 16 for 16-bit types, 8 for f32; 32 bytes of a row either way. */
+template <int dtype> MLKI_CUDA_DEVICE void mlki_cuda_tc_mma(float d[4], const uint32_t a[4], const uint32_t b[2]) {
+  if constexpr (dtype == MLK_F32)
+    mlki_cuda_mma_tf32(d, a, b);
+  else
+    mlki_cuda_mma<dtype>(d, a, b);
+}
+
 /* s[m][n] = the products of the rows of the thread's warp and the tile's 8 N keys. */
 template <int dtype, int DP, int MT, int N>
 MLKI_CUDA_DEVICE void mlki_cuda_tc_scores(int thread, char *q, char *keys, float (*s)[N][4]) {
+  constexpr int size = dtype == MLK_F32 ? 4 : 2;
   const int lane = thread % 32, warp = thread / 32;
 #pragma unroll
   for (int m = 0; m < MT; m++)
@@ -5752,25 +5785,51 @@ MLKI_CUDA_DEVICE void mlki_cuda_tc_scores(int thread, char *q, char *keys, float
 #pragma unroll
       for (int i = 0; i < 4; i++) s[m][n][i] = 0.0f;
 #pragma unroll(DP > 128 ? 1 : 4)
-  for (int c = 0; c < DP / 16; c++) {
+  for (int c = 0; c < DP * size / 32; c++) {
     uint32_t x[MT][4];
 #pragma unroll
     for (int m = 0; m < MT; m++)
-      mlki_cuda_ldmatrix(x[m], mlki_cuda_tc_at<DP>(q, (warp * MT + m) * 16 + lane % 16, 2 * c + lane / 16));
+      mlki_cuda_ldmatrix(x[m], mlki_cuda_tc_at<size, DP>(q, (warp * MT + m) * 16 + lane % 16, 2 * c + lane / 16));
 #pragma unroll
     for (int n = 0; n < N; n += 2) {
       uint32_t y[4];
-      mlki_cuda_ldmatrix(y, mlki_cuda_tc_at<DP>(keys, 8 * n + lane % 8 + lane / 16 * 8, 2 * c + lane / 8 % 2));
+      mlki_cuda_ldmatrix(y, mlki_cuda_tc_at<size, DP>(keys, 8 * n + lane % 8 + lane / 16 * 8, 2 * c + lane / 8 % 2));
 #pragma unroll
       for (int m = 0; m < MT; m++) {
-        mlki_cuda_mma<dtype>(s[m][n], x[m], y);
-        mlki_cuda_mma<dtype>(s[m][n + 1], x[m], y + 2);
+        mlki_cuda_tc_mma<dtype>(s[m][n], x[m], y);
+        mlki_cuda_tc_mma<dtype>(s[m][n + 1], x[m], y + 2);
       }
     }
   }
 }
 
-/* o += weights times the tile's values, of 8 N keys. */
+/* o += weights times the tile's values, of 8 N keys, in tf32. */
+template <int DP, int MT, int N>
+MLKI_CUDA_DEVICE void mlki_cuda_tc_values_tf32(int thread, const float (*p)[N][4], char *values,
+                                               float (*o)[DP / 8][4]) {
+  const int lane = thread % 32;
+#pragma unroll
+  for (int c = 0; c < N; c++) {
+    uint32_t x[MT][4];
+#pragma unroll
+    for (int m = 0; m < MT; m++) /* terms t, t + 4: keys 2 t, 2 t + 1 */
+#pragma unroll
+      for (int i = 0; i < 4; i++) x[m][i] = mlki_cuda_to_tf32(p[m][c][i / 2 + i % 2 * 2]);
+#pragma unroll
+    for (int n = 0; n < DP / 8; n++) {
+      uint32_t y[2];
+#pragma unroll
+      for (int i = 0; i < 2; i++) { /* eight pieces on are 128 bytes on, in every row */
+        const char *piece = mlki_cuda_tc_at<4, DP>(values, 8 * c + lane % 4 * 2 + i, n % 4 * 2 + lane / 16);
+        y[i] = ((const uint32_t *)(const void *)(piece + n / 4 * 128))[lane / 4 % 4];
+      }
+#pragma unroll
+      for (int m = 0; m < MT; m++) mlki_cuda_mma_tf32(o[m][n], x[m], y);
+    }
+  }
+}
+
+/* The same in 16 bits. */
 template <int dtype, int DP, int MT, int N>
 MLKI_CUDA_DEVICE void mlki_cuda_tc_values(int thread, const float (*p)[N][4], char *values, float (*o)[DP / 8][4]) {
   const int lane = thread % 32;
@@ -5785,7 +5844,7 @@ MLKI_CUDA_DEVICE void mlki_cuda_tc_values(int thread, const float (*p)[N][4], ch
 #pragma unroll
     for (int n = 0; n < DP / 8; n += 2) {
       uint32_t y[4];
-      mlki_cuda_ldmatrix_transposed(y, mlki_cuda_tc_at<DP>(values, 16 * c + lane % 16, n + lane / 16));
+      mlki_cuda_ldmatrix_transposed(y, mlki_cuda_tc_at<2, DP>(values, 16 * c + lane % 16, n + lane / 16));
 #pragma unroll
       for (int m = 0; m < MT; m++) {
         mlki_cuda_mma<dtype>(o[m][n], x[m], y);
@@ -5819,13 +5878,13 @@ MLKI_CUDA_DEVICE float mlki_cuda_tc_score(const mlki_cuda_attend &a, const mlki_
 }
 
 /* What rows do not see becomes -infinity; with cap, alibi, bias or mask products become scores. */
-template <int MT>
+template <int MT, int N>
 MLKI_CUDA_DEVICE void mlki_cuda_tc_mask(const mlki_cuda_attend &a, const mlki_cuda_at_task &k, int j0, int end,
-                                        float *stage, float (*s)[8][4]) {
+                                        float *stage, float (*s)[N][4]) {
   const int lane = (int)threadIdx.x % 32, row0 = k.row0 + (int)threadIdx.x / 32 * 16 * MT + lane / 4;
   float *mine = stage + threadIdx.x;
 #pragma unroll
-  for (int n = 0; n < 8; n++) {
+  for (int n = 0; n < N; n++) {
     const int j = j0 + 8 * n + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 4 * MT; i++) mine[i * MLKI_CUDA_TC_THREADS] = s[i / 4][n][i % 4];
@@ -5848,10 +5907,10 @@ MLKI_CUDA_DEVICE void mlki_cuda_tc_mask(const mlki_cuda_attend &a, const mlki_cu
 }
 
 /* Weights of keys that take part and whose value is not finite become NaN. */
-template <int MT> MLKI_CUDA_DEVICE void mlki_cuda_tc_poison(const unsigned *bad, float (*s)[8][4]) {
+template <int MT, int N> MLKI_CUDA_DEVICE void mlki_cuda_tc_poison(const unsigned *bad, float (*s)[N][4]) {
   const int lane = (int)threadIdx.x % 32;
 #pragma unroll
-  for (int n = 0; n < 8; n++)
+  for (int n = 0; n < N; n++)
 #pragma unroll
     for (int i = 0; i < 4 * MT; i++) {
       const int key = 8 * n + lane % 4 * 2 + i % 2;
@@ -5861,8 +5920,8 @@ template <int MT> MLKI_CUDA_DEVICE void mlki_cuda_tc_poison(const unsigned *bad,
 
 /* A step of the online softmax: s becomes weights; maxima m (times c: in powers of two) and sums l of 2 MT rows, o scaled
    to the new maximum. */
-template <int DP, int MT>
-MLKI_CUDA_DEVICE void mlki_cuda_tc_softmax(float c, float (*s)[8][4], float (*m)[2], float (*l)[2],
+template <int DP, int MT, int N>
+MLKI_CUDA_DEVICE void mlki_cuda_tc_softmax(float c, float (*s)[N][4], float (*m)[2], float (*l)[2],
                                            float (*o)[DP / 8][4]) {
 #pragma unroll
   for (int t = 0; t < MT; t++)
@@ -5870,14 +5929,14 @@ MLKI_CUDA_DEVICE void mlki_cuda_tc_softmax(float c, float (*s)[8][4], float (*m)
     for (int r = 0; r < 2; r++) {
       float top = m[t][r];
 #pragma unroll
-      for (int n = 0; n < 8; n++) top = fmaxf(top, fmaxf(s[t][n][2 * r], s[t][n][2 * r + 1]));
+      for (int n = 0; n < N; n++) top = fmaxf(top, fmaxf(s[t][n][2 * r], s[t][n][2 * r + 1]));
       top = fmaxf(top, __shfl_xor_sync(MLKI_CUDA_ALL, top, 1));
       top = fmaxf(top, __shfl_xor_sync(MLKI_CUDA_ALL, top, 2));
       const float base = top == -INFINITY ? 0.0f : mlki_cuda_mul(top, c);
       const float shrink = mlki_cuda_exp2(mlki_cuda_fma(m[t][r], c, -base));
       float sum = 0.0f;
 #pragma unroll
-      for (int n = 0; n < 8; n++)
+      for (int n = 0; n < N; n++)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
           const float p = mlki_cuda_exp2(mlki_cuda_fma(s[t][n][2 * r + i], c, -base));
@@ -5977,12 +6036,13 @@ typedef struct mlki_cuda_tc_wide {
 
 /* Task: rows of a head, and with split a unit of keys. */
 template <int dtype, int DP, int MT>
-static __global__ void __launch_bounds__(MLKI_CUDA_TC_THREADS, DP == 128 && MLKI_CUDA_ARCH >= 800 ? 3 : 1)
+static __global__ void __launch_bounds__(MLKI_CUDA_TC_THREADS,
+                                         DP == 128 && dtype != MLK_F32 && MLKI_CUDA_ARCH >= 800 ? 3 : 1)
     mlki_cuda_tc_kernel(const __grid_constant__ mlki_cuda_attend a, const mlki_cuda_at_places w,
                         const mlki_cuda_tc_wide wide, int tiles) {
 #if MLKI_CUDA_ARCH >= 750
-  typedef mlki_cuda_tc<DP, MT> C;
-  if (MLKI_CUDA_ARCH < 800 && (dtype == MLK_BF16 || C::shared_bytes > 64 << 10)) return; /* never asked for there */
+  typedef mlki_cuda_tc<dtype, DP, MT> C;
+  if (MLKI_CUDA_ARCH < 800 && (dtype != MLK_F16 || C::shared_bytes > 64 << 10)) return; /* never asked for there */
   __shared__ mlki_cuda_at_task k;
   __shared__ mlki_cuda_tc_span span;
   char *q = (char *)mlki_cuda_shared(), *keys = q + C::q_bytes, *values = keys + C::k_bytes;
@@ -6009,31 +6069,40 @@ static __global__ void __launch_bounds__(MLKI_CUDA_TC_THREADS, DP == 128 && MLKI
   for (int i = (int)threadIdx.x; i < C::rows * C::pieces; i += MLKI_CUDA_TC_THREADS) {
     const int r = i / C::pieces;
     const char *row = k.row0 + r < k.rows ? mlki_cuda_at_row(a, k.q, a.q, k.g, k.row0 + r) : NULL;
-    mlki_cuda_tc_bring<DP>(a.q, wide.q, row, r, i % C::pieces, a.d, q);
+    mlki_cuda_tc_bring<C::size, DP>(a.q, wide.q, row, r, i % C::pieces, a.d, q);
   }
   __syncthreads();
-  if (span.begin < span.end) mlki_cuda_tc_keys<DP>(a, k, a.k, wide.k, span.begin, k.q.t, a.d, keys);
+  if (span.begin < span.end) mlki_cuda_tc_keys<C::size, DP, C::keys>(a, k, a.k, wide.k, span.begin, k.q.t, a.d, keys);
   mlki_cuda_cp_commit();
-  for (int j0 = span.begin; j0 < span.end; j0 += MLKI_CUDA_TC_KEYS) {
-    const bool masked = j0 < span.whole_begin || j0 + MLKI_CUDA_TC_KEYS > span.whole_end;
-    float s[MT][8][4];
+  if (dtype == MLK_F32) {
     mlki_cuda_cp_wait<0>();
+    mlki_cuda_tc_round<DP>(q, C::rows);
+  }
+  for (int j0 = span.begin; j0 < span.end; j0 += C::keys) {
+    const bool masked = j0 < span.whole_begin || j0 + C::keys > span.whole_end;
+    float s[MT][C::keys / 8][4];
+    mlki_cuda_cp_wait<0>();
+    if (dtype == MLK_F32) mlki_cuda_tc_round<DP>(keys, C::keys);
     __syncthreads(); /* k is there, v is free */
-    mlki_cuda_tc_keys<DP>(a, k, a.v, wide.v, j0, k.q.t, a.e, values);
+    mlki_cuda_tc_keys<C::size, DP, C::keys>(a, k, a.v, wide.v, j0, k.q.t, a.e, values);
     mlki_cuda_cp_commit();
-    if (busy) mlki_cuda_tc_scores<dtype, DP, MT, 8>((int)threadIdx.x, q, keys, s);
+    if (busy) mlki_cuda_tc_scores<dtype, DP, MT, C::keys / 8>((int)threadIdx.x, q, keys, s);
     mlki_cuda_cp_wait<0>();
-    if (masked) mlki_cuda_tc_clean<dtype, DP>(values, bad);
+    if (dtype == MLK_F32) mlki_cuda_tc_round<DP>(values, C::keys);
+    if (masked) mlki_cuda_tc_clean<dtype, DP, C::keys>(values, bad);
     __syncthreads(); /* v is there, k is free */
     const bool broken = masked && (bad[0] | bad[1]);
-    if (j0 + MLKI_CUDA_TC_KEYS < span.end)
-      mlki_cuda_tc_keys<DP>(a, k, a.k, wide.k, j0 + MLKI_CUDA_TC_KEYS, k.q.t, a.d, keys);
+    if (j0 + C::keys < span.end)
+      mlki_cuda_tc_keys<C::size, DP, C::keys>(a, k, a.k, wide.k, j0 + C::keys, k.q.t, a.d, keys);
     mlki_cuda_cp_commit();
     if (busy) {
       if (masked) mlki_cuda_tc_mask<MT>(a, k, j0, span.end, stage, s);
       if (broken) mlki_cuda_tc_poison<MT>(bad, s);
       mlki_cuda_tc_softmax<DP, MT>(c, s, m, l, o);
-      mlki_cuda_tc_values<dtype, DP, MT, 8>((int)threadIdx.x, s, values, o);
+      if constexpr (dtype == MLK_F32)
+        mlki_cuda_tc_values_tf32<DP, MT, C::keys / 8>((int)threadIdx.x, s, values, o);
+      else
+        mlki_cuda_tc_values<dtype, DP, MT, C::keys / 8>((int)threadIdx.x, s, values, o);
     }
     if (broken) {
       __syncthreads();
@@ -6045,22 +6114,16 @@ static __global__ void __launch_bounds__(MLKI_CUDA_TC_THREADS, DP == 128 && MLKI
 #endif
 }
 
-/* May rows of a 16-bit operand be brought 16 bytes at a time? */
-static int mlki_cuda_tc_wide_of(const mlki_cuda_at_operand *o, int count) {
-  return o->wide && (uintptr_t)o->p % 16 == 0 && count % 8 == 0 && o->stride[0] % 8 == 0 && o->stride[1] % 8 == 0 &&
-         o->stride[2] % 8 == 0;
-}
-
 template <int dtype, int DP, int MT> static void mlki_cuda_tc_launch(mlki_cuda_call *call, const mlki_cuda_attend &a) {
-  typedef mlki_cuda_tc<DP, MT> C;
+  typedef mlki_cuda_tc<dtype, DP, MT> C;
   const int64_t heads = (int64_t)a.batch * a.groups, rows = (int64_t)a.s * a.group, sms = call->device->sms;
   const int64_t tiles = mlki_cuda_ceil_div(rows, C::rows), blocks = mlki_cuda_ceil_div(a.t, 4 * MLKI_CUDA_TC_KEYS);
   int64_t tasks = heads * tiles;
   mlki_cuda_at_places w;
   mlki_cuda_tc_wide wide;
   memset(&w, 0, sizeof w);
-  wide.q = mlki_cuda_tc_wide_of(&a.q, a.d), wide.k = mlki_cuda_tc_wide_of(&a.k, a.d);
-  wide.v = mlki_cuda_tc_wide_of(&a.v, a.e);
+  wide.q = mlki_cuda_at_pieces(&a.q, a.d), wide.k = mlki_cuda_at_pieces(&a.k, a.d);
+  wide.v = mlki_cuda_at_pieces(&a.v, a.e);
   if (a.parts) {
     w.units = a.parts, w.unit = MLK_ATTENTION_SEGMENT;
   } else if (tasks < 2 * sms && blocks > 1) { /* units of at least 256 keys, two waves of two blocks a multiprocessor */
@@ -6073,8 +6136,8 @@ template <int dtype, int DP, int MT> static void mlki_cuda_tc_launch(mlki_cuda_c
     w.o = mlki_cuda_carve<float>(call, heads * rows * w.units * a.e);
     tasks *= w.units;
   }
-  call->io->variant = w.units ? "mma_split" : "mma";
-  const double compute = (double)call->io->flops / call->device->tensor_flops;
+  call->io->variant = dtype == MLK_F32 ? w.units ? "tf32_split" : "tf32" : w.units ? "mma_split" : "mma";
+  const double compute = (double)call->io->flops / (call->device->tensor_flops / (C::size / 2));
   const double memory = (double)call->io->bytes / call->device->bandwidth;
   call->work = compute > memory ? compute : memory;
   mlki_cuda_launch(call, tasks, MLKI_CUDA_TC_THREADS, C::shared_bytes, mlki_cuda_tc_kernel<dtype, DP, MT>, a, w, wide,
@@ -6084,7 +6147,8 @@ template <int dtype, int DP, int MT> static void mlki_cuda_tc_launch(mlki_cuda_c
                      mlki_cuda_at_fold_kernel, a, w.ml, w.o, w.units, MLK_ATTENTION_SEGMENT / MLKI_CUDA_AT_KEYS);
 }
 
-/* Tensor cores, where the operands and the device are such. */
+/* Tensor cores, where the operands and the device are such: heads of up to 256 elements; of f32 those of more than 128
+   where a block may have 130 KiB of shared memory. */
 template <int dtype> static bool mlki_cuda_tc_run(mlki_cuda_call *call, const mlki_cuda_attend &given) {
   mlki_cuda_attend a = given;
   const int width = a.d > a.e ? a.d : a.e, room = call->device->shared_bytes - (int)sizeof(mlki_cuda_at_task) - 64;
@@ -6094,7 +6158,7 @@ template <int dtype> static bool mlki_cuda_tc_run(mlki_cuda_call *call, const ml
     mlki_cuda_tc_launch<dtype, 64, 2>(call, a);
   else if (width <= 128)
     mlki_cuda_tc_launch<dtype, 128, 1>(call, a);
-  else if (width <= 256 && mlki_cuda_tc<256, 1>::shared_bytes <= room)
+  else if (width <= 256 && mlki_cuda_tc<dtype, 256, 1>::shared_bytes <= room)
     mlki_cuda_tc_launch<dtype, 256, 1>(call, a);
   else
     return false;
@@ -6114,7 +6178,10 @@ static mlk_status mlki_cuda_attention(mlki_cuda_call *call, const mlk_attention_
   mlki_cuda_at_sequences(call, &a);
   if (a.q.dtype == MLK_F16 && mlki_cuda_tc_run<MLK_F16>(call, a)) return MLK_OK;
   if (a.q.dtype == MLK_BF16 && call->device->tier >= 800 && mlki_cuda_tc_run<MLK_BF16>(call, a)) return MLK_OK;
-  if (mlki_cuda_few_run<1>(call, a) || mlki_cuda_few_run<8>(call, a)) return MLK_OK;
+  if (mlki_cuda_few_run<1>(call, a) || mlki_cuda_few_run<8>(call, a)) return MLK_OK; /* as fast as memory, and exact */
+  const bool f32 = a.q.dtype == MLK_F32 && a.k.dtype == MLK_F32 && a.v.dtype == MLK_F32;
+  if (f32 && call->io->numerics == MLK_FAST && call->device->tier >= 800 && mlki_cuda_tc_run<MLK_F32>(call, a))
+    return MLK_OK;
   if (a.e > 64)
     mlki_cuda_at_tiles<4>(call, a);
   else
@@ -6759,8 +6826,8 @@ MLKI_CUDA_DEVICE void mlki_cuda_gtc_bring(const mlki_cuda_at_grad &d, const mlki
       at_x = (keys ? task.keys : task.rows)[0] + 2 * (h * from_x.stride[1] + i * from_x.stride[2]);
       at_y = (keys ? task.keys : task.rows)[1] + 2 * (h * from_y.stride[1] + i * from_y.stride[2]);
     }
-    mlki_cuda_tc_bring<DP>(from_x, keys ? how.k : how.q, at_x, r, c, d.a.d, x);
-    mlki_cuda_tc_bring<DP>(from_y, keys ? how.v : how.dout, at_y, r, c, d.a.e, y);
+    mlki_cuda_tc_bring<2, DP>(from_x, keys ? how.k : how.q, at_x, r, c, d.a.d, x);
+    mlki_cuda_tc_bring<2, DP>(from_y, keys ? how.v : how.dout, at_y, r, c, d.a.e, y);
   }
 }
 
@@ -6781,7 +6848,7 @@ template <int dtype, int DP, int n> MLKI_CUDA_DEVICE int mlki_cuda_gtc_broken(ch
   int broken = 0;
 #pragma unroll 1
   for (int r = (int)threadIdx.x / pieces; r < n; r += MLKI_CUDA_TC_THREADS / pieces) {
-    uint32_t *at = (uint32_t *)(void *)mlki_cuda_tc_at<DP>(tile, r, c);
+    uint32_t *at = (uint32_t *)(void *)mlki_cuda_tc_at<2, DP>(tile, r, c);
 #pragma unroll 1
     for (int i = 0; i < 4; i++) {
       const uint32_t low = (at[i] & exponent) == exponent ? 0u : 0xffffu;
@@ -7025,8 +7092,8 @@ static void mlki_cuda_gtc_launch(mlki_cuda_call *call, const mlki_cuda_at_grad &
   const int64_t heads = (int64_t)d.a.batch * d.a.groups;
   const int64_t tiles = mlki_cuda_ceil_div(items, mlki_cuda_gtc<DP, MT, C>::items);
   mlki_cuda_gtc_how how;
-  how.q = mlki_cuda_tc_wide_of(&d.a.q, d.a.d), how.k = mlki_cuda_tc_wide_of(&d.a.k, d.a.d);
-  how.v = mlki_cuda_tc_wide_of(&d.a.v, d.a.e), how.dout = mlki_cuda_tc_wide_of(&d.dout, d.a.e);
+  how.q = mlki_cuda_at_pieces(&d.a.q, d.a.d), how.k = mlki_cuda_at_pieces(&d.a.k, d.a.d);
+  how.v = mlki_cuda_at_pieces(&d.a.v, d.a.e), how.dout = mlki_cuda_at_pieces(&d.dout, d.a.e);
   how.group = mlki_cuda_divider_of(mlki_cuda_max(d.a.group, 1));
   mlki_cuda_launch(call, heads * tiles, MLKI_CUDA_TC_THREADS, (size_t)mlki_cuda_gtc_shared<DP, MT, C>(d),
                    mlki_cuda_grad_tc_kernel<dtype, DP, MT, C, mode>, d, how, (int)tiles);

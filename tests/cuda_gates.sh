@@ -161,10 +161,8 @@ tensor_cores() {
       "setmaxnreg\.inc setmaxnreg\.dec"
   case $1.$2 in
     matmul.75 | conv.75 | attention.75 | knn.75) echo "ldmatrix $mma\.m16n8k8\.row\.col\.f32\.f16\.f16\.f32" ;;
-    matmul.* | conv.*) echo "ldmatrix cp\.async\.c[ag]\.shared\.global cp\.async\.wait_group $mma\.m16n8k16\.row\.col\.f32\.f16" \
+    matmul.* | conv.* | attention.*) echo "ldmatrix cp\.async\.c[ag]\.shared\.global cp\.async\.wait_group $mma\.m16n8k16\.row\.col\.f32\.f16" \
       "$mma\.m16n8k16\.row\.col\.f32\.bf16 $mma\.m16n8k8\.row\.col\.f32\.tf32" ;;
-    attention.*) echo "ldmatrix cp\.async\.c[ag]\.shared\.global cp\.async\.wait_group $mma\.m16n8k16\.row\.col\.f32\.f16" \
-      "$mma\.m16n8k16\.row\.col\.f32\.bf16" ;;
     knn.*) echo "ldmatrix $mma\.m16n8k16\.row\.col\.f32\.f16" ;;
   esac
 }

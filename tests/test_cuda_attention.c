@@ -1,18 +1,19 @@
-/* test_cuda_attention.c - attention with 16-bit queries, keys and values on a device, against the CPU's f32 attention of the
-   same values. Only in the programs of make test-cuda. */
+/* test_cuda_attention.c - attention with 16-bit queries, keys and values on a device, and with f32 ones in MLK_FAST,
+   against the CPU's f32 attention of the same values. Only in the programs of make test-cuda. */
 
 #include "test.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-/* A tensor [n0, n1, n2, n3] of 16 bits in some layout, and its values dense as f32. */
+/* A tensor [n0, n1, n2, n3] of 16 bits, or of f32 for MLK_FAST, in some layout, and its values dense as f32. */
 typedef struct half_tensor {
   int64_t shape[4], stride[4];
   float *f;
-  uint16_t *memory;
-  mlk_tensor wide, half; /* f32 dense; 16 bits as laid out */
+  char *memory;
+  mlk_tensor wide, half; /* f32 dense; of the type at hand as laid out */
 } half_tensor;
 
 static int64_t count_of(const int64_t *shape) { return shape[0] * shape[1] * shape[2] * shape[3]; }
@@ -37,6 +38,7 @@ static float from_16(uint16_t h, mlk_dtype dtype) {
    strided. */
 static void half_new(half_tensor *t, mlk_dtype dtype, int layout, int64_t n0, int64_t n1, int64_t n2, int64_t n3) {
   const int64_t row = layout == 0 ? n3 : (n3 + 7) / 8 * 8 + 8, step = layout == 3 ? 2 : 1;
+  const size_t size = dtype == MLK_F32 ? 4 : 2;
   int i;
   t->shape[0] = n0, t->shape[1] = n1, t->shape[2] = n2, t->shape[3] = n3;
   t->stride[3] = step;
@@ -44,12 +46,12 @@ static void half_new(half_tensor *t, mlk_dtype dtype, int layout, int64_t n0, in
   t->stride[1] = layout == 0 ? n2 * n3 : row * step;
   t->stride[0] = n1 * n2 * row * step;
   t->f = (float *)calloc((size_t)count_of(t->shape) + 1, sizeof(float));
-  t->memory = (uint16_t *)calloc((size_t)(n0 * n1 * n2 * row * step) + 16, sizeof(uint16_t));
+  t->memory = (char *)calloc((size_t)(n0 * n1 * n2 * row * step) + 16, size);
   memset(&t->wide, 0, sizeof t->wide);
   t->wide.data = t->f, t->wide.dtype = MLK_F32, t->wide.rank = 4;
   for (i = 0; i < 4; i++) t->wide.shape[i] = t->shape[i];
   t->half = t->wide;
-  t->half.data = t->memory + (layout == 2), t->half.dtype = (int32_t)dtype;
+  t->half.data = t->memory + (layout == 2 ? size : 0), t->half.dtype = (int32_t)dtype;
   for (i = 0; i < 4; i++) t->half.stride[i] = t->stride[i];
 }
 
@@ -58,21 +60,32 @@ static void half_free(half_tensor *t) {
   free(t->memory);
 }
 
-static uint16_t *half_at(const half_tensor *t, int64_t i) {
+static int64_t half_at(const half_tensor *t, int64_t i) { /* where element i is laid out */
   int64_t at = 0;
   int axis;
   for (axis = 3; axis >= 0; axis--) at += i % t->shape[axis] * t->stride[axis], i /= t->shape[axis];
-  return (uint16_t *)t->half.data + at;
+  return at;
+}
+
+static float half_get(const half_tensor *t, int64_t i) {
+  if (t->half.dtype == MLK_F32) return ((const float *)t->half.data)[half_at(t, i)];
+  return from_16(((const uint16_t *)t->half.data)[half_at(t, i)], (mlk_dtype)t->half.dtype);
 }
 
 static void half_put(half_tensor *t) { /* the values to where they are laid out */
   int64_t i;
-  for (i = 0; i < count_of(t->shape); i++) *half_at(t, i) = to_16(t->f[i], (mlk_dtype)t->half.dtype);
+  for (i = 0; i < count_of(t->shape); i++)
+    if (t->half.dtype == MLK_F32)
+      ((float *)t->half.data)[half_at(t, i)] = t->f[i];
+    else
+      ((uint16_t *)t->half.data)[half_at(t, i)] = to_16(t->f[i], (mlk_dtype)t->half.dtype);
 }
 
-static void half_random(half_tensor *t, mlkt_rng *rng) { /* multiples of 1/32 in [-2, 2] */
+static void half_random(half_tensor *t,
+                        mlkt_rng *rng) { /* multiples of 1/32 in [-2, 2]; of f32 any numbers in [-1/2, 1/2) */
   int64_t i;
-  for (i = 0; i < count_of(t->shape); i++) t->f[i] = (float)mlkt_int(rng, -64, 64) / 32.0f;
+  for (i = 0; i < count_of(t->shape); i++)
+    t->f[i] = t->half.dtype == MLK_F32 ? mlkt_signed(rng) / 2 : (float)mlkt_int(rng, -64, 64) / 32.0f;
   half_put(t);
 }
 
@@ -85,45 +98,57 @@ static mlk_tensor dense_f32(float *data, int rank, const int64_t *shape) {
   return t;
 }
 
-/* A CPU's context, whatever --cuda says, and the device's. */
+/* A CPU's context, whatever --cuda says, and the device's, strict and fast. */
 typedef struct pair {
-  mlk_context *cpu, *device;
+  mlk_context *cpu, *device, *fast;
 } pair;
 
 static int pair_open(pair *p) {
   mlk_context_desc desc;
   memset(&desc, 0, sizeof desc);
-  p->device = NULL, p->cpu = NULL;
+  p->device = NULL, p->cpu = NULL, p->fast = NULL;
   if (!mlkt_opt.cuda) {
     mlkt_skip("needs --cuda");
     return 0;
   }
   if (!CHECK_STATUS(NULL, mlk_open(&p->cpu, &desc), MLK_OK)) return 0;
   p->device = mlkt_open(MLK_ISA_BEST, 1);
-  return p->device != NULL;
+  desc = mlkt_context_desc(MLK_ISA_BEST, 1), desc.numerics = MLK_FAST;
+  return p->device && CHECK_STATUS(NULL, mlk_open(&p->fast, &desc), MLK_OK);
 }
 
 static void pair_close(pair *p) {
   if (p->cpu) mlk_close(p->cpu);
   if (p->device) mlk_close(p->device);
+  if (p->fast) mlk_close(p->fast);
 }
 
-/* The bound of docs/numerics.md for an element: gauge is the weighted mean of |v|, products sums of |q k|. */
+/* What weights lose when they are rounded, with what values of f32 do. */
+static double unit_of(mlk_dtype dtype) {
+  return dtype == MLK_F16 ? 0x1p-11 : dtype == MLK_BF16 ? 0x1p-8 : 0x1p-10 + 0x1p-22;
+}
+
+/* What a score may be off, by docs/numerics.md. products: sums of |q k|; q and k of f32 are rounded, each by 2^-11. */
+static double score_of(mlk_dtype dtype, int64_t d, double products) {
+  return (double)(d + 8) * 0x1p-23 * products + 0x1p-21 + (dtype == MLK_F32 ? (0x1p-10 + 0x1p-22) * products : 0);
+}
+
+/* The bound of an element: gauge is the weighted mean of |v|. */
 static double bound_of(mlk_dtype dtype, int64_t d, int64_t t, double products, double gauge) {
-  const double unit = dtype == MLK_F16 ? 0x1p-11 : 0x1p-8, score = (double)(d + 8) * 0x1p-23 * products + 0x1p-21;
-  return gauge * (unit + 4 * score + (double)(t + 8) * 0x1p-23) + (dtype == MLK_F16 ? (double)t * 0x1p-25 * 2 : 0);
+  const double score = score_of(dtype, d, products);
+  return gauge * (unit_of(dtype) + 4 * score + (double)(t + 8) * 0x1p-23) +
+         (dtype == MLK_F16 ? (double)t * 0x1p-25 * 2 : 0);
 }
 
-/* out of the device against the CPU's; the device's is f32, or 16 bits laid out as o. */
+/* out of the device against the CPU's; the device's is f32, or of dtype laid out as o. */
 static void compare(const char *what, mlk_dtype dtype, int64_t d, int64_t t, double products, const float *want,
                     const float *gauge, const half_tensor *o, const float *f32) {
   const int64_t count = count_of(o->shape);
   int64_t i;
   for (i = 0; i < count; i++) {
-    const double unit = dtype == MLK_F16 ? 0x1p-11 : 0x1p-8;
-    const float got = f32 ? f32[i] : from_16(*half_at(o, i), dtype);
+    const float got = f32 ? f32[i] : half_get(o, i);
     const double bound = bound_of(dtype, d, t, products, (double)gauge[i]) +
-                         (f32 ? 0 : unit * (fabs((double)want[i]) + 0x1p-14)) + 0x1p-40;
+                         (f32 || dtype == MLK_F32 ? 0 : unit_of(dtype) * (fabs((double)want[i]) + 0x1p-14)) + 0x1p-40;
     if (isnan(want[i]) ? isnan(got) : fabs((double)got - (double)want[i]) <= bound) continue;
     CHECK_MSG(0, "%s: element %lld is %g, should be %g within %g", what, (long long)i, (double)got, (double)want[i],
               bound);
@@ -159,12 +184,14 @@ static mlk_tensor ids(int64_t *data, int rank, int64_t n0, int64_t n1) {
   return t;
 }
 
-/* Runs p on the CPU in f32, with v and with |v|, and on the device, and compares. */
+/* Runs p on the CPU in f32, with v and with |v|, and on the device, fast if its operands are f32, and compares. */
 static void problem_run(problem *p, pair *ctx, int half_out, const char *what) {
   const int64_t lse_shape[3] = {p->out.shape[0], p->h, p->out.shape[2]}, rows = lse_shape[0] * p->h * lse_shape[2];
   mlk_attention_desc desc = p->desc;
   const float scale = desc.scores.scale != 0.0f ? fabsf(desc.scores.scale) : 1.0f / sqrtf((float)p->d);
-  const double products = 4.0 * (double)scale * (double)p->d + 8.0; /* bias, alibi and cap stay below 8 */
+  const double largest = p->dtype == MLK_F32 ? 0.25 : 4.0;              /* of |q k| */
+  const double products = largest * (double)scale * (double)p->d + 8.0; /* bias, alibi and cap stay below 8 */
+  mlk_context *device = p->dtype == MLK_F32 ? ctx->fast : ctx->device;
   int64_t i, bad = -1;
   desc.q = p->q.wide, desc.k = p->k.wide, desc.v = p->v.wide;
   desc.out = dense_f32(p->want, 4, p->out.shape), desc.lse = dense_f32(p->want_lse, 3, lse_shape);
@@ -175,11 +202,10 @@ static void problem_run(problem *p, pair *ctx, int half_out, const char *what) {
   desc.q = p->q.half, desc.k = p->k.half, desc.v = p->v.half;
   desc.out = half_out ? p->out.half : dense_f32(p->got, 4, p->out.shape);
   desc.lse = dense_f32(p->lse, 3, lse_shape);
-  if (!CHECK_OK(ctx->device, mlk_attention(ctx->device, &desc)) || !CHECK_OK(ctx->device, mlk_sync(ctx->device)))
-    return;
+  if (!CHECK_OK(device, mlk_attention(device, &desc)) || !CHECK_OK(device, mlk_sync(device))) return;
   compare(what, p->dtype, p->d, p->t, products, p->want, p->gauge, &p->out, half_out ? NULL : p->got);
   for (i = 0; i < rows && bad < 0; i++) {
-    const double bound = 4 * ((double)(p->d + 8) * 0x1p-23 * products + 0x1p-20) + (double)p->t * 0x1p-23;
+    const double bound = 4 * (score_of(p->dtype, p->d, products) + 0x1p-21) + (double)p->t * 0x1p-23;
     if (isnan(p->want_lse[i])
             ? !isnan(p->lse[i])
             : !(p->want_lse[i] == p->lse[i] || fabs((double)p->want_lse[i] - (double)p->lse[i]) <= bound))
@@ -229,7 +255,8 @@ static void problem_scores(problem *p, unsigned bits, mlkt_rng *rng) {
   if (bits & 256u) c->sinks = dense_f32(p->sinks, 1, &p->h);
 }
 
-static const mlk_dtype dtypes[2] = {MLK_F16, MLK_BF16};
+static const mlk_dtype dtypes[3] = {MLK_F16, MLK_BF16, MLK_F32};
+static const char *const dtype_names[3] = {"f16", "bf16", "f32"};
 
 static void run_shapes(void) {
   static const int64_t sizes_s[] = {1, 2, 17, 33, 70, 130}, sizes_t[] = {1, 5, 63, 64, 65, 200, 300, 520};
@@ -244,11 +271,11 @@ static void run_shapes(void) {
       const int64_t d = sizes_d[mlkt_int(&rng, 0, 10)], e = mlkt_int(&rng, 0, 2) ? d : sizes_d[mlkt_int(&rng, 0, 8)];
       const int64_t b = mlkt_int(&rng, 1, 2), g = mlkt_int(&rng, 1, 2), group = (int64_t)1 << mlkt_int(&rng, 0, 3);
       const unsigned bits = mlkt_int(&rng, 0, 1) ? (unsigned)mlkt_int(&rng, 0, 7) : (unsigned)mlkt_int(&rng, 0, 2047);
-      const int layout = (int)mlkt_int(&rng, 0, 3), type = (int)mlkt_int(&rng, 0, 1), half = (int)mlkt_int(&rng, 0, 1);
+      const int layout = (int)mlkt_int(&rng, 0, 3), type = (int)mlkt_int(&rng, 0, 2), half = (int)mlkt_int(&rng, 0, 1);
       problem p;
       if (!mlkt_keep(point++)) continue;
-      mlkt_note("%s B %d, G %d, group %d, S %d, T %d, D %d, E %d, layout %d, bits %u, %s out", type ? "bf16" : "f16",
-                (int)b, (int)g, (int)group, (int)s, (int)t, (int)d, (int)e, layout, bits, half ? "16-bit" : "f32");
+      mlkt_note("%s B %d, G %d, group %d, S %d, T %d, D %d, E %d, layout %d, bits %u, %s out", dtype_names[type],
+                (int)b, (int)g, (int)group, (int)s, (int)t, (int)d, (int)e, layout, bits, half ? "own-type" : "f32");
       problem_new(&p, dtypes[type], layout, b, g, group, s, t, d, e, &rng);
       problem_scores(&p, bits, &rng);
       problem_run(&p, &ctx, half, "attention");
@@ -264,11 +291,11 @@ static void run_lengths(void) {
   int kind, type;
   if (pair_open(&ctx))
     for (kind = 0; kind < 3; kind++)
-      for (type = 0; type < 2; type++) {
+      for (type = 0; type < 3; type++) {
         const int64_t d = 64, group = 2, batch = 3;
         problem p;
         int64_t i;
-        mlkt_note("kind %d, %s", kind, type ? "bf16" : "f16");
+        mlkt_note("kind %d, %s", kind, dtype_names[type]);
         if (kind == 0) { /* offsets of both */
           problem_new(&p, dtypes[type], 1, 1, 2, group, 90, 170, d, d, &rng);
           p.offsets_q = (int64_t *)calloc(4, 8), p.offsets_k = (int64_t *)calloc(4, 8);
@@ -277,7 +304,7 @@ static void run_lengths(void) {
           p.desc.scores.q_offsets = ids(p.offsets_q, 1, 4, 0), p.desc.scores.k_offsets = ids(p.offsets_k, 1, 4, 0);
           p.desc.scores.longest_q = 89, p.desc.scores.longest_k = 100;
         } else {
-          problem_new(&p, dtypes[type], 0, batch, 2, group, 3, kind == 1 ? 150 : 128, d, d, &rng);
+          problem_new(&p, dtypes[type], 0, batch, 2, group, 5, kind == 1 ? 150 : 128, d, d, &rng);
           p.lengths = (int64_t *)calloc(3, 8);
           p.lengths[0] = 65, p.lengths[1] = 0, p.lengths[2] = kind == 1 ? 150 : 100;
           p.desc.scores.k_lengths = ids(p.lengths, 1, 3, 0);
@@ -298,30 +325,42 @@ static void run_lengths(void) {
   pair_close(&ctx);
 }
 
-/* Each query's code is that of one key, far from all others: exactly that key's value comes out. */
+/* x to tf32: 11 significant bits, ties away from zero. */
+static float to_tf32(float x) { return mlkt_float((mlkt_bits(x) + 0x1000u) & 0xFFFFE000u); }
+
+/* Each query's code is that of one key, far from all others: exactly that key's value comes out, of f32 as tf32. */
 static void run_lookup(void) {
+  static const int64_t sizes_e[] = {72, 64, 200};
   mlkt_rng rng = mlkt_rng_case();
   pair ctx;
-  int type;
+  int n;
   if (pair_open(&ctx))
-    for (type = 0; type < 2; type++) {
-      const int64_t s = 150, t = 700, d = 64, e = 72;
+    for (n = 0; n < 9; n++) {
+      const int type = n / 3;
+      const int64_t s = 150, t = 700, d = 64, e = sizes_e[n % 3];
+      mlk_context *device = dtypes[type] == MLK_F32 ? ctx.fast : ctx.device;
       int64_t i, j, wrong = 0, shape[4];
       problem p;
       problem_new(&p, dtypes[type], 0, 1, 1, 1, s, t, d, e, &rng);
+      for (i = 0; type == 2 && i < t * e; i += 3) /* ties */
+        p.v.f[i] = mlkt_float((mlkt_bits(p.v.f[i]) & 0xFFFFE000u) | 0x1000u);
       for (j = 0; j < t; j++)
         for (i = 0; i < d; i++) p.k.f[j * d + i] = i < 60 && (j >> i % 10 & 1) ? 1.0f : -1.0f;
       for (j = 0; j < s; j++)
         for (i = 0; i < d; i++) p.q.f[j * d + i] = p.k.f[(j * 311 + 5) % t * d + i];
-      half_put(&p.q), half_put(&p.k);
+      half_put(&p.q), half_put(&p.k), half_put(&p.v);
       shape[0] = 1, shape[1] = 1, shape[2] = s, shape[3] = e;
       p.desc.q = p.q.half, p.desc.k = p.k.half, p.desc.v = p.v.half, p.desc.out = dense_f32(p.got, 4, shape);
       p.desc.scores.scale = 16.0f;
-      CHECK_OK(ctx.device, mlk_attention(ctx.device, &p.desc));
-      CHECK_OK(ctx.device, mlk_sync(ctx.device));
+      CHECK_OK(device, mlk_attention(device, &p.desc));
+      CHECK_OK(device, mlk_sync(device));
       for (j = 0; j < s; j++)
-        for (i = 0; i < e; i++) wrong += p.got[j * e + i] != p.v.f[(j * 311 + 5) % t * e + i];
-      CHECK_MSG(wrong == 0, "%s: %lld elements are not those of the key", type ? "bf16" : "f16", (long long)wrong);
+        for (i = 0; i < e; i++) {
+          const float v = p.v.f[(j * 311 + 5) % t * e + i];
+          wrong += p.got[j * e + i] != (type == 2 ? to_tf32(v) : v);
+        }
+      CHECK_MSG(wrong == 0, "%s, E %d: %lld elements are not those of the key", dtype_names[type], (int)e,
+                (long long)wrong);
       problem_free(&p);
     }
   pair_close(&ctx);
@@ -333,16 +372,18 @@ static void run_contagion(void) {
   pair ctx;
   int type;
   if (pair_open(&ctx))
-    for (type = 0; type < 2; type++) {
+    for (type = 0; type < 3; type++) {
       const int64_t s = 150, t = 150, d = 64;
       int64_t i;
       problem p;
-      mlkt_note("%s", type ? "bf16" : "f16");
+      mlkt_note("%s", dtype_names[type]);
       problem_new(&p, dtypes[type], 0, 1, 1, 1, s, t, d, d, &rng);
       p.v.f[3 * d + 5] = INFINITY, p.v.f[100 * d + 63] = NAN;
       half_put(&p.v);
       p.desc.scores.causal = 1, p.desc.scores.window = 40;
       problem_run(&p, &ctx, 0, "window");
+      if (type == 2) p.v.f[3 * d + 6] = FLT_MAX; /* infinite in tf32 */
+      half_put(&p.v);
       p.mask = (uint8_t *)calloc((size_t)(s * t), 1);
       for (i = 0; i < s * t; i++) p.mask[i] = i % t != 3 && (i / t < 90 || i % t != 100);
       p.desc.scores.mask = dense_f32(NULL, 4, p.out.shape);
@@ -358,24 +399,28 @@ static void run_contagion(void) {
 static void run_parts(void) {
   mlkt_rng rng = mlkt_rng_case();
   pair ctx;
-  if (pair_open(&ctx)) {
-    const int64_t t = 4300, s = 2, d = 64, shape[5] = {2, 1, 2, 2, 64};
-    mlk_attention_merge_desc merge;
-    float *parts = floats(2 * 2 * s * d), *parts_lse = floats(2 * 2 * s);
-    problem p;
-    problem_new(&p, MLK_BF16, 0, 1, 1, 2, s, t, d, d, &rng);
-    problem_run(&p, &ctx, 0, "whole");
-    p.desc.q = p.q.half, p.desc.k = p.k.half, p.desc.v = p.v.half;
-    p.desc.out = dense_f32(parts, 5, shape), p.desc.lse = dense_f32(parts_lse, 4, shape);
-    CHECK_OK(ctx.device, mlk_attention(ctx.device, &p.desc));
-    memset(&merge, 0, sizeof merge);
-    merge.parts = p.desc.out, merge.parts_lse = p.desc.lse, merge.out = dense_f32(p.got, 4, p.out.shape);
-    CHECK_OK(ctx.device, mlk_attention_merge(ctx.device, &merge));
-    CHECK_OK(ctx.device, mlk_sync(ctx.device));
-    compare("merged", MLK_BF16, d, t, 4.0 * sqrt((double)d), p.want, p.gauge, &p.out, p.got);
-    problem_free(&p);
-    free(parts), free(parts_lse);
-  }
+  int type;
+  if (pair_open(&ctx))
+    for (type = 1; type < 3; type++) {
+      const int64_t t = 4300, s = type == 1 ? 2 : 5, d = 64, shape[5] = {2, 1, 2, s, 64};
+      mlk_context *device = dtypes[type] == MLK_F32 ? ctx.fast : ctx.device;
+      mlk_attention_merge_desc merge;
+      float *parts = floats(2 * 2 * s * d), *parts_lse = floats(2 * 2 * s);
+      problem p;
+      mlkt_note("%s", dtype_names[type]);
+      problem_new(&p, dtypes[type], 0, 1, 1, 2, s, t, d, d, &rng);
+      problem_run(&p, &ctx, 0, "whole");
+      p.desc.q = p.q.half, p.desc.k = p.k.half, p.desc.v = p.v.half;
+      p.desc.out = dense_f32(parts, 5, shape), p.desc.lse = dense_f32(parts_lse, 4, shape);
+      CHECK_OK(device, mlk_attention(device, &p.desc));
+      memset(&merge, 0, sizeof merge);
+      merge.parts = p.desc.out, merge.parts_lse = p.desc.lse, merge.out = dense_f32(p.got, 4, p.out.shape);
+      CHECK_OK(device, mlk_attention_merge(device, &merge));
+      CHECK_OK(device, mlk_sync(device));
+      compare("merged", dtypes[type], d, t, (type == 1 ? 4.0 : 0.25) * sqrt((double)d), p.want, p.gauge, &p.out, p.got);
+      problem_free(&p);
+      free(parts), free(parts_lse);
+    }
   pair_close(&ctx);
 }
 
@@ -427,6 +472,43 @@ static void run_types(void) {
     CHECK_STATUS(NULL, mlk_attention_plan(ctx.device, &desc, &plan), MLK_ERR_DTYPE);
     problem_free(&p);
   }
+  pair_close(&ctx);
+}
+
+/* What f32 operands are multiplied by: strict never by tensor cores; fast where the device and the heads are such. */
+static void run_fast(void) {
+  static const struct {
+    int64_t s, t, d;
+    const char *fast, *strict;
+  } calls[] = {{700, 200, 64, "tf32", "tiles"},
+               {700, 200, 128, "tf32", "tiles"},
+               {130, 2100, 200, "tf32_split", "split"},
+               {130, 2100, 264, "split", "split"}, /* more elements than registers hold */
+               {8, 2100, 64, "few", "few"}};
+  mlkt_rng rng = mlkt_rng_case();
+  pair ctx;
+  size_t n;
+  if (pair_open(&ctx))
+    for (n = 0; n < sizeof calls / sizeof *calls; n++) {
+      mlk_attention_desc desc;
+      mlk_plan fast, strict;
+      problem p;
+      mlkt_note("S %d, T %d, D %d", (int)calls[n].s, (int)calls[n].t, (int)calls[n].d);
+      problem_new(&p, MLK_F32, 0, 1, 1, 1, calls[n].s, calls[n].t, calls[n].d, calls[n].d, &rng);
+      desc = p.desc, desc.q = p.q.half, desc.k = p.k.half, desc.v = p.v.half, desc.out = p.out.half;
+      CHECK_OK(ctx.fast, mlk_attention_plan(ctx.fast, &desc, &fast));
+      CHECK_OK(ctx.device, mlk_attention_plan(ctx.device, &desc, &strict));
+#if defined(MLKT_CUDA_EMULATED) /* others may have less shared memory, or more multiprocessors */
+      CHECK_MSG(strcmp(fast.variant, calls[n].fast) == 0, "fast: %s", fast.variant);
+      CHECK_MSG(strcmp(strict.variant, calls[n].strict) == 0, "strict: %s", strict.variant);
+#endif
+      CHECK(strncmp(strict.variant, "tf32", 4) != 0 && strict.bytes == fast.bytes);
+      CHECK_MSG(strncmp(fast.variant, "tf32", 4) != 0 || fast.seconds < strict.seconds, "tensor cores are no faster");
+      desc.k = p.k.wide, desc.v = p.v.wide, desc.k.dtype = desc.v.dtype = MLK_F16; /* a cache: T0 */
+      CHECK_OK(ctx.fast, mlk_attention_plan(ctx.fast, &desc, &strict));
+      CHECK_MSG(strncmp(strict.variant, "tf32", 4) != 0, "16-bit keys: %s", strict.variant);
+      problem_free(&p);
+    }
   pair_close(&ctx);
 }
 
@@ -572,13 +654,12 @@ static void slope_compare(const slope *g, int half_results, int exact, const cha
     int64_t i, bad = -1;
     for (i = 0; i < count && bad < 0; i++) {
       const double want = (double)g->want[r][i];
-      const double got = (double)(half_results ? from_16(*half_at(&g->result[r], i), g->p.dtype) : g->got[r][i]);
+      const double got = (double)(half_results ? half_get(&g->result[r], i) : g->got[r][i]);
       const double bound = g->bound[r][i] * (1 + unit) + (half_results ? unit * (fabs(want) + 0x1p-14) : 0) + 0x1p-40;
       if (exact ? got != want : isnan(want) ? !isnan(got) : !(fabs(got - want) <= bound)) bad = i;
     }
     CHECK_MSG(bad < 0, "%s: element %lld of %s is %g, should be %g within %g", what, (long long)bad, names[r],
-              (double)(half_results ? from_16(*half_at(&g->result[r], bad < 0 ? 0 : bad), g->p.dtype)
-                                    : g->got[r][bad < 0 ? 0 : bad]),
+              (double)(half_results ? half_get(&g->result[r], bad < 0 ? 0 : bad) : g->got[r][bad < 0 ? 0 : bad]),
               (double)g->want[r][bad < 0 ? 0 : bad], exact ? 0.0 : g->bound[r][bad < 0 ? 0 : bad]);
   }
 }
@@ -840,6 +921,7 @@ const mlkt_case mlkt_cuda_attention_cases[] = {{"cuda_attention/shapes", run_sha
                                                {"cuda_attention/parts", run_parts},
                                                {"cuda_attention/reports", run_reports},
                                                {"cuda_attention/types", run_types},
+                                               {"cuda_attention/fast", run_fast},
                                                {"cuda_attention/gradient/shapes", run_grad_shapes},
                                                {"cuda_attention/gradient/exact", run_grad_exact},
                                                {"cuda_attention/gradient/lengths", run_grad_lengths},
