@@ -171,10 +171,11 @@
                shrinks until mlk_close, and does not grow at all after mlk_reserve(ctx, bytes, MLK_FIXED): then a call
                that needs more returns MLK_ERR_WORKSPACE and names the size. So: plan, reserve, run.
 
-   DEVICES     A context runs on the CPU, or on a device of a backend in its descriptor (mlk_cuda_backend() of mlk_cuda.cuh).
-               The calls are the same. Operands then lie in the device's memory (mlk_alloc, mlk_copy), calls are queued and
-               mlk_sync waits for them; f32 keeps its bits, and products, convolutions and attention also take f16 and
-               bf16. Without the device a plan for it can be had by its figures: mlk_device_figures.
+   DEVICES     A context runs on the CPU, or on a device of a backend in its descriptor (mlk_cuda_backend() of
+               mlk_cuda.cuh). The calls are the same. Operands then lie in the device's memory (mlk_alloc, mlk_copy),
+               calls are queued and mlk_sync waits for them; f32 keeps its bits, and products, convolutions and
+               attention also take f16 and bf16. Without the device a plan for it can be had by its figures:
+               mlk_device_figures.
 
    ERRORS      Every call returns mlk_status. On failure outputs are untouched, and mlk_last_error(ctx) is a
                sentence that names the argument, its value and the limit. The context stays usable.
@@ -385,8 +386,8 @@ typedef struct mlk_plan {
   uint64_t workspace_bytes; /* the workspace the call uses; mlk_reserve takes it as it is */
   const char *backend, *isa, *variant;
   int threads; /* tasks the call will make; on a device 1 */
-  /* Predicted. 0 before mlk_measure, then the roofline of ceilings, flops and bytes (of a device: of its figures), which
-     no call can beat out of cache; after mlk_calibrate what calls like this one took. */
+  /* Predicted. 0 before mlk_measure, then the roofline of ceilings, flops and bytes (of a device: of its figures),
+     which no call can beat out of cache; after mlk_calibrate what calls like this one took. */
   double seconds;
 } mlk_plan;
 
@@ -419,8 +420,8 @@ typedef struct mlk_packed {
 
 /* D = act(alpha A B + beta C + bias) + residual, for each matrix of a batch.
    The last two axes are the matrix, axes before them the batch: D's batch shape rules, the other tensors' batch axes
-   equal it, are 1, or are missing. On a device A and B may both be f16 or bf16; c, d, bias, residual and preact are then f32 or
-   like A. D may be transposed
+   equal it, are 1, or are missing. On a device A and B may both be f16 or bf16; c, d, bias, residual and preact are
+   then f32 or like A. D may be transposed
    or strided as long as each stride, taken in ascending order, steps over all that the smaller ones span. */
 typedef struct mlk_matmul_desc {
   mlk_tensor a;               /* [..., M, K] f32 */
@@ -451,8 +452,8 @@ typedef struct mlk_conv_geometry {
      out = floor((in + pad_before + pad_after - dilation (filter - 1) - 1) / stride) + 1,     0 where that is below 0
      conv(X, W)[n][k][o] = sum over taps t and channels c of X[n][c][o stride + t dilation - pad_before] W[k][c][t]
    The sum runs over taps (row-major), then channels, in the order and segments of a matrix product: see NUMERICS.
-   Padding is zeros that take part like other elements. On a device X and W may both be f16 or bf16; the others are then f32
-   or like X; of the gradients the same holds. */
+   Padding is zeros that take part like other elements. On a device X and W may both be f16 or bf16; the others are then
+   f32 or like X; of the gradients the same holds. */
 typedef struct mlk_conv_desc {
   mlk_tensor x;               /* [N, C, in...] f32, rank 3, 4 or 5, any strides */
   mlk_tensor w;               /* [K, C/groups, filter...] f32, filter >= 1, any strides; absent with packed_w */
@@ -803,8 +804,8 @@ typedef struct mlk_attention_merge_desc {
 } mlk_attention_merge_desc;
 
 /* Scales all gradients by max_norm / norm where norm, the square root of the sum of all squares (MLK_SUM_SQUARES of
-   each tensor over all its axes, then a chain of additions over tensors), is above max_norm. *norm, when given, gets norm. A
-   norm that is not finite: nothing is scaled, and MLK_OK: look at *norm. */
+   each tensor over all its axes, then a chain of additions over tensors), is above max_norm. *norm, when given, gets
+   norm. A norm that is not finite: nothing is scaled, and MLK_OK: look at *norm. */
 typedef struct mlk_clip_norm_desc {
   const mlk_tensor *grads; /* f32, scaled in place; no two may overlap */
   int64_t count;
@@ -874,8 +875,9 @@ typedef struct mlk_average_desc {
 } mlk_average_desc;
 
 /* Where slots and averaged ranges of a group lie. HOST: in the common memory; tensors of a device are copied there and
-   back. DEVICE: each rank's in the memory of its context's device, which the others read themselves: ranks of one process
-   by peer access, others by handles of the driver (CUDA IPC); the common memory holds words only. All ranks alike. */
+   back. DEVICE: each rank's in the memory of its context's device, which the others read themselves: ranks of one
+   process by peer access, others by handles of the driver (CUDA IPC); the common memory holds words
+   only. All ranks alike. */
 typedef enum mlk_parts { MLK_PARTS_HOST = 0, MLK_PARTS_DEVICE, MLK_PARTS_COUNT } mlk_parts;
 
 /* A group of replicas that train one model: threads of a process, processes of a host, or whatever a transport reaches.
@@ -1086,8 +1088,8 @@ MLK_API mlk_status mlk_get_info(const mlk_context *ctx, mlk_info *info);
 MLK_API mlk_status mlk_reserve(mlk_context *ctx, uint64_t bytes, mlk_growth growth);
 
 /* Memory where the context runs: of the device, else of the context's allocator. alloc: *memory is aligned to 64 bytes
-   (a device's to 256). free: bytes as for alloc; NULL memory is allowed. copy: between any two of the device's and the host's
-   memory, in the order of the calls; on a device it returns before the copy is done, if the host's memory is
+   (a device's to 256). free: bytes as for alloc; NULL memory is allowed. copy: between any two of the device's and the
+   host's memory, in the order of the calls; on a device it returns before the copy is done, if the host's memory is
    page-locked, and the host's memory must stay until mlk_sync. sync: waits for all calls of the context; an error that
    only the device could see, such as an id out of its range, is told here or by a later call.
    Errors: ARGUMENT, MEMORY, SYSTEM. */
@@ -2718,11 +2720,11 @@ MLKI_V_neon void mlki_v_fence_neon(void) {}
 /* clang-format on */
 
 /* >>isa ----------------------------------------------------------------------------------------------------------
-   One kernel source, one row of functions per instruction set. The sections from >>math to >>attention_kernels are written
-   in the vocabulary's bare names (mlki_v_fma, mlki_vec) and define functions as MLKI_FN(name). Both append MLKI_SUFFIX
-   when they are used, so that a pass over those sections is a change of this one macro: below, the header includes
-   itself once for each instruction set beyond the scalar one, and the scalar pass follows by falling through, so that
-   an editor shows live code.
+   One kernel source, one row of functions per instruction set. The sections from >>math to >>attention_kernels are
+   written in the vocabulary's bare names (mlki_v_fma, mlki_vec) and define functions as MLKI_FN(name). Both append
+   MLKI_SUFFIX when they are used, so that a pass over those sections is a change of this one macro: below, the header
+   includes itself once for each instruction set beyond the scalar one, and the scalar pass follows by falling through,
+   so that an editor shows live code.
    A header cannot include itself by __FILE__: that is relative to the working directory, quoted includes to the
    including file. Hence the literal name. */
 
@@ -2762,7 +2764,8 @@ MLKI_V_neon void mlki_v_fence_neon(void) {}
 #define MLKI_PQ_avx512  5
 #define MLKI_PX_avx512  4
 
-/* Vectors of sums that the tile of planes keeps; with one vector of the image and the weights they fit the registers. */
+/* Vectors of sums that the tile of planes keeps; with one vector of the image and the weights
+   they fit the registers. */
 #define MLKI_SUMS_scalar 8
 #define MLKI_SUMS_neon   24
 #define MLKI_SUMS_avx2   12
@@ -3023,7 +3026,8 @@ struct mlki_kernels {
      MLKI_REDUCE_ROWS */
   void (*reduce_rows)(mlk_reduce_op op, float *lanes, int64_t rows, const float *x, int64_t x_rs, int64_t n,
                       int64_t phase);
-  /* lane (phase + i) % 16 of column j goes on with x[i * x_rs + j], i < n; lane l of column j at lanes[l * width + j] */
+  /* lane (phase + i) % 16 of column j goes on with x[i * x_rs + j], i < n; lane l of column j at
+     lanes[l * width + j] */
   void (*reduce_columns)(mlk_reduce_op op, float *lanes, int64_t width, const float *x, int64_t x_rs, int64_t n,
                          int64_t phase);
   /* sums[i] = the 16 lanes at lanes + 16 i to one; sums[j] = those at lanes[l * width + j]. Destroy the lanes. */
@@ -3132,8 +3136,8 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_exp_bounded)(mlki_vec x) {
   return mlki_v_scale2(MLKI_FN(mlki_exp_poly)(r), n);
 }
 
-/* e^x, 0.892 ulp. inf above 88.7228317, denormal below -87.3365402, 0 below -103.972076; the two bounds lie outside that
-   range and let a NaN through. */
+/* e^x, 0.892 ulp. inf above 88.7228317, denormal below -87.3365402, 0 below -103.972076; the two bounds lie outside
+   that range and let a NaN through. */
 MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_exp)(mlki_vec x) {
   x = mlki_v_min(mlki_v_set1(89.0f), x);
   x = mlki_v_max(mlki_v_set1(-104.0f), x);
@@ -3317,7 +3321,8 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_log)(mlki_vec x) {
 }
 
 /* The derivative of x sigmoid(t), where t has the sign of x and |t| = hi + lo as in mlki_x_sigmoid, and w = |x| dt/dx:
-   with z = e^-|t|, (1 + z (1 + w)) / (1 + z)^2 for x > 0 and z (1 + z - w) / (1 + z)^2 below; the factor 2^n of z last. */
+   with z = e^-|t|, (1 + z (1 + w)) / (1 + z)^2 for x > 0 and z (1 + z - w) / (1 + z)^2 below; the
+   factor 2^n of z last. */
 MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_x_sigmoid_slope)(mlki_vec x, mlki_vec hi, mlki_vec lo, mlki_vec w) {
   mlki_vec zero = mlki_v_set1(0.0f), one = mlki_v_set1(1.0f), n, r, p, z, above, below, s;
   mlki_mask pos = mlki_v_gt(x, zero);
@@ -3348,8 +3353,8 @@ MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_gelu_tanh_slope)(mlki_vec x) {
   return MLKI_FN(mlki_x_sigmoid_slope)(x, hi, lo, w);
 }
 
-/* gelu' = Phi(x) + x phi(x). For x <= 0 it is e^(-x^2/2) (M(|x|) - |x| / sqrt(2 pi)) with the ratio M of mlki_mills; for
-   x > 0 one minus that of -x. */
+/* gelu' = Phi(x) + x phi(x). For x <= 0 it is e^(-x^2/2) (M(|x|) - |x| / sqrt(2 pi)) with the ratio M of mlki_mills;
+   for x > 0 one minus that of -x. */
 MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_gelu_slope)(mlki_vec x) {
   mlki_vec a = mlki_v_min(mlki_v_set1(15.0f), mlki_v_abs(x)), half = mlki_v_set1(0.5f), one = mlki_v_set1(1.0f), n;
   mlki_vec s = mlki_v_mul(a, a), ds = mlki_v_fnma(a, a, s);
@@ -4706,7 +4711,8 @@ MLKI_KERNEL float MLKI_FN(mlki_row_max)(const float *x, int64_t n) {
   return largest + 0.0f;
 }
 
-/* exp of t <= 0 or NaN. What is 0 anyway, as a masked score is, is not computed: underflow is slow on many processors. */
+/* exp of t <= 0 or NaN. What is 0 anyway, as a masked score is, is not computed: underflow is
+   slow on many processors. */
 MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_exp_row)(mlki_vec t) {
   const mlki_mask none = mlki_v_lt(t, mlki_v_set1(-104.0f));
   return mlki_v_select(none, mlki_v_zero(), MLKI_FN(mlki_exp_bounded)(mlki_v_select(none, mlki_v_zero(), t)));
@@ -4872,8 +4878,8 @@ MLKI_KERNEL void MLKI_FN(mlki_rotate)(float *y, const float *x, const float *c, 
 }
 
 /* >>average_kernels ----------------------------------------------------------------------------------------------
-   Means of several rows in one pass: compiled once per instruction set. The loop over rows is the inner one, so that all
-   are read side by side; several vectors of sums are under way. */
+   Means of several rows in one pass: compiled once per instruction set. The loop over rows is the inner one, so that
+   all are read side by side; several vectors of sums are under way. */
 
 MLKI_INLINE_ISA mlki_vec MLKI_FN(mlki_average_load)(const mlk_dtype from, const char *p) {
   return from == MLK_F32 ? mlki_v_load((const float *)(const void *)p) : MLKI_FN(mlki_widen_vec)(from, p);
@@ -5134,8 +5140,8 @@ MLKI_KERNEL void MLKI_FN(mlki_unfold_row)(float *y, const float *o, int64_t n, f
   (y, i, n, mlki_v_add(mlki_v_div(MLKI_FN(mlki_row_load)(o, i, n), lv), mlki_v_zero()));
 }
 
-/* The chains of ROWS queries and a square block of keys after another: a block is turned in registers, so that lanes are
-   keys, and multiplied at once. What is asked for comes into level 1: turning alone keeps up with memory. */
+/* The chains of ROWS queries and a square block of keys after another: a block is turned in registers, so that lanes
+   are keys, and multiplied at once. What is asked for comes into level 1: turning alone keeps up with memory. */
 MLKI_INLINE_ISA void MLKI_FN(mlki_turn_rows)(const mlki_turn *t, const int rows) {
   int64_t j, p;
   int v, r;
@@ -5602,8 +5608,8 @@ static mlk_calibration_point mlki_calibration_point(mlk_op op, const void *desc,
   return p;
 }
 
-/* The roofline times a mean of the factors by which calls of the same operator missed it, weighted by how alike they are
-   (inverse distance weights: Shepard 1968). Work and traffic count by their logarithms: one for a factor of two. */
+/* The roofline times a mean of the factors by which calls of the same operator missed it, weighted by how alike they
+   are (inverse distance weights: Shepard 1968). Work and traffic count by their logarithms: one for a factor of two. */
 static double mlki_predict(const mlk_context *ctx, mlk_op op, const void *desc, const mlk_plan *plan, double roofline) {
   const double other_variant = 36.0, tasks = 16.0, nearest = 0.05;
   const mlk_calibration *c = &ctx->calibration;
@@ -7008,9 +7014,9 @@ static void mlki_conv_direct(const mlki_conv *cv, const mlki_conv_phase *ph, int
 
 /* >>conv_bands ----------------------------------------------------------------------------------------------------- */
 
-/* One axis of the buffer of planes. Taps whose inputs lie a multiple of the step apart share a track: place i of track t
-   holds input first + i step, and tap u reads outputs o from place o + shift on. Where taps lie so far apart that this
-   would hold more than it shares, each has a track of its own. */
+/* One axis of the buffer of planes. Taps whose inputs lie a multiple of the step apart share a track: place i of track
+   t holds input first + i step, and tap u reads outputs o from place o + shift on. Where taps lie so far apart that
+   this would hold more than it shares, each has a track of its own. */
 typedef struct mlki_plane_axis {
   int64_t tracks, turn, spread, places;
 } mlki_plane_axis;
@@ -7248,7 +7254,8 @@ static void mlki_lane_channels(const mlki_conv *cv, int64_t first, mlki_lane_win
   for (l = 0; l < w->lanes; l++) w->lane[l] = (first + l) / cv->cout * cv->cin * cv->x.c;
 }
 
-/* One item by lanes: LANES written channels at a time, from first to end, of a band. Sums are [pixel][LANES], or in y. */
+/* One item by lanes: LANES written channels at a time, from first to end, of a band. Sums are
+   [pixel][LANES], or in y. */
 static void mlki_conv_lanes(const mlki_conv *cv, const mlki_conv_phase *ph, mlki_lane_window *w, int64_t first,
                             int64_t end, float *workspace) {
   const int64_t lanes = cv->row->lanes, step = ph->step[2] * cv->cin * lanes;
@@ -7401,7 +7408,8 @@ static int64_t mlki_conv_planes_floats(mlki_conv *cv, const mlki_conv_phase *ph,
   return cv->floats;
 }
 
-/* The largest bands of out[] outputs whose buffers stay small; 0 where there are none. ph: a phase with the most taps. */
+/* The largest bands of out[] outputs whose buffers stay small; 0 where there are none. ph: a
+   phase with the most taps. */
 static int mlki_conv_planes_bands(const mlk_context *ctx, mlki_conv *cv, const mlki_conv_phase *ph,
                                   const int64_t *out) {
   const int64_t step = (cv->transposed ? cv->stride[2] : 1) * cv->y.s[2], widest = mlki_max(cv->cin, cv->cout);
@@ -9270,7 +9278,8 @@ static void mlki_map_tile(const void *arg, char *const *p, int64_t cols, int64_t
   mlki_walk_put(w, 0, p[0], cols, rows, &out);
 }
 
-/* n <= MLKI_TILE elements from one type to another, both dense. Everything but i64 passes through f32, which holds it. */
+/* n <= MLKI_TILE elements from one type to another, both dense. Everything but i64 passes through
+   f32, which holds it. */
 static void mlki_convert(const mlki_kernels *row, mlk_dtype from, const void *p, mlk_dtype to, void *q, int64_t n) {
   float buffer[MLKI_TILE];
   const int64_t *wide = (const int64_t *)p;
@@ -11622,8 +11631,8 @@ static mlk_status mlki_embedding_grad_prepare(mlk_context *ctx, const mlk_embedd
 
 /* >>rotary ---------------------------------------------------------------------------------------------------------
    A position times a frequency is reduced to a fraction of a turn in fixed point: the frequency in turns, modulo 1, has
-   128 bits, and its product with a position below 2^63 is off by less than 2^-65 turns. What is left, an eighth of a turn
-   or less, goes through Taylor series in double precision. */
+   128 bits, and its product with a position below 2^63 is off by less than 2^-65 turns. What is left, an eighth of a
+   turn or less, goes through Taylor series in double precision. */
 
 /* 1 / (2 pi) in words of 32 bits after the point. */
 static const uint32_t mlki_turn_words[9] = {0x28be60dbu, 0x9391054au, 0x7f09d5f4u, 0x7d4d3770u, 0x36d8a566u,
@@ -14644,8 +14653,8 @@ static mlk_status mlki_average_prepare(mlk_context *ctx, const mlk_average_desc 
 }
 
 /* >>average_run --------------------------------------------------------------------------------------------------
-   The definition; then the tasks of a checked call. A task owns a stretch of the vector and goes through it piece by piece:
-   as far as one tensor of the inputs and one of the outputs reach. */
+   The definition; then the tasks of a checked call. A task owns a stretch of the vector and goes through it piece by
+   piece: as far as one tensor of the inputs and one of the outputs reach. */
 
 /* Element number index of a view in row-major order. */
 static int64_t mlki_ref_element(const mlk_tensor *t, int64_t index) {
@@ -15079,8 +15088,8 @@ static mlk_status mlki_average_run(mlk_context *ctx, const mlk_average_desc *des
 /* >>group ----------------------------------------------------------------------------------------------------------
    Replica groups: what a rank's part of the common memory holds, and how words are read and waited for.
 
-   With MLK_PARTS_DEVICE slots and ranges lie in the memory of the owner's device, and the words in its part; who posts a
-   word waits for his device first.
+   With MLK_PARTS_DEVICE slots and ranges lie in the memory of the owner's device, and the words in its part; who posts
+   a word waits for his device first.
    A part is written by its owner only; the one exception is the ring of decisions in rank 0's part, which is written by
    compare-and-swap only. A part:  words | slots (own share x bucket) | averaged ranges (by bucket).
    Decisions: ring[step % 8] says who is in a step. It is made by the first who begins it; while it is open ranks may
@@ -15895,8 +15904,8 @@ static mlk_status mlki_group_wait(mlk_group *g) {
   return g->ctx->backend ? mlki_backend_said(g->ctx, g->ctx->backend->sync(g->ctx->device, g->ctx->error)) : MLK_OK;
 }
 
-/* An average of which inputs or outputs are slots and ranges, of the others the caller's tensors. On a device with parts
-   in the host's memory the two meet halfway, in g->data there and g->room here. */
+/* An average of which inputs or outputs are slots and ranges, of the others the caller's tensors. On a device with
+   parts in the host's memory the two meet halfway, in g->data there and g->room here. */
 static mlk_status mlki_group_run(mlk_group *g, const mlk_average_desc *desc, int from_parts, int to_parts) {
   mlk_context *ctx = g->ctx;
   mlk_average_desc first = *desc, second;
@@ -15924,8 +15933,8 @@ static mlk_status mlki_group_run(mlk_group *g, const mlk_average_desc *desc, int
   return status ? status : mlki_group_wait(g);
 }
 
-/* Elements [from, to) of the mean of a bucket over shares, into tensors that have as many together; to_parts: into the own
-   range. */
+/* Elements [from, to) of the mean of a bucket over shares, into tensors that have as many together; to_parts: into the
+   own range. */
 static mlk_status mlki_group_mean(mlk_group *g, int64_t bucket, uint32_t shares, int64_t from, int64_t to,
                                   const mlk_tensor *means, int64_t count, int to_parts) {
   mlk_tensor slot[MLK_MAX_SHARES];
@@ -16506,8 +16515,8 @@ static mlk_status mlki_group_list(mlk_group *g, const char *name, const mlk_tens
   return MLK_OK;
 }
 
-/* Whether a slot that is full holds NaN or infinity, if that matters. On a device an average of the slot alone tells, whose
-   word of who took part lies behind the slots and ranges. */
+/* Whether a slot that is full holds NaN or infinity, if that matters. On a device an average of the slot alone tells,
+   whose word of who took part lies behind the slots and ranges. */
 static mlk_status mlki_group_finite(mlk_group *g, const mlk_tensor *slot, int *nonfinite) {
   mlk_context *ctx = g->ctx;
   mlk_average_desc desc;

@@ -46,9 +46,10 @@
 
 /* >>cuda_manual
 
-   MEMORY      Operands are device memory (mlk_alloc, cudaMalloc, managed memory), on the context's device. Host memory is
-               refused by name or, with MLK_HOST_STAGED, copied; scalars that descriptors point to (alpha, weights) and
-               lists of tensors are the host's always. Results that a descriptor points to (norm, used) are device memory.
+   MEMORY      Operands are device memory (mlk_alloc, cudaMalloc, managed memory), on the context's device. Host memory
+               is refused by name or, with MLK_HOST_STAGED, copied; scalars that descriptors point to (alpha, weights)
+               and lists of tensors are the host's always. Results that a descriptor points to (norm, used) are device
+               memory.
 
    STREAMS     A call queues kernels on the context's stream and returns; it neither waits nor allocates once the
                workspace is large enough (plan, mlk_reserve, run), so calls can be captured in a graph.
@@ -56,17 +57,17 @@
    ERRORS      What the host can see is checked before anything runs, as on the CPU. What only the device can see (an id
                out of its range) is told by mlk_sync or a later call; that element takes no part. So is that
                mlk_average with skip_nonfinite found no replica to be finite; *used is 0 then. An error of CUDA is
-               MLK_ERR_SYSTEM with its name and place. After one that CUDA calls sticky the process cannot use the device
-               any more, and every call says so.
+               MLK_ERR_SYSTEM with its name and place. After one that CUDA calls sticky the process cannot use the
+               device any more, and every call says so.
 
-   NUMERICS    f32 in MLK_STRICT: the CPU's bits, on every device. With 16-bit operands, or MLK_FAST: tensor cores with f32
-               sums where the device has them; the same bits from run to run on one kind of device, and the error bounds of
-               docs/numerics.md.
+   NUMERICS    f32 in MLK_STRICT: the CPU's bits, on every device. With 16-bit operands, or MLK_FAST: tensor cores with
+               f32 sums where the device has them; the same bits from run to run on one kind of device, and the error
+               bounds of docs/numerics.md.
 
-   TIERS       T0: any device, f32 multiply-adds. T1: mma.sync, f16 from sm_75 on, bf16 and tf32 from sm_80 on. T2: wgmma and
-               the copy engine, for mlk_matmul of f16 and bf16 operands that are aligned to 16 bytes, where the file was
-               compiled for sm_90a (-gencode arch=compute_90a,code=sm_90a). Chosen by what the file was compiled for and what
-               the device is: a kernel that was compiled says which.
+   TIERS       T0: any device, f32 multiply-adds. T1: mma.sync, f16 from sm_75 on, bf16 and tf32 from sm_80 on. T2:
+               wgmma and the copy engine, for mlk_matmul of f16 and bf16 operands that are aligned to 16 bytes, where
+               the file was compiled for sm_90a (-gencode arch=compute_90a,code=sm_90a). Chosen by what the file was
+               compiled for and what the device is: a kernel that was compiled says which.
 
    CONFIGURE   Define before including the implementation:
                MLK_CUDA_ONLY_MATMUL, _CONV, _ATTENTION, _KNN, _AVERAGE, _MAPS, _LAYERS
@@ -164,7 +165,8 @@ const mlk_backend *mlk_cuda_backend(void);
 #define MLKI_CUDA_ARCH 0 /* the host's pass */
 #endif
 
-/* Code for sm_90a, which alone has warpgroups' products; that of sm_90 is chosen for the same device, and lacks them. */
+/* Code for sm_90a, which alone has warpgroups' products; that of sm_90 is chosen for the same
+   device, and lacks them. */
 #if defined(MLK_CUDA_EMULATOR) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define MLKI_CUDA_HOPPER
 #endif
@@ -247,9 +249,10 @@ template <int bytes> MLKI_CUDA_DEVICE void mlki_cuda_copy_now(void *to, const vo
   }
 }
 
-/* Copies bytes (4, 8 or 16, both addresses aligned to it) from global to shared memory behind the thread's back; the last bytes -
-   source_bytes become zeros (source_bytes is even), and with source_bytes 0 from is not read. Visible to this thread after a wait for the group,
-   to others after a barrier behind it. Before sm_80: at once, through a register. */
+/* Copies bytes (4, 8 or 16, both addresses aligned to it) from global to shared memory behind the thread's back; the
+   last bytes - source_bytes become zeros (source_bytes is even), and with source_bytes 0 from is not read. Visible to
+   this thread after a wait for the group, to others after a barrier behind it. Before sm_80: at
+   once, through a register. */
 template <int bytes> MLKI_CUDA_DEVICE void mlki_cuda_cp_async(void *to, const void *from, int source_bytes) {
   static_assert(bytes == 4 || bytes == 8 || bytes == 16, "the sizes that cp.async knows");
 #if defined(MLK_CUDA_EMULATOR)
@@ -287,9 +290,9 @@ template <int left> MLKI_CUDA_DEVICE void mlki_cuda_cp_wait(void) {
 #endif
 }
 
-/* Four 8 x 8 matrices of 16-bit elements from shared memory, by the whole warp: lane l gives the address of row l % 8 of
-   matrix l / 8, 16-byte aligned, and gets elements (l / 4, 2 (l % 4)) and the next of each matrix; transposed: of its
-   transpose. */
+/* Four 8 x 8 matrices of 16-bit elements from shared memory, by the whole warp: lane l gives the address of row l % 8
+   of matrix l / 8, 16-byte aligned, and gets elements (l / 4, 2 (l % 4)) and the next of each matrix; transposed: of
+   its transpose. */
 MLKI_CUDA_DEVICE void mlki_cuda_ldmatrix(uint32_t r[4], const void *row) {
 #if defined(MLK_CUDA_EMULATOR)
   mlkt_emu_ldmatrix(r, 4, 0, row);
@@ -312,9 +315,9 @@ MLKI_CUDA_DEVICE void mlki_cuda_ldmatrix_transposed(uint32_t r[4], const void *r
 #endif
 }
 
-/* D += A B by the whole warp, sums in f32; A 16 x 16 and B 16 x 8 of f16 or bf16 (only f16 before sm_80, as two halves of
-   k). Lane l holds of D rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the next: d[0], d[1] and d[2], d[3]; of A the
-   rows likewise, a[0], a[1] from k = 2 (l % 4), a[2], a[3] from k + 8; of B column l / 4, the same k. */
+/* D += A B by the whole warp, sums in f32; A 16 x 16 and B 16 x 8 of f16 or bf16 (only f16 before sm_80, as two halves
+   of k). Lane l holds of D rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the next: d[0], d[1] and d[2], d[3]; of A
+   the rows likewise, a[0], a[1] from k = 2 (l % 4), a[2], a[3] from k + 8; of B column l / 4, the same k. */
 template <int dtype> MLKI_CUDA_DEVICE void mlki_cuda_mma(float d[4], const uint32_t a[4], const uint32_t b[2]) {
   static_assert(dtype == MLK_F16 || dtype == MLK_BF16, "the 16-bit types");
 #if defined(MLK_CUDA_EMULATOR)
@@ -348,8 +351,8 @@ template <int dtype> MLKI_CUDA_DEVICE void mlki_cuda_mma(float d[4], const uint3
 }
 
 /* The same with A 16 x 8 and B 8 x 8 of f32, of which the tensor cores read the upper 19 bits: round with
-   mlki_cuda_to_tf32 first. Lane l holds a[0], a[1] (rows as above) at k = l % 4, a[2], a[3] at k + 4; of B column l / 4, k and
-   k + 4. From sm_80 on. */
+   mlki_cuda_to_tf32 first. Lane l holds a[0], a[1] (rows as above) at k = l % 4, a[2], a[3] at k + 4; of B column l /
+   4, k and k + 4. From sm_80 on. */
 MLKI_CUDA_DEVICE void mlki_cuda_mma_tf32(float d[4], const uint32_t a[4], const uint32_t b[2]) {
 #if defined(MLK_CUDA_EMULATOR)
   mlkt_emu_mma_m16n8k8_tf32(d, a, b);
@@ -374,8 +377,8 @@ MLKI_CUDA_DEVICE uint32_t mlki_cuda_to_tf32(float f) {
 #endif
 }
 
-/* x, but what is computed from it is computed here: addresses that do not change in a loop are not kept in registers all
-   along where those are scarce. */
+/* x, but what is computed from it is computed here: addresses that do not change in a loop are not kept in registers
+   all along where those are scarce. */
 MLKI_CUDA_DEVICE int mlki_cuda_anew(unsigned x) {
 #if !defined(MLK_CUDA_EMULATOR)
   asm volatile("" : "+r"(x));
@@ -395,8 +398,9 @@ MLKI_CUDA_DEVICE unsigned char *mlki_cuda_shared(void) {
 
 /* ---- sm_90a ----
 
-   What >>cuda_hopper is made of. Numbers in brackets are sections of the PTX ISA 9.0. The threads of a warp, and the four
-   warps of a warpgroup, reach setmaxnreg and the instructions on products together; the others are for single threads. */
+   What >>cuda_hopper is made of. Numbers in brackets are sections of the PTX ISA 9.0. The threads of a warp, and the
+   four warps of a warpgroup, reach setmaxnreg and the instructions on products together; the others
+   are for single threads. */
 #if defined(MLKI_CUDA_HOPPER)
 
 /* Address in the shared window, as instructions and descriptors take it. */
@@ -408,8 +412,8 @@ MLKI_CUDA_DEVICE uint32_t mlki_cuda_shared_address(const void *p) {
 #endif
 }
 
-/* A barrier in shared memory (mbarrier, 9.7.13.15): a phase is complete when so many threads have arrived, and as many bytes
-   as were expected. Phases are told apart by their parity; that of the first is 0. */
+/* A barrier in shared memory (mbarrier, 9.7.13.15): a phase is complete when so many threads have arrived, and as many
+   bytes as were expected. Phases are told apart by their parity; that of the first is 0. */
 MLKI_CUDA_DEVICE void mlki_cuda_mbarrier_init(uint64_t *barrier, int arrivals) {
 #if defined(MLK_CUDA_EMULATOR)
   mlkt_emu_mbarrier_init(barrier, arrivals);
@@ -464,9 +468,9 @@ MLKI_CUDA_DEVICE void mlki_cuda_mbarrier_wait(uint64_t *barrier, uint32_t parity
 #endif
 }
 
-/* Brings a box of the tensor that map describes to shared memory (cp.async.bulk.tensor, 9.7.9.25.5.2): the first element is at
-   these coordinates of four axes, elements outside become zeros. All of the box's bytes arrive at the barrier. map: in a
-   kernel's __grid_constant__ parameter. */
+/* Brings a box of the tensor that map describes to shared memory (cp.async.bulk.tensor, 9.7.9.25.5.2): the first
+   element is at these coordinates of four axes, elements outside become zeros. All of the box's bytes arrive at the
+   barrier. map: in a kernel's __grid_constant__ parameter. */
 MLKI_CUDA_DEVICE void mlki_cuda_box_load(void *to, const CUtensorMap *map, uint64_t *barrier, int x, int y, int z,
                                          int w) {
 #if defined(MLK_CUDA_EMULATOR)
@@ -505,9 +509,9 @@ template <int registers> MLKI_CUDA_DEVICE void mlki_cuda_registers_take(void) {
 #endif
 }
 
-/* A matrix in shared memory with the 128-byte swizzle, as wgmma takes it (9.7.15.5.1.2.2): bits 13-0 the address, 29-16 the
-   leading and 45-32 the stride dimension's byte offset, each as (x & 0x3ffff) >> 4; 51-49 the base offset, 0 since the
-   pattern starts at a multiple of 1024 bytes; 63-62 the swizzle: 1. */
+/* A matrix in shared memory with the 128-byte swizzle, as wgmma takes it (9.7.15.5.1.2.2): bits 13-0 the address, 29-16
+   the leading and 45-32 the stride dimension's byte offset, each as (x & 0x3ffff) >> 4; 51-49 the base offset, 0 since
+   the pattern starts at a multiple of 1024 bytes; 63-62 the swizzle: 1. */
 MLKI_CUDA_DEVICE uint64_t mlki_cuda_wgmma_matrix(uint32_t address, uint32_t leading, uint32_t stride) {
   return (uint64_t)(address & 0x3ffff) >> 4 | (uint64_t)(leading >> 4) << 16 | (uint64_t)(stride >> 4) << 32 |
          (uint64_t)1 << 62;
@@ -530,8 +534,8 @@ MLKI_CUDA_DEVICE void mlki_cuda_wgmma_commit(void) {
 #endif
 }
 
-/* Waits until at most left of the youngest groups are under way: d of the others may be read, their matrices written. The
-   compiler does not know that d changes here: it is told so. */
+/* Waits until at most left of the youngest groups are under way: d of the others may be read, their matrices written.
+   The compiler does not know that d changes here: it is told so. */
 template <int left, int count> MLKI_CUDA_DEVICE void mlki_cuda_wgmma_wait(float (&d)[count]) {
 #if defined(MLK_CUDA_EMULATOR)
   (void)d;
@@ -544,9 +548,10 @@ template <int left, int count> MLKI_CUDA_DEVICE void mlki_cuda_wgmma_wait(float 
 #endif
 }
 
-/* D += A B by the warpgroup, behind the threads' backs (9.7.15.5.2): A of 64 x 16 and B of 16 x 256 or 128 elements of f16 or
-   bf16, sums in f32. a_lines, b_lines: what lies side by side is A's rows or B's columns instead of terms. Lane l of warp w
-   holds of D in d[i] row 16 w + l / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (l % 4) + i % 2 (9.7.15.5.1.1.1). */
+/* D += A B by the warpgroup, behind the threads' backs (9.7.15.5.2): A of 64 x 16 and B of 16 x 256 or 128 elements of
+   f16 or bf16, sums in f32. a_lines, b_lines: what lies side by side is A's rows or B's columns instead of terms. Lane
+   l of warp w holds of D in d[i] row 16 w + l / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (l % 4) + i
+   % 2 (9.7.15.5.1.1.1). */
 #if !defined(MLK_CUDA_EMULATOR)
 #define MLKI_CUDA_8_OF(d, i)                                                                                           \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]),          \
@@ -656,8 +661,8 @@ MLKI_CUDA_DEVICE float mlki_v_mant_cuda(float a) {
 #undef MLKI_DEVICE_PASS
 #undef MLKI_PASS
 
-/* The 16 lanes of a sum, in lanes 0 .. 15 or 16 .. 31 of a warp, as the tree of NUMERICS: l with l + 8, then + 4, + 2, + 1.
-   Every lane of the half gets the sum. All 32 lanes must call. */
+/* The 16 lanes of a sum, in lanes 0 .. 15 or 16 .. 31 of a warp, as the tree of NUMERICS: l with l + 8, then + 4, + 2,
+   + 1. Every lane of the half gets the sum. All 32 lanes must call. */
 MLKI_CUDA_DEVICE float mlki_cuda_sum16(float x) {
 #pragma unroll
   for (int step = 8; step > 0; step >>= 1) x = __fadd_rn(x, __shfl_xor_sync(MLKI_CUDA_ALL, x, step));
@@ -665,8 +670,8 @@ MLKI_CUDA_DEVICE float mlki_cuda_sum16(float x) {
 }
 
 /* >>cuda_runtime ---------------------------------------------------------------------------------------------------
-   An operator is one function of a call: it carves the workspace and launches kernels. For a plan the same function runs
-   without launching anything: so a plan's workspace is the call's. */
+   An operator is one function of a call: it carves the workspace and launches kernels. For a plan the same function
+   runs without launching anything: so a plan's workspace is the call's. */
 
 /* What kernels found wrong in memory that the host did not look at. */
 typedef enum mlki_cuda_wrong {
@@ -764,8 +769,8 @@ template <class T> static T *mlki_cuda_carve(mlki_cuda_call *call, int64_t count
 
 template <class T> struct mlki_cuda_same { typedef T type; };
 
-/* Queues grid blocks of block threads of a kernel, with shared bytes of dynamic shared memory; for a plan only counts. No
-   blocks: nothing. After a failure nothing more is launched. */
+/* Queues grid blocks of block threads of a kernel, with shared bytes of dynamic shared memory; for a plan only counts.
+   No blocks: nothing. After a failure nothing more is launched. */
 template <class... P>
 static void mlki_cuda_launch(mlki_cuda_call *call, int64_t grid, int block, size_t shared, void (*kernel)(P...),
                              typename mlki_cuda_same<P>::type... arguments) {
@@ -882,10 +887,10 @@ static inline int64_t mlki_cuda_count(const mlk_tensor *t) {
      void select(int64_t batch)
      void put(int64_t i, int64_t j, const float t[4], int count) const    D(i, j .. j + count), j % 4 == 0, count 1 to 4
 
-   A block of threads computes a tile of D in registers, tm x tn of each thread in groups of 4 x 4, so that a warp's reads
-   of shared memory are float4 without bank conflicts; tiles of A and B, 16 terms deep, pass through shared memory as
-   [term][line] in two or three stages. From sm_80 on f32 gets there by cp.async; else a tile is held in registers while
-   the one before is used. The arrangement is that of Boehm, "How to optimize a CUDA matmul kernel", 2022. */
+   A block of threads computes a tile of D in registers, tm x tn of each thread in groups of 4 x 4, so that a warp's
+   reads of shared memory are float4 without bank conflicts; tiles of A and B, 16 terms deep, pass through shared memory
+   as [term][line] in two or three stages. From sm_80 on f32 gets there by cp.async; else a tile is held in registers
+   while the one before is used. The arrangement is that of Boehm, "How to optimize a CUDA matmul kernel", 2022. */
 #if defined(MLKI_CUDA_MATMUL) || defined(MLKI_CUDA_CONV)
 
 #define MLKI_CUDA_DEPTH  16 /* terms of a tile; divides MLK_SEGMENT */
@@ -942,9 +947,9 @@ typedef struct mlki_cuda_product {
   int64_t m, n, k;
   int64_t first_batch, batches; /* of the launch; of all */
   int tiles_m, tiles_n;
-  /* slots NULL: a block sums all of k and hands over to the writer. Else k is cut into parts of chunk terms; a block sums
-     one of parts parts from first on and writes that to slots[part - first][batch][m][pitch], pitch: n rounded up to
-     four. */
+  /* slots NULL: a block sums all of k and hands over to the writer. Else k is cut into parts of chunk terms; a block
+     sums one of parts parts from first on and writes that to slots[part - first][batch][m][pitch], pitch: n rounded up
+     to four. */
   int parts;
   int64_t first, chunk, pitch;
   float *slots;
@@ -1115,8 +1120,8 @@ typedef mlki_cuda_simt<128, 128, 8, 8, 1> mlki_cuda_simt_large;
 typedef mlki_cuda_simt<64, 64, 8, 4, 3> mlki_cuda_simt_middle;
 typedef mlki_cuda_simt<32, 32, 4, 4, 6> mlki_cuda_simt_small;
 
-/* Where sum (row, column) of a warp is put down: columns as blocks of eight, exchanged so that neither the lanes of a tensor
-   core's result nor those that read four sums each meet a bank twice. */
+/* Where sum (row, column) of a warp is put down: columns as blocks of eight, exchanged so that neither the lanes of a
+   tensor core's result nor those that read four sums each meet a bank twice. */
 template <int columns> MLKI_CUDA_DEVICE int mlki_cuda_gemm_spot(int row, int column) {
   return row * columns + (column ^ (row & 3) << 3);
 }
@@ -1142,9 +1147,9 @@ MLKI_CUDA_DEVICE void mlki_cuda_gemm_write(const W &w, const mlki_cuda_product &
   }
 }
 
-/* The loop of all kernels here: use(t, stage) for tiles 0, 1, ... in turn, by all threads, after copy(t, stage) has brought
-   the tile there, some tiles ahead; or, not async, hold(t) has read it into registers and put(stage) left it there. The
-   stages are free afterwards. */
+/* The loop of all kernels here: use(t, stage) for tiles 0, 1, ... in turn, by all threads, after copy(t, stage) has
+   brought the tile there, some tiles ahead; or, not async, hold(t) has read it into registers and put(stage) left it
+   there. The stages are free afterwards. */
 template <int stages, bool async, class Copy, class Hold, class Put, class Use>
 MLKI_CUDA_DEVICE void mlki_cuda_gemm_pipe(int tiles, Copy copy, Hold hold, Put put, Use use) {
   constexpr int ahead = async ? stages - 1 : 1, ring = async ? stages : 2;
@@ -1265,8 +1270,8 @@ static __global__ void __launch_bounds__(T::threads, T::template least_blocks<A>
 }
 
 /* Adds the sums of parts of each element in ascending order, to total where there were parts before; total is where the
-   sum goes, or, after the last part, the writer. slots [part][batch][m][pitch], total [batch][m][pitch]. No parts at all:
-   a sum of +0. */
+   sum goes, or, after the last part, the writer. slots [part][batch][m][pitch], total [batch][m][pitch]. No parts at
+   all: a sum of +0. */
 template <class W>
 static __global__ void __launch_bounds__(256)
     mlki_cuda_gemm_fold_kernel(W w, mlki_cuda_product p, float *total, int before, int last) {
@@ -1292,7 +1297,8 @@ static __global__ void __launch_bounds__(256)
   }
 }
 
-/* A tile as the choice sees it: the share of a multiprocessor's multiply-adds that full ones and a single block reach. */
+/* A tile as the choice sees it: the share of a multiprocessor's multiply-adds that full ones and
+   a single block reach. */
 typedef struct mlki_cuda_gemm_cost {
   int rows, columns;
   double full, alone;
@@ -1305,8 +1311,8 @@ typedef struct mlki_cuda_gemm_form {
   double seconds;
 } mlki_cuda_gemm_form;
 
-/* Seconds of blocks of one tile each over k terms: the multiprocessor with most blocks decides. rate: multiply-adds of all
-   of them per second. */
+/* Seconds of blocks of one tile each over k terms: the multiprocessor with most blocks decides. rate: multiply-adds of
+   all of them per second. */
 static double mlki_cuda_gemm_seconds(const mlki_cuda_device *device, const mlki_cuda_gemm_cost *cost, double rate,
                                      double blocks, int64_t k) {
   const double most = ceil(blocks / device->sms), work = (double)cost->rows * cost->columns * (double)(k + 32);
@@ -1347,8 +1353,8 @@ template <class F> static void mlki_cuda_gemm_batches(mlki_cuda_product p, int64
     launch(p, mlki_cuda_min(most, p.batches - p.first_batch) * blocks_per_batch);
 }
 
-/* Runs p by launch(p, blocks), which makes rows x columns of D a block: whole (chunk 0), or in parts, as many at a time as
-   the slots hold. */
+/* Runs p by launch(p, blocks), which makes rows x columns of D a block: whole (chunk 0), or in parts, as many at a time
+   as the slots hold. */
 template <class W, class F>
 static void mlki_cuda_gemm_run(mlki_cuda_call *call, const W &w, mlki_cuda_product p, int rows, int columns,
                                int64_t chunk, F launch) {
@@ -1419,13 +1425,13 @@ static void mlki_cuda_gemm_simt(mlki_cuda_call *call, const A &a, const B &b, co
 
 /* ---- T1: tensor cores ----
 
-   mlki_cuda_gemm_mma runs a product of 16-bit elements by mma.sync with f32 sums, in any order; the same bits from run to
-   run. A reader for it has the members above with element uint16_t (order() is not asked), and
+   mlki_cuda_gemm_mma runs a product of 16-bit elements by mma.sync with f32 sums, in any order; the same bits from run
+   to run. A reader for it has the members above with element uint16_t (order() is not asked), and
      static const bool along_terms   eight consecutive terms of a line lie side by side; else eight lines of a term
-     bool whole() const              at() of each eight (from multiples of eight on) is 16-byte aligned, and where it is not
-                                     NULL all of them that the product has are there; else each element is asked for
-   Shared memory holds a tile of A or B as rows of eights, [line][term] or [term][line], the eights of a row exchanged by
-   an exclusive or with the row's number: so neither the copies nor the eight rows of ldmatrix meet a bank twice. */
+     bool whole() const              at() of each eight (from multiples of eight on) is 16-byte aligned, and where it is
+                                     not NULL all of them that the product has are there; else each element is asked for
+   Shared memory holds a tile of A or B as rows of eights, [line][term] or [term][line], the eights of a row exchanged
+   by an exclusive or with the row's number: so neither the copies nor the eight rows of ldmatrix meet a bank twice. */
 
 #define MLKI_CUDA_MMA_DEPTH 32 /* terms of a tile */
 
@@ -1646,8 +1652,8 @@ static __global__ void __launch_bounds__(T::threads, MLKI_CUDA_ARCH >= 800 ? T::
 #endif
 }
 
-/* f32 elements rounded to tf32. Shared memory as for the SIMT kernel; rows 8 banks apart, so that the four terms of eight lines
-   that make an operand meet no bank twice. */
+/* f32 elements rounded to tf32. Shared memory as for the SIMT kernel; rows 8 banks apart, so that the four terms of
+   eight lines that make an operand meet no bank twice. */
 template <class T, class A, class B, class W>
 static __global__ void __launch_bounds__(T::threads, T::blocks)
     mlki_cuda_gemm_tf32_kernel(A a, B b, W w, mlki_cuda_product p) {
@@ -1722,8 +1728,8 @@ static void mlki_cuda_gemm_mma_run(mlki_cuda_call *call, int dtype, const A &a, 
   });
 }
 
-/* The product of batches of m x k and n x k elements of f16 or bf16 into w by tensor cores. The device must have them: see
-   mlki_cuda_has_mma. */
+/* The product of batches of m x k and n x k elements of f16 or bf16 into w by tensor cores. The device must have them:
+   see mlki_cuda_has_mma. */
 template <class A, class B, class W>
 static void mlki_cuda_gemm_mma(mlki_cuda_call *call, int dtype, const A &a, const B &b, const W &w, int64_t batches,
                                int64_t m, int64_t n, int64_t k) {
@@ -1775,8 +1781,9 @@ static int mlki_cuda_has_mma(const mlki_cuda_call *call, int dtype) {
 
 /* ---- few rows ----
 
-   With at most MLKI_CUDA_FEW rows of D the other operand is read once, at the speed of memory. A thread sums whole chains, of
-   all rows and one or two columns; parallel are columns, segments and batches. Sums are those of mlki_cuda_gemm_simt. */
+   With at most MLKI_CUDA_FEW rows of D the other operand is read once, at the speed of memory. A thread sums whole
+   chains, of all rows and one or two columns; parallel are columns, segments and batches. Sums are those of
+   mlki_cuda_gemm_simt. */
 
 #define MLKI_CUDA_FEW         8
 #define MLKI_CUDA_FEW_THREADS 128
@@ -1837,8 +1844,8 @@ MLKI_CUDA_DEVICE void mlki_cuda_few_write(const W &w, const mlki_cuda_product &p
   }
 }
 
-/* A row of a tile in shared memory is 128 bytes of terms and 16 of nothing: then the eight lines that lanes read 16 bytes of at
-   a time meet no bank twice. */
+/* A row of a tile in shared memory is 128 bytes of terms and 16 of nothing: then the eight lines that lanes read 16
+   bytes of at a time meet no bank twice. */
 template <int rows_, class T> struct mlki_cuda_few_tile {
   static constexpr int rows = rows_, lines = MLKI_CUDA_FEW_THREADS, vector = 16 / (int)sizeof(T), depth = 8 * vector,
                        pitch = depth + vector, stages = rows > 4 ? 2 : 3; /* 64 KiB of sm_75 */
@@ -1846,7 +1853,8 @@ template <int rows_, class T> struct mlki_cuda_few_tile {
   static_assert(MLK_SEGMENT % depth == 0, "segments are whole tiles");
 };
 
-/* The terms of B's lines lie side by side: tiles of 128 lines come by way of shared memory, in 16 bytes where aligned. */
+/* The terms of B's lines lie side by side: tiles of 128 lines come by way of shared memory, in 16
+   bytes where aligned. */
 template <class F, class T, class W>
 static __global__ void __launch_bounds__(MLKI_CUDA_FEW_THREADS)
     mlki_cuda_few_terms_kernel(mlki_cuda_matrix<T> a, mlki_cuda_matrix<T> b, W w, mlki_cuda_product p, int aligned) {
@@ -1988,8 +1996,8 @@ static void mlki_cuda_few_run(mlki_cuda_call *call, const mlki_cuda_matrix<T> &a
   mlki_cuda_gemm_tell(call, chunk ? "rows_split_k" : "rows", 0);
 }
 
-/* A tensor of the epilogue: element (i, j) at p[i * rs + j * cs]; NULL: absent. vector: four of a row can be read at once
-   where j % 4 == 0. */
+/* A tensor of the epilogue: element (i, j) at p[i * rs + j * cs]; NULL: absent. vector: four of a row can be read at
+   once where j % 4 == 0. */
 typedef struct mlki_cuda_plane {
   char *p;
   int dtype, vector;
@@ -2131,20 +2139,22 @@ static mlk_status mlki_cuda_reduce(mlki_cuda_call *call, const mlk_reduce_desc *
    T2: products of 16-bit elements by wgmma, in code for sm_90a. mlki_cuda_wgmma_run is to warpgroups what
    mlki_cuda_gemm_mma is to warps, with the same writers and parts.
 
-   A block has three warpgroups and stays: it does one tile of D after the other. The first warpgroup is the producer: one
-   thread of it has the copy engine bring stages of 64 terms of A and B. full[stage] tells when a stage's bytes are there,
-   empty[stage] when the eight warps of the two consumers have done with it; so the stages of the next tile come while D is
-   written. Each consumer multiplies 64 lines of A by all of B's, the products of one stage always under way. The producer
-   gives registers to the consumers. It is the arrangement of CUTLASS's cooperative kernel
+   A block has three warpgroups and stays: it does one tile of D after the other. The first warpgroup is the producer:
+   one thread of it has the copy engine bring stages of 64 terms of A and B. full[stage] tells when a stage's bytes are
+   there, empty[stage] when the eight warps of the two consumers have done with it; so the stages of the next tile come
+   while D is written. Each consumer multiplies 64 lines of A by all of B's, the products of one stage always under way.
+   The producer gives registers to the consumers. It is the arrangement of CUTLASS's cooperative kernel
    (NVIDIA/cutlass:media/docs/cpp/efficient_gemm.md).
 
-   A stage holds A's lines and B's as the copy engine leaves them and wgmma takes them: rows of 128 bytes from a multiple of
-   1024 bytes on, with the 128-byte swizzle (PTX ISA 9.0, 9.7.15.5.1.2, "canonical layouts"), T = 8 elements in 16 bytes:
-     along the terms, K-major     ((8,m),(T,2k)):((8T,SBO),(1,T)). A row is 64 terms of a line; eight lines are the stride
-                                  dimension's offset SBO, 1024 bytes; the leading dimension's LBO is not used. 16 terms on are
-                                  32 bytes on, within the rows.
-     along the lines, MN-major    ((T,8,m),(8,k)):((1,T,LBO),(8T,SBO)). A row is 64 lines of a term; eight terms are SBO, 1024
-                                  bytes; the next 64 lines are LBO, 8192 bytes, on. 16 terms on are 2048 bytes on.
+   A stage holds A's lines and B's as the copy engine leaves them and wgmma takes them: rows of 128 bytes from a
+   multiple of 1024 bytes on, with the 128-byte swizzle (PTX ISA 9.0, 9.7.15.5.1.2, "canonical layouts"), T = 8 elements
+   in 16 bytes:
+     along the terms, K-major     ((8,m),(T,2k)):((8T,SBO),(1,T)). A row is 64 terms of a line; eight lines are the
+                                  stride dimension's offset SBO, 1024 bytes; the leading dimension's LBO is not used. 16
+                                  terms on are 32 bytes on, within the rows.
+     along the lines, MN-major    ((T,8,m),(8,k)):((1,T,LBO),(8T,SBO)). A row is 64 lines of a term; eight terms are
+                                  SBO, 1024 bytes; the next 64 lines are LBO, 8192 bytes, on. 16 terms on are 2048 bytes
+                                  on.
    In both, 64 lines are 8192 bytes. Elements outside of A or B arrive as zeros, so tails need nothing more.
 
    A reader for it is a struct that kernels get by value, as a __grid_constant__ parameter:
@@ -2158,7 +2168,8 @@ static mlk_status mlki_cuda_reduce(mlki_cuda_call *call, const mlk_reduce_desc *
 #define MLKI_CUDA_WGMMA_EIGHT 1024u /* bytes of eight rows, after which the pattern repeats */
 #define MLKI_CUDA_WGMMA_BLOCK 8192u /* of 64 lines x 64 terms */
 
-/* Tiles of rows x columns of D, two consumers. A warp writes 16 rows x 64 columns at a time, by way of its own 4 KiB. */
+/* Tiles of rows x columns of D, two consumers. A warp writes 16 rows x 64 columns at a time, by
+   way of its own 4 KiB. */
 template <int columns_, int stages_, int raster_> struct mlki_cuda_wgmma_tile {
   static constexpr int rows = 128, columns = columns_, depth = 64, stages = stages_, raster = raster_;
   static constexpr int consumers = 2, warps = 4 * consumers, threads = 128 * (1 + consumers), sums = columns / 2;
@@ -2172,8 +2183,8 @@ template <int columns_, int stages_, int raster_> struct mlki_cuda_wgmma_tile {
 typedef mlki_cuda_wgmma_tile<256, 4, 16> mlki_cuda_wgmma_wide;
 typedef mlki_cuda_wgmma_tile<128, 6, 12> mlki_cuda_wgmma_large;
 
-/* The reader of matrices in memory, dense along terms or lines. Axes of map: the dense one, the other one, and two of the
-   batch, of size 1 where the operand repeats. */
+/* The reader of matrices in memory, dense along terms or lines. Axes of map: the dense one, the other one, and two of
+   the batch, of size 1 where the operand repeats. */
 template <bool terms> struct mlki_cuda_boxes {
   static constexpr bool along_terms = terms;
   struct spot {
@@ -2337,8 +2348,8 @@ MLKI_CUDA_DEVICE void mlki_cuda_wgmma_consume(const W &w, const mlki_cuda_produc
 }
 #endif /* MLKI_CUDA_HOPPER */
 
-/* blocks: tiles, parts and matrices of the launch, by turns of the grid. 168 registers a thread at the start (65536 / 384) are
-   40 of the producer and 232 of the consumers. */
+/* blocks: tiles, parts and matrices of the launch, by turns of the grid. 168 registers a thread at the start (65536 /
+   384) are 40 of the producer and 232 of the consumers. */
 template <class T, class A, class B, class W>
 static __global__ void __launch_bounds__(T::threads, 1)
     mlki_cuda_wgmma_kernel(const __grid_constant__ A a, const __grid_constant__ B b, W w, mlki_cuda_product p,
@@ -2387,8 +2398,8 @@ static void mlki_cuda_wgmma_run(mlki_cuda_call *call, int dtype, const A &a, con
   mlki_cuda_gemm_tell(call, form.chunk ? "wgmma_split_k" : "wgmma", form.seconds);
 }
 
-/* Four axes of 16-bit elements at memory, sizes in elements, strides of all but the first in bytes; boxes are 64 of the first
-   and so many others of the second. False: the driver does not take it. */
+/* Four axes of 16-bit elements at memory, sizes in elements, strides of all but the first in bytes; boxes are 64 of the
+   first and so many others of the second. False: the driver does not take it. */
 static bool mlki_cuda_boxes_encode(const mlki_cuda_call *call, CUtensorMap *map, int dtype, void *memory,
                                    const cuuint64_t sizes[4], const cuuint64_t strides[3], int others) {
   const cuuint32_t box[4] = {64, (cuuint32_t)others, 1, 1}, steps[4] = {1, 1, 1, 1};
@@ -2561,7 +2572,8 @@ static void mlki_cuda_matmul_mma(mlki_cuda_call *call, const mlki_cuda_matmul *m
 /* A stride of the copy engine: positive multiples of 16 bytes; of an axis of size 1 any. */
 static bool mlki_cuda_matmul_steps(int64_t size, int64_t step) { return size == 1 || (step > 0 && step % 8 == 0); }
 
-/* x, lines x terms, as boxes for tiles of so many lines. False: the copy engine cannot read memory that is laid out so. */
+/* x, lines x terms, as boxes for tiles of so many lines. False: the copy engine cannot read memory
+   that is laid out so. */
 template <bool terms>
 static bool mlki_cuda_matmul_boxes(const mlki_cuda_call *call, const mlki_cuda_matmul *mm, const mlki_cuda_plane *x,
                                    int64_t lines, int tile, mlki_cuda_boxes<terms> *r) {
@@ -2610,8 +2622,8 @@ static bool mlki_cuda_matmul_wgmma_tile(mlki_cuda_call *call, const mlki_cuda_ma
   return mlki_cuda_matmul_wgmma_run<T, false, false>(call, mm, form);
 }
 
-/* The product by warpgroups where they can and are predicted to be quicker, else by warps. How memory is aligned may differ
-   between plan and call, and the driver may refuse: so the workspace is enough for either. */
+/* The product by warpgroups where they can and are predicted to be quicker, else by warps. How memory is aligned may
+   differ between plan and call, and the driver may refuse: so the workspace is enough for either. */
 static void mlki_cuda_matmul_tensor(mlki_cuda_call *call, const mlki_cuda_matmul *mm) {
   if (mm->k == 0 || !mlki_cuda_has_wgmma(call)) {
     mlki_cuda_matmul_mma(call, mm);
@@ -4372,10 +4384,10 @@ static mlk_status mlki_cuda_conv_grad_weights(mlki_cuda_call *call, const mlk_co
 #endif /* MLKI_CUDA_CONV */
 
 /* >>cuda_attention -------------------------------------------------------------------------------------------------
-   Rows of a key head are its queries' heads: row r is query r / group, head r % group of the group. T0 computes tiles of
-   64 rows and blocks of MLK_ATTENTION_BLOCK keys in registers, so that a block's softmax needs no second pass:
-     scores  256 threads, warp w has rows 8 w .. 8 w + 7, lane l keys l, l + 32, ...: 8 x 16 chains a thread over slabs of
-             8 elements of a head, which wait in shared memory, keys along the banks
+   Rows of a key head are its queries' heads: row r is query r / group, head r % group of the group. T0 computes tiles
+   of 64 rows and blocks of MLK_ATTENTION_BLOCK keys in registers, so that a block's softmax needs no second pass:
+     scores  256 threads, warp w has rows 8 w .. 8 w + 7, lane l keys l, l + 32, ...: 8 x 16 chains a thread over slabs
+             of 8 elements of a head, which wait in shared memory, keys along the banks
      weights maximum and 16-lane sum within the warp
      values  weights go to shared memory, 128 keys of the warp's rows at a time; slabs of 16 rows of v; 8 x EV chains
    The state (M, L, O) of a part and of the whole lie in the workspace, O element by element where its thread finds it.
@@ -4862,8 +4874,8 @@ template <int EV> MLKI_CUDA_DEVICE void mlki_cuda_at_outer(float4 p0, float4 p1,
     for (int v = 0; v < EV; v++) o[r][v] = mlki_cuda_fma(p[r], y[v], o[r][v]);
 }
 
-/* o = the chains over keys of the block in [low, high) of weights x times elements e0 .. of v. Bit r of the result: row r
-   has a key that takes part and whose value is not finite. */
+/* o = the chains over keys of the block in [low, high) of weights x times elements e0 .. of v. Bit r of the result: row
+   r has a key that takes part and whose value is not finite. */
 template <int EV>
 MLKI_CUDA_DEVICE unsigned mlki_cuda_at_chains(const mlki_cuda_attend &a, const mlki_cuda_at_task &k, int first, int e0,
                                               float *shared, const float (*x)[16], float (*o)[EV]) {
@@ -4923,8 +4935,8 @@ MLKI_CUDA_DEVICE unsigned mlki_cuda_at_chains(const mlki_cuda_attend &a, const m
   return poisoned;
 }
 
-/* A level of states: 0 of the whole, 1 of the part, 2 of the block, which has no O. Lane r of a warp has (m, l) of row r, in shared memory since registers
-   are scarce; O is in global memory, an element apart from its thread's next. */
+/* A level of states: 0 of the whole, 1 of the part, 2 of the block, which has no O. Lane r of a warp has (m, l) of row
+   r, in shared memory since registers are scarce; O is in global memory, an element apart from its thread's next. */
 typedef struct mlki_cuda_at_state {
   float2 *ml;
   float *o;
@@ -5133,8 +5145,8 @@ MLKI_CUDA_DEVICE void mlki_cuda_at_tile(const mlki_cuda_attend &a, const mlki_cu
   mlki_cuda_at_write<EV>(a, k, whole, 0);
 }
 
-/* Tasks are tiles of heads, heads fastest, or with split those of blocks of keys. Blocks take several in turn, there and
-   back, since tasks are sorted by size. */
+/* Tasks are tiles of heads, heads fastest, or with split those of blocks of keys. Blocks take several in turn, there
+   and back, since tasks are sorted by size. */
 template <int EV>
 static __global__ void __launch_bounds__(MLKI_CUDA_AT_THREADS, 1)
     mlki_cuda_at_tiles_kernel(const __grid_constant__ mlki_cuda_attend a, const mlki_cuda_at_places w, int tiles,
@@ -5156,8 +5168,8 @@ static __global__ void __launch_bounds__(MLKI_CUDA_AT_THREADS, 1)
 
 #define MLKI_CUDA_FOLD_WARPS 8
 
-/* Row number blockIdx.x / chunks, 128 elements: each warp folds a part, of 8 blocks or as it comes, then warp 0 those of
-   the round. */
+/* Row number blockIdx.x / chunks, 128 elements: each warp folds a part, of 8 blocks or as it comes, then warp 0 those
+   of the round. */
 static __global__ void __launch_bounds__(32 * MLKI_CUDA_FOLD_WARPS, 2)
     mlki_cuda_at_fold_kernel(const __grid_constant__ mlki_cuda_attend a, const float2 *ml, const float *from, int units,
                              int unit) {
@@ -5627,12 +5639,12 @@ template <int R> static bool mlki_cuda_few_run(mlki_cuda_call *call, const mlki_
 }
 
 /* --- T1: on tensor cores ---
-   After FlashAttention-2 (Dao, 2023): 4 warps, 16 MT rows each; tiles of 64 keys; scores in registers, online softmax in
-   powers of two with the scale in its multiply-add, sums of a row over its four lanes only at the end; weights rounded
-   to the operands' type become the A operand of the second product where they are. K of the next tile is on its way
-   during the softmax, V during the first product. Rows of DP elements in shared memory, 16-byte pieces swizzled by the
-   row's number. What no row may see is left out; tiles that not all rows see whole, and scores with cap, alibi, bias or
-   mask, take a general path. Bounds: see docs/numerics.md; bits depend on how keys are split, not on the run.
+   After FlashAttention-2 (Dao, 2023): 4 warps, 16 MT rows each; tiles of 64 keys; scores in registers, online softmax
+   in powers of two with the scale in its multiply-add, sums of a row over its four lanes only at the end; weights
+   rounded to the operands' type become the A operand of the second product where they are. K of the next tile is on its
+   way during the softmax, V during the first product. Rows of DP elements in shared memory, 16-byte pieces swizzled by
+   the row's number. What no row may see is left out; tiles that not all rows see whole, and scores with cap, alibi,
+   bias or mask, take a general path. Bounds: see docs/numerics.md; bits depend on how keys are split, not on the run.
    f32 operands, in MLK_FAST, are rounded to tf32 where they lie by the thread that brought them: once, where four
    warps would each do so at the 16 conversions a cycle of sm_80. Eight rows of 16 bytes are the same fragment of four
    32-bit terms as of eight 16-bit ones, so the first product is the same. For the second, a lane has the weights of
@@ -5860,8 +5872,8 @@ MLKI_CUDA_DEVICE float mlki_cuda_tc_tanh(float x) {
   return mlki_cuda_fma(-2.0f, mlki_cuda_reciprocal(mlki_cuda_add(e, 1.0f)), 1.0f);
 }
 
-/* The score of row row of key head g and key j in powers of two; with a soft-cap, the hyperbolic tangent on the way into
-   cap. Without calls: they would cost registers all along. */
+/* The score of row row of key head g and key j in powers of two; with a soft-cap, the hyperbolic tangent on the way
+   into cap. Without calls: they would cost registers all along. */
 MLKI_CUDA_DEVICE float mlki_cuda_tc_score(const mlki_cuda_attend &a, const mlki_cuda_at_sequence &q, int g, float x,
                                           int row, int query, int j, float *cap) {
   const mlki_cuda_at_scores c = mlki_cuda_at_scores_of(a, q, g * a.group + (row - query * a.group), query);
@@ -5918,8 +5930,8 @@ template <int MT, int N> MLKI_CUDA_DEVICE void mlki_cuda_tc_poison(const unsigne
     }
 }
 
-/* A step of the online softmax: s becomes weights; maxima m (times c: in powers of two) and sums l of 2 MT rows, o scaled
-   to the new maximum. */
+/* A step of the online softmax: s becomes weights; maxima m (times c: in powers of two) and sums l of 2 MT rows, o
+   scaled to the new maximum. */
 template <int DP, int MT, int N>
 MLKI_CUDA_DEVICE void mlki_cuda_tc_softmax(float c, float (*s)[N][4], float (*m)[2], float (*l)[2],
                                            float (*o)[DP / 8][4]) {
@@ -6190,9 +6202,9 @@ static mlk_status mlki_cuda_attention(mlki_cuda_call *call, const mlk_attention_
 }
 
 /* --- the gradient ---
-   Weights are made again from lse. A task has 64 rows and goes through the keys, for dq, or 64 keys and goes through the
-   rows, for dk and dv: 256 at a time, 8 x 8 scores and as many products of dout and v a thread, then chains as in the
-   forward call. Chains of MLK_ATTENTION_BLOCK keys and MLK_SEGMENT rows go on over two such steps. */
+   Weights are made again from lse. A task has 64 rows and goes through the keys, for dq, or 64 keys and goes through
+   the rows, for dk and dv: 256 at a time, 8 x 8 scores and as many products of dout and v a thread, then chains as in
+   the forward call. Chains of MLK_ATTENTION_BLOCK keys and MLK_SEGMENT rows go on over two such steps. */
 
 #define MLKI_CUDA_GRAD_STEP  256
 #define MLKI_CUDA_GRAD_CHAIN 512
@@ -6359,8 +6371,8 @@ MLKI_CUDA_DEVICE void mlki_cuda_at_pairs(const mlki_cuda_at_operand &io, const c
   }
 }
 
-/* From products x of q and k, y of dout and v, of row r and key j to the weight and the gradient of the score, before the
-   cap or, for dbias, behind it. */
+/* From products x of q and k, y of dout and v, of row r and key j to the weight and the gradient of the score, before
+   the cap or, for dbias, behind it. */
 template <int mode>
 MLKI_CUDA_DEVICE float2 mlki_cuda_at_pair_value(const mlki_cuda_at_grad &d, const mlki_cuda_at_grad_task &k, int r,
                                                 int j, float x, float y) {
@@ -6480,8 +6492,8 @@ MLKI_CUDA_DEVICE void mlki_cuda_at_grad_chains(const mlki_cuda_attend &a, const 
   }
 }
 
-/* A step's terms of all elements of one result: chains go on from the step before where open, and are added to the totals
-   where it closes. */
+/* A step's terms of all elements of one result: chains go on from the step before where open, and are added to the
+   totals where it closes. */
 template <int EV, bool keys>
 MLKI_CUDA_DEVICE void mlki_cuda_at_grad_sums(const mlki_cuda_attend &a, const mlki_cuda_at_grad_task &k,
                                              const mlki_cuda_at_operand &from, float scale, int width, int step,
@@ -6740,15 +6752,16 @@ template <int mode, int EV> static void mlki_cuda_at_grad_launch(mlki_cuda_call 
    Two kernels of one shape, of 4 warps with 16 MT items each. One has rows and goes through keys, for dq; the other has
    keys and goes through rows, for dk and dv. Both make scores and products of dout and v again, in registers, where the
    weights and ds, rounded to 16 bits, already are the A operand of the chains. FlashAttention-2 (Dao, 2023,
-   arXiv:2307.08691) has one kernel, five products instead of seven, with both brought through shared memory and dq added
-   up by atomics in f32. Adding in a fixed order would take S / 64 x T / 128 waits of one block for another, or a copy of
-   dq in f32 for each block at work. Here nothing is shared, nothing waits, and the workspace is O(rows). What limits
-   mma.sync is shared memory: for five products of 16 x 8 x 16 that count, FlashAttention-2 moves some 1,220 bytes, this
-   1,408 at D = 64 and 1,835 at D = 128, which at 128 bytes a cycle bounds an H200 at 1.7 GHz to 420 and 320 TFLOP/s.
-   Tiles of C others come by cp.async while those before are computed, rows swizzled as in the forward call. Registers for
-   sums of D elements decide the rest: MT = 2 halves what is read of others, and does not fit dk and dv at D = 128. Two
-   blocks a multiprocessor (sm_90), so that one's exponentials are under the other's products. D = 256 makes dk and dv in
-   passes of their own. Tasks of a head are neighbours: what they go through is in L2. Bounds: docs/numerics.md. */
+   arXiv:2307.08691) has one kernel, five products instead of seven, with both brought through shared memory and dq
+   added up by atomics in f32. Adding in a fixed order would take S / 64 x T / 128 waits of one block for another, or a
+   copy of dq in f32 for each block at work. Here nothing is shared, nothing waits, and the workspace is O(rows). What
+   limits mma.sync is shared memory: for five products of 16 x 8 x 16 that count, FlashAttention-2 moves some 1,220
+   bytes, this 1,408 at D = 64 and 1,835 at D = 128, which at 128 bytes a cycle bounds an H200 at 1.7 GHz to 420 and 320
+   TFLOP/s. Tiles of C others come by cp.async while those before are computed, rows swizzled as in the forward call.
+   Registers for sums of D elements decide the rest: MT = 2 halves what is read of others, and does not fit dk and dv at
+   D = 128. Two blocks a multiprocessor (sm_90), so that one's exponentials are under the other's products. D = 256
+   makes dk and dv in passes of their own. Tasks of a head are neighbours: what they go through is in L2.
+   Bounds: docs/numerics.md. */
 
 typedef enum mlki_cuda_gtc_mode {
   MLKI_CUDA_GTC_Q = 0, /* items are rows: dq */
@@ -6865,8 +6878,8 @@ template <int dtype, int DP, int n> MLKI_CUDA_DEVICE int mlki_cuda_gtc_broken(ch
 MLKI_CUDA_DEVICE int mlki_cuda_gtc_item(int m, int i) { return 16 * m + i / 2 * 8; }
 MLKI_CUDA_DEVICE int mlki_cuda_gtc_other(int n, int i) { return 8 * n + i % 2; }
 
-/* Scores s, times c in powers of two, become weights; 0 of pairs that take no part, if there may be some. limits: of rows,
-   from the thread's first on. */
+/* Scores s, times c in powers of two, become weights; 0 of pairs that take no part, if there may be some. limits: of
+   rows, from the thread's first on. */
 template <bool keys, bool masked, int MT, int N>
 MLKI_CUDA_DEVICE void mlki_cuda_gtc_weights(float c, int first_key, const mlki_cuda_gtc_limits *limits,
                                             float (*s)[N][4]) {
@@ -6910,8 +6923,8 @@ template <int MT, int N> MLKI_CUDA_DEVICE void mlki_cuda_gtc_get(const float *fr
   for (int i = 0; i < 4 * MT * N; i++) x[i / (4 * N)][i / 4 % N][i % 4] = from[i * MLKI_CUDA_TC_THREADS];
 }
 
-/* Where scores are more than products: products s of q and k become weights, t of dout and v become ds. item, other: the
-   thread's first. */
+/* Where scores are more than products: products s of q and k become weights, t of dout and v become ds. item, other:
+   the thread's first. */
 template <bool keys, int N>
 MLKI_CUDA_DEVICE void mlki_cuda_gtc_pairs(const mlki_cuda_at_grad &d, const mlki_cuda_at_grad_task &k, int item,
                                           int other, const mlki_cuda_gtc_limits *limits, int count, float *s,
@@ -6932,8 +6945,8 @@ MLKI_CUDA_DEVICE void mlki_cuda_gtc_pairs(const mlki_cuda_at_grad &d, const mlki
   }
 }
 
-/* Sums times scale to the items' rows of an output, by way of shared memory (of the items' operands: nobody reads them any
-   more), so that rows are written whole; zeros for keys that are not there. */
+/* Sums times scale to the items' rows of an output, by way of shared memory (of the items' operands: nobody reads them
+   any more), so that rows are written whole; zeros for keys that are not there. */
 template <int DP, int MT, bool keys>
 MLKI_CUDA_DEVICE void mlki_cuda_gtc_write(const mlki_cuda_attend &a, const mlki_cuda_at_grad_task &k,
                                           const mlki_cuda_at_operand &to, float scale, int width, int count,
@@ -6967,8 +6980,8 @@ MLKI_CUDA_DEVICE void mlki_cuda_gtc_write(const mlki_cuda_attend &a, const mlki_
   }
 }
 
-/* Does every pair of the task's items and the C others from number at on take part? limits: of the items' rows, or of the
-   others. */
+/* Does every pair of the task's items and the C others from number at on take part? limits: of the items' rows, or of
+   the others. */
 template <int mode, int items, int C>
 MLKI_CUDA_DEVICE bool mlki_cuda_gtc_whole(const mlki_cuda_attend &a, const mlki_cuda_at_grad_task &k, int at,
                                           const mlki_cuda_gtc_limits *limits) {
@@ -7106,8 +7119,8 @@ static bool mlki_cuda_gtc_fits(const mlki_cuda_call *call, const mlki_cuda_at_gr
   return width <= 128 || (width <= 256 && mlki_cuda_gtc_room<256, 1, 16>(call, d));
 }
 
-/* dq, dk and dv by tensor cores. Small tiles are for devices, and scores, that leave too little shared memory; before sm_80,
-   where a product is two instructions, registers are short too. */
+/* dq, dk and dv by tensor cores. Small tiles are for devices, and scores, that leave too little shared memory; before
+   sm_80, where a product is two instructions, registers are short too. */
 template <int dtype> static void mlki_cuda_gtc_run(mlki_cuda_call *call, const mlki_cuda_at_grad &d) {
   const int width = d.a.d > d.a.e ? d.a.d : d.a.e;
   const bool dkv = d.dk.p || d.dv.p;
@@ -7791,7 +7804,8 @@ MLKI_CUDA_DEVICE void mlki_cuda_knn_tighten(const mlki_cuda_knn &s, int64_t firs
       s.limit_key[q] = s.keys[here + i], s.limit_tag[q] = s.tags[here + i] + 1;
 }
 
-/* The last way out: rows local .. local + sort - 1 of the chunk into the buffer of query q, as if all had been found. */
+/* The last way out: rows local .. local + sort - 1 of the chunk into the buffer of query q, as
+   if all had been found. */
 MLKI_CUDA_DEVICE void mlki_cuda_knn_refill(const mlki_cuda_knn &s, const mlki_cuda_visit &visit, int q, int64_t local) {
   for (int i = (int)threadIdx.x; i < s.sort; i += (int)blockDim.x) {
     const int64_t row = mlki_cuda_visited(visit, local + i);
@@ -11954,8 +11968,8 @@ static mlk_status mlki_cuda_pool_grad(mlki_cuda_call *call, const mlk_pool_grad_
 #endif /* MLKI_CUDA_LAYERS */
 
 /* >>cuda_stage -----------------------------------------------------------------------------------------------------
-   Operands in the host's memory: refused by name, or copied to the workspace and back. What they span is copied as it lies,
-   gaps included; spans that meet are one block, so that views of one array stay views of one array. */
+   Operands in the host's memory: refused by name, or copied to the workspace and back. What they span is copied as it
+   lies, gaps included; spans that meet are one block, so that views of one array stay views of one array. */
 
 /* A tensor of a descriptor. */
 typedef struct mlki_cuda_field {
@@ -12072,7 +12086,8 @@ typedef struct mlki_cuda_staged {
   int64_t count;
 } mlki_cuda_staged;
 
-/* Does the host's memory hold p? Page-locked memory counts as the host's: the device reaches it, at the speed of the bus. */
+/* Does the host's memory hold p? Page-locked memory counts as the host's: the device reaches it, at
+   the speed of the bus. */
 static mlk_status mlki_cuda_is_host(char *error, const void *p, int *host) {
   cudaPointerAttributes attributes;
   const cudaError_t code = cudaPointerGetAttributes(&attributes, p);
@@ -12514,8 +12529,8 @@ static mlk_status mlki_cuda_sync(void *state, char *error) {
   return status ? status : mlki_cuda_wrong_said(device, error);
 }
 
-/* A handle: whose memory it is, and how another process opens it. Of one process by the pointer; process numbers are those
-   of one host. */
+/* A handle: whose memory it is, and how another process opens it. Of one process by the pointer; process numbers are
+   those of one host. */
 typedef struct mlki_cuda_handle {
   int64_t process;
   int32_t device, open;

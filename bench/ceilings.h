@@ -127,8 +127,8 @@ static double fma_flops(mlk_isa isa, int64_t steps) {
 /* Set once by probe_memory_make: asking the processor takes microseconds, in a virtual machine many. */
 static uint64_t (*read_once)(const char *p, size_t bytes) = read_plain;
 
-/* Streams: n vectors are read side by side, line by line, and added; the sum goes to out past the caches (stream) or through them, or,
-   with out NULL, over all n. */
+/* Streams: n vectors are read side by side, line by line, and added; the sum goes to out past the caches (stream) or
+   through them, or, with out NULL, over all n. */
 #if BENCH_X86
 #define STREAMS(name, target_name, vec, width, load, add, store, past)                                                 \
   __attribute__((target(target_name), always_inline)) static inline void name##_of(char *out, char *const *in, int n,  \
@@ -228,7 +228,8 @@ static double greater(double a, double b) { return a > b ? a : b; }
 static char *probe_memory;
 static size_t probe_bytes;
 
-/* What the system says of this machine's share; the processor's own words tell of the whole socket, even to a small guest. */
+/* What the system says of this machine's share; the processor's own words tell of the whole socket,
+   even to a small guest. */
 static size_t last_cache_bytes(void) {
   static size_t bytes;
   char path[128], size[32];
@@ -268,7 +269,8 @@ static void probe_memory_make(void) {
   for (i = 0; i < probe_bytes; i += 8) memcpy(probe_memory + i, &i, 8);
 }
 
-/* Bytes per second of one pass over share of the buffer (1: all of it), cut over threads; four_streams per thread or one. */
+/* Bytes per second of one pass over share of the buffer (1: all of it), cut over threads;
+   four_streams per thread or one. */
 static double read_rate(int threads, double share, int four_streams) {
   static size_t from; /* the next pass begins where the last one ended: nothing of it is in a cache */
   size_t bytes = (size_t)((double)probe_bytes * share) / (size_t)(threads * 65536) * (size_t)(threads * 65536), slice;
@@ -339,9 +341,9 @@ static double copy_rate(int threads) {
   return 2 * (double)slice * threads / (now() - start);
 }
 
-/* Bytes per second over a working set of footprint bytes again and again, so that it stays in the cache that holds it: read, or with
-   copies its one half copied to the other, reads and writes counted. The better of memcpy at once (which may go past the caches) and by
-   pieces. A working set beyond the buffer is as far out of cache as one of its size. */
+/* Bytes per second over a working set of footprint bytes again and again, so that it stays in the cache that holds it:
+   read, or with copies its one half copied to the other, reads and writes counted. The better of memcpy at once (which
+   may go past the caches) and by pieces. A working set beyond the buffer is as far out of cache as one of its size. */
 static double near_rate(int threads, size_t footprint, int copies) {
   const size_t piece = 1024, all = footprint < probe_bytes ? footprint : probe_bytes;
   const size_t slice = all / (copies ? 2 : 1) / (size_t)threads / piece * piece + piece * (all < 4 * piece);
@@ -379,9 +381,9 @@ static double near_rate(int threads, size_t footprint, int copies) {
 
 enum { MAX_STREAMS = 11 }; /* their gaps stay within a page */
 
-/* Bytes read plus bytes written per second: n vectors into one more, or in place into each of them, footprint bytes together (beyond the
-   buffer as near_rate). The best of stores past the caches and through them, of vectors that begin at the same place of a page and
-   at different ones. */
+/* Bytes read plus bytes written per second: n vectors into one more, or in place into each of them, footprint bytes
+   together (beyond the buffer as near_rate). The best of stores past the caches and through them, of vectors that begin
+   at the same place of a page and at different ones. */
 static double streams_rate(int threads, int n, int in_place, size_t footprint) {
   const size_t all = footprint < probe_bytes ? footprint : probe_bytes, unit = all < (size_t)1 << 20 ? 256 : 4096;
   const size_t slice = all / (size_t)(n + !in_place) / (size_t)threads / unit * unit - unit; /* leaves room for gaps */
@@ -424,8 +426,8 @@ static struct {
 } ceilings[MAX_CEILINGS];
 static int ceiling_count;
 
-/* A context per thread count, instruction set and numerics, kept open for the whole run, and measured, so that its plans
-   predict: by calls that were timed where the command has the seconds for that, else by the ceilings. */
+/* A context per thread count, instruction set and numerics, kept open for the whole run, and measured, so that its
+   plans predict: by calls that were timed where the command has the seconds for that, else by the ceilings. */
 typedef struct bench_context {
   int threads;
   mlk_isa isa;

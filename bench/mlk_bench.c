@@ -5,8 +5,9 @@
      build/mlk_bench run matmul 1024x512:512x768 epilogue=bias,gelu        one problem
      build/mlk_bench run --json new.json && build/mlk_bench compare old.json new.json
 
-   Measures the ceilings first, then one row per operator and shape. Every contender's result is checked before it is timed, a wrong
-   one is never timed, and a wrong one of MLK's makes the exit code 1. Needs POSIX. See bench/README.md for rows and rules. */
+   Measures the ceilings first, then one row per operator and shape. Every contender's result is checked before it is
+   timed, a wrong one is never timed, and a wrong one of MLK's makes the exit code 1. Needs POSIX. See
+   bench/README.md for rows and rules. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE

@@ -1,5 +1,6 @@
-/* oneDNN's primitives (convolution, pooling, ...) through its C interface: a program is a list of primitives with their operands,
-   reorders included, that runs as one contender. Constants are those of oneDNN 3, whose interface is stable within the major version. */
+/* oneDNN's primitives (convolution, pooling, ...) through its C interface: a program is a list of primitives with their
+   operands, reorders included, that runs as one contender. Constants are those of oneDNN 3, whose interface is stable
+   within the major version. */
 #ifndef BENCH_ONEDNN_H
 #define BENCH_ONEDNN_H
 
@@ -46,8 +47,8 @@ typedef struct dnn_arg {
   void *memory;
 } dnn_arg;
 
-/* Every function returns 0 for success but md_equal, md_size and ask_md. Descriptors, memories and primitives are pointers to unknown
-   structs; md is a memory descriptor, pd a primitive descriptor. */
+/* Every function returns 0 for success but md_equal, md_size and ask_md. Descriptors, memories and primitives are
+   pointers to unknown structs; md is a memory descriptor, pd a primitive descriptor. */
 static struct {
   int present;
   void *library, *engine, *stream;
@@ -104,8 +105,9 @@ static unsigned onednn_runtime(void *library, char *version, size_t size) {
   return ask()->major == 3 ? ask()->cpu_runtime : 0;
 }
 
-/* The package that has dnnl_sgemm is built for SYCL, whose engine needs a driver for the processor. The primitives therefore come from a
-   second library, in onednn_cpu, on the OpenMP runtime of this process, or from the first one where that is a plain CPU build. */
+/* The package that has dnnl_sgemm is built for SYCL, whose engine needs a driver for the processor. The primitives
+   therefore come from a second library, in onednn_cpu, on the OpenMP runtime of this process, or from the first one
+   where that is a plain CPU build. */
 static void onednn_primitives_load(void) {
   static const char *const folders[] = {"onednn_cpu", "onednn"};
   char version[32] = "";

@@ -1,5 +1,6 @@
-/* oneDNN's fused attention, through its graph interface: the library recognises the pattern product, scale, mask, softmax, product as one
-   partition, compiled for the shapes. Constants are those of oneDNN 3. Forward only: no pattern for a backward pass on the CPU. */
+/* oneDNN's fused attention, through its graph interface: the library recognises the pattern product, scale, mask,
+   softmax, product as one partition, compiled for the shapes. Constants are those of oneDNN 3. Forward only: no pattern
+   for a backward pass on the CPU. */
 #ifndef BENCH_ONEDNN_GRAPH_H
 #define BENCH_ONEDNN_GRAPH_H
 
@@ -79,8 +80,8 @@ static void onednn_graph_load(void) {
   dnng.present = found;
 }
 
-/* out = softmax(scale q k^T + mask) v as one compiled partition. Operands are q, k, scale, mask where there is one, v; tensors of k and v
-   are the caller's to make and to destroy (dnn_graph_tensor). */
+/* out = softmax(scale q k^T + mask) v as one compiled partition. Operands are q, k, scale, mask where there is one, v;
+   tensors of k and v are the caller's to make and to destroy (dnn_graph_tensor). */
 typedef struct dnn_attention {
   int failed, ins;
   dnn_logical logical[DNN_GRAPH_TENSORS];

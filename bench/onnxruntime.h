@@ -4,8 +4,8 @@
 
 enum { ORT_OPERANDS = 8, ORT_FLOAT = 1, ORT_INT32 = 6, ORT_FLOAT16 = 10 };
 
-/* Functions return a status: NULL for success, else an object to be released. Their table only ever grows at its end, so a place in it
-   is for good (onnxruntime_c_api.h, struct OrtApi). */
+/* Functions return a status: NULL for success, else an object to be released. Their table only ever grows at its end,
+   so a place in it is for good (onnxruntime_c_api.h, struct OrtApi). */
 static struct {
   void *env, *memory;
   void *(*create_env)(int severity, const char *name, void **env);
@@ -89,7 +89,7 @@ static void proto_bytes(proto *p, int field, const void *bytes, size_t size) {
 
 static void proto_text(proto *p, int field, const char *s) { proto_bytes(p, field, s, strlen(s)); }
 
-/* ---------------------------------------------------------------------------------------------- one node, one session */
+/* -------------------------------------------------------------------------------------------- one node, one session */
 
 typedef struct ort_operand {
   const char *name;
@@ -117,7 +117,8 @@ static void *ort_value(ort_program *p, const ort_operand *o, void *data) {
   return value;
 }
 
-/* Appends an operand [a, b, c, d], without its last axes where they are 0; a 0: it is left out, as optional ones may be. */
+/* Appends an operand [a, b, c, d], without its last axes where they are 0; a 0: it is left out, as
+   optional ones may be. */
 static ort_operand *ort_add(ort_program *p, int output, const char *name, int dtype, int64_t a, int64_t b, int64_t c,
                             int64_t d) {
   ort_operand *o = output ? &p->out[p->outs++] : &p->in[p->ins++];

@@ -1,5 +1,6 @@
 /* The libraries bench compares with, looked up at run time in bench/peers (see fetch_peers.sh), each optional.
-   A peer is given its best kernels for this processor where it does not find them itself, and says which ones it runs. */
+   A peer is given its best kernels for this processor where it does not find them itself, and
+   says which ones it runs. */
 #ifndef BENCH_PEERS_H
 #define BENCH_PEERS_H
 
@@ -85,8 +86,8 @@ static int find_symbol(void *library, const char *name, void *function) {
   return symbol != NULL;
 }
 
-/* Several of these libraries export the same names (sgemm_, cblas_sgemm), and MKL makes its own visible to all that come later:
-   each must find its own first, or BLIS and FAISS would be measured running MKL. */
+/* Several of these libraries export the same names (sgemm_, cblas_sgemm), and MKL makes its own visible to all that
+   come later: each must find its own first, or BLIS and FAISS would be measured running MKL. */
 static void *open_library(const char *folder, const char *file) {
   char path[1024];
   int mode = RTLD_NOW | RTLD_LOCAL;
@@ -114,8 +115,8 @@ static int peer_absent(peer *p, const char *folder, const char *file) {
   return 0;
 }
 
-/* What a library says about itself before it is loaded for good: asked in a child process, because the choice is made while
-   the library is being loaded. */
+/* What a library says about itself before it is loaded for good: asked in a child process, because the choice is made
+   while the library is being loaded. */
 static void ask_in_child(const char *folder, const char *file, const char *function, char *out, size_t size) {
   int ends[2];
   pid_t child;
@@ -142,8 +143,8 @@ static void ask_in_child(const char *folder, const char *file, const char *funct
   out[got > 0 ? got : 0] = 0;
 }
 
-/* OpenBLAS looks its kernels up by processor model and falls back to older ones on models it has not heard of: it is then
-   told the AVX-512 core type. */
+/* OpenBLAS looks its kernels up by processor model and falls back to older ones on models it has not heard of: it is
+   then told the AVX-512 core type. */
 static void openblas_core_type(const char *folder, const char *file, const char *function) {
   char core[64];
   if (opt.keep_env) return;
@@ -177,7 +178,8 @@ static int openblas_load(peer *p) {
 }
 
 static int onednn_load(peer *p) {
-  /* libdnnl names these without saying where they are: loaded first, they are found by name. The plain CPU package needs none. */
+  /* libdnnl names these without saying where they are: loaded first, they are found by name. The plain
+     CPU package needs none. */
   static const char *const first[] = {"libintlc.so.5", "libirng.so",        "libimf.so",    "libsvml.so",
                                       "libtbb.so.12",  "libur_loader.so.0", "libsycl.so.9", NULL};
   static const struct {
@@ -282,8 +284,8 @@ typedef struct cxx_string {
   char inside[16];
 } cxx_string;
 
-/* FAISS has no C interface in its package; its free functions do, once their mangled names are known. Its OpenMP runtime and its
-   OpenBLAS are its own copies, which a look-up in libfaiss finds through its dependencies. */
+/* FAISS has no C interface in its package; its free functions do, once their mangled names are known. Its OpenMP
+   runtime and its OpenBLAS are its own copies, which a look-up in libfaiss finds through its dependencies. */
 static int faiss_load(peer *p) {
   const char *(*blas_core)(void);
   cxx_string (*level)(void);
@@ -310,8 +312,8 @@ static int faiss_load(peer *p) {
   return 1;
 }
 
-/* Variables that choose a peer's kernels, often left behind by some setup script to mend another program: a comparison that
-   obeyed them would be with something slower than the peer. --keep-env obeys them. */
+/* Variables that choose a peer's kernels, often left behind by some setup script to mend another program: a comparison
+   that obeyed them would be with something slower than the peer. --keep-env obeys them. */
 static void forget_environment(void) {
   static const char *const names[] = {"OPENBLAS_CORETYPE",       "OPENBLAS_L2_SIZE", "OPENBLAS_VERBOSE",
                                       "BLIS_ARCH_TYPE",          "MKL_CBWR",         "MKL_DEBUG_CPU_TYPE",

@@ -1,6 +1,6 @@
-/* The rows of mlk_attention, its gradient and its merge. Operands are random, a result is checked on sampled rows against the definition in
-   double, and everywhere for numbers that are not finite. Shapes in names: s queries, t keys, d size of a head; b sequences, h heads; g8x4:
-   8 key heads, each with 4 query heads. */
+/* The rows of mlk_attention, its gradient and its merge. Operands are random, a result is checked on sampled rows
+   against the definition in double, and everywhere for numbers that are not finite. Shapes in names: s queries, t keys,
+   d size of a head; b sequences, h heads; g8x4: 8 key heads, each with 4 query heads. */
 #ifndef BENCH_ROWS_ATTENTION_H
 #define BENCH_ROWS_ATTENTION_H
 
@@ -44,8 +44,8 @@ typedef struct attention_sample {
 
 typedef struct attention_state attention_state;
 
-/* One contender's way. Tensors are where its last results lie: [B, H, S, D], or [B, G, H / G, D] where query heads were passed as
-   positions of their key head, which is the same for one query. */
+/* One contender's way. Tensors are where its last results lie: [B, H, S, D], or [B, G, H / G, D] where query heads were
+   passed as positions of their key head, which is the same for one query. */
 typedef struct attention_way {
   attention_state *w;
   mlk_tensor out, dq, dk, dv;
@@ -179,8 +179,8 @@ static double attention_expect_out(const attention_state *w, const attention_sam
   return lse;
 }
 
-/* DQ of query i and DK, DV of key i. Log-sum-exps and outputs of other queries than i are taken from MLK's forward pass, which has been
-   checked on the sampled rows by then. */
+/* DQ of query i and DK, DV of key i. Log-sum-exps and outputs of other queries than i are taken from MLK's forward
+   pass, which has been checked on the sampled rows by then. */
 static void attention_expect_grad(const attention_state *w, const attention_sample *at) {
   const int64_t size = w->s.d, b = at->b, h = at->h, i = at->i;
   const float *dout = attention_floats(&w->dout, b, h, i), *k = attention_floats(&w->k, b, h, i),
@@ -204,10 +204,10 @@ static void attention_expect_grad(const attention_state *w, const attention_samp
   }
 }
 
-/* ------------------------------------------------------------------------------------------------- checking a result */
+/* ------------------------------------------------------------------------------------------------ checking a result */
 
-/* Compares row (b, h, i) of a result with D expected values. The bound is relative to the largest of them, or to least: terms of a
-   gradient can cancel, of the first query of a causal one to zero. */
+/* Compares row (b, h, i) of a result with D expected values. The bound is relative to the largest of them, or to least:
+   terms of a gradient can cancel, of the first query of a causal one to zero. */
 static int attention_row_right(const attention_state *w, const attention_way *c, const mlk_tensor *t, const char *what,
                                const attention_sample *at, const double *expected, double least, char *why,
                                size_t size) {
@@ -274,7 +274,7 @@ static void attention_spoil(void *arg) {
   for (i = 0; i < w->spoils; i++) memset(w->spoiled[i], 0xff, w->spoiled_bytes[i]); /* NaN in every type */
 }
 
-/* -------------------------------------------------------------------------------------------------------------- calls */
+/* ------------------------------------------------------------------------------------------------------------ calls */
 
 static int attention_turn(attention_way *c) {
   const int turn = c->turn;
@@ -382,7 +382,7 @@ static void attention_check_all(void *arg, const contender *who, char *why, size
     attention_check(arg, who, why, size);
 }
 
-/* -------------------------------------------------------------------------------------------------------- preparation */
+/* ------------------------------------------------------------------------------------------------------ preparation */
 
 /* Uniform in [-2, 2): scores of unit scale have a standard deviation of 1.3 at any size of a head. */
 static void fill_uniform(float *x, int64_t count, uint64_t seed) {
@@ -433,7 +433,8 @@ static mlk_tensor attention_values(const mlk_tensor *t) {
   return values;
 }
 
-/* K and V of a decode row: as many copies as exceed four times the last cache, as the layers of a model have, in random order. */
+/* K and V of a decode row: as many copies as exceed four times the last cache, as the layers of a model
+   have, in random order. */
 static void attention_make_copies(attention_state *w, mlk_tensor k, mlk_tensor v) {
   const attention_spec *s = &w->s;
   const size_t bytes = (size_t)(s->b * s->g * s->t * s->d) * (k.dtype == MLK_F32 ? 4 : 2);
@@ -482,8 +483,8 @@ static void attention_make_pages(attention_state *w) {
   w->k_data[0] = w->desc.k.data, w->v_data[0] = w->desc.v.data;
 }
 
-/* What is added to the scores of the peers, and of MLK where it is a bias. Not broadcast over sequences: oneDNN 3.6 would read past the
-   one that is there. */
+/* What is added to the scores of the peers, and of MLK where it is a bias. Not broadcast over sequences: oneDNN 3.6
+   would read past the one that is there. */
 static void attention_make_mask(attention_state *w) {
   const attention_spec *s = &w->s;
   const int64_t heads = s->variant == ATTENTION_ALIBI || s->variant == ATTENTION_BIAS ? s->h : 1;
@@ -569,7 +570,8 @@ static double attention_tolerance(const attention_spec *s, int backward) {
   return backward ? 1e-3 : 1e-4;
 }
 
-/* The forward pass before a backward one: MLK's results, checked on the sampled rows, are what the gradients are expected from. */
+/* The forward pass before a backward one: MLK's results, checked on the sampled rows, are what the
+   gradients are expected from. */
 static void attention_forward_first(attention_state *w) {
   attention_way way;
   int n;
@@ -641,9 +643,10 @@ static attention_way *attention_way_make(attention_state *w) {
   return c;
 }
 
-/* ------------------------------------------------------------------------------------------------------ ways of peers */
+/* ---------------------------------------------------------------------------------------------------- ways of peers */
 
-/* Query heads as positions of their key head: the same attention where there is one query, and K and V are read once for the group. */
+/* Query heads as positions of their key head: the same attention where there is one query, and K and V are
+   read once for the group. */
 static mlk_tensor attention_as_rows(const attention_state *w, void *data, int32_t dtype) {
   const attention_spec *s = &w->s;
   mlk_tensor t = mlki_explicit_strides(mlk_f32(data, s->b, s->g, s->h / s->g, s->d));
@@ -743,8 +746,8 @@ static void attention_ort_standard_make(attention_state *w, row *r) {
   row_add(r, "onnxruntime std", ORT, attention_ort_call, c);
 }
 
-/* com.microsoft.GroupQueryAttention, made for decoding: K and V are caches, to which the call appends the newest key, here the last one
-   of the row with the values that it has already. */
+/* com.microsoft.GroupQueryAttention, made for decoding: K and V are caches, to which the call appends the newest key,
+   here the last one of the row with the values that it has already. */
 static void attention_ort_gqa_make(attention_state *w, row *r) {
   const attention_spec *s = &w->s;
   attention_way *c = attention_way_make(w);
@@ -936,7 +939,7 @@ static void attention_run(problem *problem_text, row *r) {
   for (i = 0; i < w->ways; i++) attention_release(&w->way[i]);
 }
 
-/* -------------------------------------------------------------------------------------------------------------- merge */
+/* ------------------------------------------------------------------------------------------------------------ merge */
 
 static struct {
   mlk_context *ctx;
@@ -1004,7 +1007,7 @@ static void merge_run(problem *problem_text, row *r) {
   row_run(r);
 }
 
-/* --------------------------------------------------------------------------------------------------------------- rows */
+/* ------------------------------------------------------------------------------------------------------------- rows */
 
 /* CLASS/sS_dD/MASK for both masks. */
 static void declare_attention_square(const char *class_name, int b, int h, int s, int d, const char *words, int flags) {

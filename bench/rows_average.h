@@ -1,7 +1,8 @@
-/* The rows of gradient averaging: N replicas' vectors into their mean. average/near stays in a second-level cache, average/far and
-   average/all exceed the last one; average/all writes the mean over all replicas; average/lists has 1,000 tensors in each replica, beside
-   one tensor of as many elements. The ceiling is a loop that reads as many vectors side by side and writes as MLK does. Operands are
-   small integers and N is a power of two, so every right mean is exact, in bf16 as well, and compared with ==. */
+/* The rows of gradient averaging: N replicas' vectors into their mean. average/near stays in a second-level cache,
+   average/far and average/all exceed the last one; average/all writes the mean over all replicas; average/lists has
+   1,000 tensors in each replica, beside one tensor of as many elements. The ceiling is a loop that reads as many
+   vectors side by side and writes as MLK does. Operands are small integers and N is a power of two, so every right mean
+   is exact, in bf16 as well, and compared with ==. */
 #ifndef BENCH_ROWS_AVERAGE_H
 #define BENCH_ROWS_AVERAGE_H
 
@@ -83,8 +84,8 @@ static void chain_add(float *out, const float *a, const float *b, int64_t count,
   for (; i < count; i++) out[i] = (a[i] + b[i]) * factor;
 }
 
-/* Sums of two vectors, N - 1 times, the factor in the last of them; into all: then copies, as gloo's AllreduceLocal does. Each thread
-   has its part of every vector. */
+/* Sums of two vectors, N - 1 times, the factor in the last of them; into all: then copies, as gloo's AllreduceLocal
+   does. Each thread has its part of every vector. */
 static void average_chain_part(const average_state *w, int64_t from, int64_t count) {
   float *sum = (float *)(void *)(w->all ? w->x[0] : w->out) + from;
   int r;

@@ -1,6 +1,6 @@
-/* The rows of mlk_conv and its gradients. Operands are small integers, so every right result is exact in f32 whatever the order of its
-   sums. A result is checked by projecting it along its channels with random integers: by bilinearity that must equal, to the bit, a
-   convolution with one channel less to sum over, computed naively in double. */
+/* The rows of mlk_conv and its gradients. Operands are small integers, so every right result is exact in f32 whatever
+   the order of its sums. A result is checked by projecting it along its channels with random integers: by bilinearity
+   that must equal, to the bit, a convolution with one channel less to sum over, computed naively in double. */
 #ifndef BENCH_ROWS_CONV_H
 #define BENCH_ROWS_CONV_H
 
@@ -15,8 +15,8 @@ typedef struct conv_spec {
   problem_common common;
 } conv_spec;
 
-/* Everything about the row's problem, and of a contender its way of doing it. Spatial axes stand in the last places of arrays of three,
-   missing ones are of size 1. */
+/* Everything about the row's problem, and of a contender its way of doing it. Spatial axes stand in the last places of
+   arrays of three, missing ones are of size 1. */
 typedef struct conv_state {
   conv_spec s;
   int64_t in[3], out[3], filter[3], stride[3], dilation[3], pad[3], c_group, k_group, taps;
@@ -94,7 +94,8 @@ static double conv_y(const conv_state *w, int64_t n, int64_t k, const int64_t *o
   return (double)w->y[n * s[0] + k * s[1] + o[0] * s[2] + o[1] * s[3] + o[2] * s[4]];
 }
 
-/* out[outer][place] = sum over the group's channels of r times the image: a projection of X or DY. outer: image, group. */
+/* out[outer][place] = sum over the group's channels of r times the image: a projection of X or DY.
+   outer: image, group. */
 static void conv_project_image(const conv_state *w, int of_y, double *out) {
   const int64_t groups = w->s.groups, channels = of_y ? w->k_group : w->c_group;
   const int64_t *size = of_y ? w->out : w->in;
@@ -329,8 +330,8 @@ static void dnn_operand_make(dnn_program *p, dnn_operand *o, const void *pd, int
   o->used = o->used_md && dnn.md_equal(o->used_md, o->user_md) ? o->user : dnn_memory(p, o->used_md, NULL);
 }
 
-/* The same work as oneDNN does it, weights always in the layout it likes; images too when reorders is set, else as they lie. Reorders
-   are part of the program, but that of weights when they are to be packed, which is done here. */
+/* The same work as oneDNN does it, weights always in the layout it likes; images too when reorders is set, else as they
+   lie. Reorders are part of the program, but that of weights when they are to be packed, which is done here. */
 static void conv_onednn_make(conv_state *w, int reorders) {
   const conv_spec *s = &w->s;
   const conv_op op = s->op;
@@ -467,8 +468,8 @@ static void declare_conv(const char *shape_name, const char *problem_text, unsig
               PROBLEM("conv %s%s%s", problem_text, last ? " layout=nhwc" : "", words[op]));
 }
 
-/* Shapes: He et al. 2016 (ResNet), Xie et al. 2017 (ResNeXt), Howard et al. 2017 (MobileNet), Ronneberger et al. 2015 (U-Net), van den
-   Oord et al. 2016 (WaveNet). name@size: channels in, channels out where they differ, image. */
+/* Shapes: He et al. 2016 (ResNet), Xie et al. 2017 (ResNeXt), Howard et al. 2017 (MobileNet), Ronneberger et al. 2015
+   (U-Net), van den Oord et al. 2016 (WaveNet). name@size: channels in, channels out where they differ, image. */
 static void declare_convs(void) {
   static const struct {
     const char *name, *problem;

@@ -1,6 +1,7 @@
-/* The rows of what stands between the large operators: maps, reductions, pooling, softmax, normalisation, cross-entropy, an optimiser's
-   step. All are bound by memory: glue/near works on what a second-level cache holds, glue/far on more than the last one does; the ceiling
-   is copying (a sum: reading) as many bytes. Checked element by element against libm in double. */
+/* The rows of what stands between the large operators: maps, reductions, pooling, softmax, normalisation,
+   cross-entropy, an optimiser's step. All are bound by memory: glue/near works on what a second-level cache holds,
+   glue/far on more than the last one does; the ceiling is copying (a sum: reading) as many bytes. Checked element by
+   element against libm in double. */
 #ifndef BENCH_ROWS_GLUE_H
 #define BENCH_ROWS_GLUE_H
 
@@ -236,8 +237,8 @@ static double glue_prepare(glue_state *w, const glue_spec *s) {
   w->labels = (int64_t *)row_alloc((size_t)lines * sizeof *w->labels);
   for (i = 0; i < lines; i++) w->labels[i] = random_int(&seed, 0, (int)width - 1);
   w->expected = (double *)row_alloc((size_t)w->expected_count * sizeof *w->expected);
-  /* The peers' erf, exp and roots are not MLK's: a bound that all keep, and no wrong formula does. Where terms cancel, at the zeros of a
-     normalised row and in the tail of GELU, it is absolute, in units of the operands. */
+  /* The peers' erf, exp and roots are not MLK's: a bound that all keep, and no wrong formula does. Where terms cancel,
+     at the zeros of a normalised row and in the tail of GELU, it is absolute, in units of the operands. */
   w->tolerance = glue_has_two(op) || op == GLUE_SUM || glue_is_pool(op) ? 0 : 2e-5;
   w->slack = op == GLUE_GELU || glue_is_norm(op) ? 2e-6 : 0;
   glue_describe(w);

@@ -1,7 +1,7 @@
-/* The rows of mlk_knn and mlk_distances. Coordinates are integers small enough that every distance is exact in f32, so the
-   expected answer needs no tolerance: every returned distance is recomputed, and for some of the queries the whole base is
-   searched in the naive way and ids are compared, ties to the lower id. Peers owe the right distances within the rounding of
-   |q|^2 + |x|^2 - 2 q x; which of equal rows they name is theirs. */
+/* The rows of mlk_knn and mlk_distances. Coordinates are integers small enough that every distance is exact in f32, so
+   the expected answer needs no tolerance: every returned distance is recomputed, and for some of the queries the whole
+   base is searched in the naive way and ids are compared, ties to the lower id. Peers owe the right distances within
+   the rounding of |q|^2 + |x|^2 - 2 q x; which of equal rows they name is theirs. */
 #ifndef BENCH_ROWS_KNN_H
 #define BENCH_ROWS_KNN_H
 
@@ -37,8 +37,8 @@ typedef struct data_set {
 static data_set data_sets[MAX_DATA_SETS];
 static int data_set_count;
 
-/* Reads an idx3 file of 28 x 28 pictures, gzip or plain, halving the grey values (0 .. 127: distances of 784 of them are
-   exact in f32). Returns 1 when all count pictures were there. */
+/* Reads an idx3 file of 28 x 28 pictures, gzip or plain, halving the grey values (0 .. 127: distances of 784 of them
+   are exact in f32). Returns 1 when all count pictures were there. */
 static int read_pictures(const char *folder, const char *file, float *out, int64_t count) {
   char command[1024];
   unsigned char header[16], picture[784];
@@ -56,7 +56,8 @@ static int read_pictures(const char *folder, const char *file, float *out, int64
   return j == count;
 }
 
-/* Ten kinds of blurred blobs on a black ground, each picture moved, dimmed and speckled: half zeros, as in real ones. */
+/* Ten kinds of blurred blobs on a black ground, each picture moved, dimmed and speckled: half
+   zeros, as in real ones. */
 static void make_pictures(float *out, int64_t count, uint64_t seed) {
   static float kind[10][32 * 32];
   uint64_t shapes = 7;

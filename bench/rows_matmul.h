@@ -1,5 +1,5 @@
-/* The rows of mlk_matmul. Operands are small integers, so every right result is exact in f32 whatever the order of its sums:
-   D x is compared with A (B x) by == for a random integer vector x, in O(n^2), for every contender. */
+/* The rows of mlk_matmul. Operands are small integers, so every right result is exact in f32 whatever the order of its
+   sums: D x is compared with A (B x) by == for a random integer vector x, in O(n^2), for every contender. */
 #ifndef BENCH_ROWS_MATMUL_H
 #define BENCH_ROWS_MATMUL_H
 
@@ -16,7 +16,8 @@ typedef struct matmul_spec {
   problem_common common;
 } matmul_spec;
 
-/* Everything a contender's call needs; each contender has its own copy of the struct, so its own place in the rotation. */
+/* Everything a contender's call needs; each contender has its own copy of the struct, so its own
+   place in the rotation. */
 typedef struct matmul_run_state {
   matmul_spec s;
   int64_t lda, ldb, ldd, a_each, b_each, d_each; /* elements from one row, and from one matrix, to the next */
@@ -138,7 +139,8 @@ static void matmul_spoil(void *arg) {
   if (w->narrow_d) memset(w->narrow_d, 0xff, (size_t)(w->s.batch * w->d_each) * 2); /* NaN in both types */
 }
 
-/* out = op(stored) x, for op(stored) of rows x columns, exact: all numbers are integers below 2^53. Walks memory in order. */
+/* out = op(stored) x, for op(stored) of rows x columns, exact: all numbers are integers below 2^53.
+   Walks memory in order. */
 static void times_vector(const float *stored, int64_t ld, int transposed, int64_t rows, int64_t columns,
                          const double *x, double *out) {
   int64_t i, j;

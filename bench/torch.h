@@ -1,12 +1,14 @@
-/* torch's attention on the CPU (the one that scaled_dot_product_attention chooses), through the C interface of its library that compiled
-   models call: no Python, no C++. Tensors are handles; every function but those that return a number returns 0 for success. */
+/* torch's attention on the CPU (the one that scaled_dot_product_attention chooses), through the C interface of its
+   library that compiled models call: no Python, no C++. Tensors are handles; every function but those that return a
+   number returns 0 for success. */
 #ifndef BENCH_TORCH_H
 #define BENCH_TORCH_H
 
 typedef void *torch_tensor;
 
-/* at::mean_out, add_out and mul_ by their C++ symbols: a handle is a pointer to an at::Tensor, and so is a reference to one. The other
-   arguments are laid out as c10 does: an optional list of axes, an optional element type, a number with its type in front. */
+/* at::mean_out, add_out and mul_ by their C++ symbols: a handle is a pointer to an at::Tensor, and so is a reference to
+   one. The other arguments are laid out as c10 does: an optional list of axes, an optional element type, a number
+   with its type in front. */
 typedef struct torch_axes {
   const int64_t *axes;
   size_t count;
@@ -98,8 +100,8 @@ static void torch_release(torch_tensor *handle) {
   *handle = NULL;
 }
 
-/* scaled_dot_product_attention as Python calls it, with enable_gqa: k and v have fewer heads than q. The interface takes its arguments,
-   new handles for tensors, in words on a stack, and returns the result in the first one. */
+/* scaled_dot_product_attention as Python calls it, with enable_gqa: k and v have fewer heads than q. The interface
+   takes its arguments, new handles for tensors, in words on a stack, and returns the result in the first one. */
 static torch_tensor torch_grouped(torch_tensor q, torch_tensor k, torch_tensor v, int causal) {
   uint64_t stack[8] = {
       0}; /* q, k, v, mask, dropout, causal, scale, grouped; 0 also for no mask and the default scale */

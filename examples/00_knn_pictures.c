@@ -78,7 +78,8 @@ static const char *const metric_names[MLK_METRIC_COUNT] = {"l2sq", "l2", "ip", "
 static const char *const digit_names[CLASSES] = {"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"};
 static const char *const fashion_names[CLASSES] = {"T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
                                                    "Sandal",      "Shirt",   "Sneaker",  "Bag",   "Ankle boot"};
-/* Fingerprint of the four Fashion-MNIST files as published (see fingerprint): its class names are used for nothing else. */
+/* Fingerprint of the four Fashion-MNIST files as published (see fingerprint): its class names are
+   used for nothing else. */
 static const uint64_t fashion_fingerprint = UINT64_C(0x8edd029d4d45d033);
 
 /* One line on standard error; returns EXIT_INPUT, so that checks read "return complain(...)". */
@@ -781,8 +782,8 @@ static void json_set(FILE *json, const options *opt, const picture_set *set, con
   fputs("]\n  }", json);
 }
 
-/* The descriptor of a context on the device that was asked for. Arrays of the host are copied as calls need them; what the pictures lie in
-   is memory that both use. */
+/* The descriptor of a context on the device that was asked for. Arrays of the host are copied as calls need them; what
+   the pictures lie in is memory that both use. */
 static void choose_device(const options *opt, mlk_context_desc *desc) {
   desc->device = opt->cuda ? MLK_DEVICE_BACKEND : MLK_DEVICE_CPU;
   desc->host_arrays = MLK_HOST_STAGED;

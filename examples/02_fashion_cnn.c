@@ -2080,8 +2080,8 @@ static int plan_all(training *t, uint64_t *workspace) {
   return code ? code : plan_tape(t->ctx, &n->judge, workspace);
 }
 
-/* The descriptor of a context on the device that was asked for. Arrays of the host are copied as calls need them; what training works on
-   is memory that both use. */
+/* The descriptor of a context on the device that was asked for. Arrays of the host are copied as calls need them; what
+   training works on is memory that both use. */
 static void choose_device(const options *opt, mlk_context_desc *desc) {
   desc->device = opt->cuda ? MLK_DEVICE_BACKEND : MLK_DEVICE_CPU;
   desc->host_arrays = MLK_HOST_STAGED;
@@ -2135,8 +2135,8 @@ static int open_library(training *t, const mlk_group_desc *group, int threads, m
 }
 
 /* What this replica allocated, but for pictures, tables of steps and the program's own records; then what all replicas
-   have in common. The cuts of lay_out lie in one block, which begins up to 63 bytes before the first: alignment. Private
-   bytes of the group are those of its plan, which is what mlk_group_open allocates. */
+   have in common. The cuts of lay_out lie in one block, which begins up to 63 bytes before the first: alignment.
+   Private bytes of the group are those of its plan, which is what mlk_group_open allocates. */
 static int print_bytes(training *t, const mlk_group_desc *group, const mlk_info *info) {
   static const char *const names[KINDS] = {"parameters", "gradients", "optimiser", "activations",
                                            "backward",   "batch",     "writing"};

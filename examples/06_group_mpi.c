@@ -4,18 +4,18 @@
    Build: mpicc -O2 -fopenmp -I. examples/06_group_mpi.c -o build/06_group_mpi -lm
    Run:   mpirun -n 4 build/06_group_mpi            (--help lists the options)
 
-   What carries over to other programs is the first part, "transport": the five functions by which a group reaches memory
-   that it cannot map. Every rank has its part of the common memory in a window, and nothing else of MPI is used: no
-   collective call, no message.
+   What carries over to other programs is the first part, "transport": the five functions by which a group reaches
+   memory that it cannot map. Every rank has its part of the common memory in a window, and nothing else of MPI is used:
+   no collective call, no message.
 
-   The task is made: points of a square, to be told apart by the ring they lie in. The batch of a step is cut into shares
-   of fixed number, so the weights have the same bits with any number of ranks on any machines, and the program compares
-   them with what they must be.
+   The task is made: points of a square, to be told apart by the ring they lie in. The batch of a step is cut into
+   shares of fixed number, so the weights have the same bits with any number of ranks on any machines, and the program
+   compares them with what they must be.
 
-   What MPI does not give. A rank answers others while it is inside MPI only, unless the library has a thread for that: a
-   rank that computes for long goes there between layers (let_others_in). And most MPI libraries end all ranks when one
-   dies, or leave the others waiting inside MPI, where the deadlines of the group cannot reach them; then MPI decides what
-   a loss means, not MLK_LOSS_SHRINKS.
+   What MPI does not give. A rank answers others while it is inside MPI only, unless the library has a thread for that:
+   a rank that computes for long goes there between layers (let_others_in). And most MPI libraries end all ranks when
+   one dies, or leave the others waiting inside MPI, where the deadlines of the group cannot reach them; then MPI
+   decides what a loss means, not MLK_LOSS_SHRINKS.
 
    Exit code: 0 done, 1 the run failed, 2 an argument is wrong. */
 
@@ -50,13 +50,13 @@ static void need(const mlk_context *ctx, mlk_status status) {
   if (status != MLK_OK) fail("%s: %s", mlk_status_name(status), mlk_last_error(ctx));
 }
 
-/* --- transport ----------------------------------------------------------------------------------------------------- */
+/* --- transport ---------------------------------------------------------------------------------------------------- */
 
 /* A part of the common memory for every rank, in a window that is open to all (MPI_Win_lock_all) from here to the end.
-   Words are read and written by MPI's accumulate functions alone, which are atomic for each other; their kinds never mix
-   on one word, as accumulate_ops = same_op_no_op of MPI demands: a word is either swapped or replaced, besides being
-   read. Gradients are stored by their owner directly and copied by MPI_Get. A copy that the owner overwrites meanwhile
-   may be torn; the group finds that out by itself. */
+   Words are read and written by MPI's accumulate functions alone, which are atomic for each other; their kinds never
+   mix on one word, as accumulate_ops = same_op_no_op of MPI demands: a word is either swapped or replaced, besides
+   being read. Gradients are stored by their owner directly and copied by MPI_Get. A copy that the owner overwrites
+   meanwhile may be torn; the group finds that out by itself. */
 typedef struct window {
   MPI_Win win;
   int rank;
@@ -172,7 +172,7 @@ static mlk_group *group_open(mlk_context *ctx, mlk_group_desc *desc, window *w) 
   return group;
 }
 
-/* --- the network --------------------------------------------------------------------------------------------------- */
+/* --- the network -------------------------------------------------------------------------------------------------- */
 
 enum { LAYERS = 3, INPUTS = 2, WIDTH = 64, CLASSES = 3, WEIGHTS = 4547, BATCH = 384, TESTS = 4096, MOST = 4096 };
 static const int width[LAYERS + 1] = {INPUTS, WIDTH, WIDTH, CLASSES};
@@ -235,8 +235,8 @@ static void forward(network *n, int rows) {
   }
 }
 
-/* From dz, the gradient of what a layer gave before its activation: that of its weights and bias into grads, and of what
-   the layer before gave into the other dz. */
+/* From dz, the gradient of what a layer gave before its activation: that of its weights and bias into grads, and of
+   what the layer before gave into the other dz. */
 static void backward(network *n, int layer, int rows, const float *dz, float *before, float *grads) {
   const int in = width[layer], out = width[layer + 1];
   mlk_matmul_desc product;
@@ -260,7 +260,8 @@ static void backward(network *n, int layer, int rows, const float *dz, float *be
   need(n->ctx, mlk_map(n->ctx, &act));
 }
 
-/* Gradients of a share, layer by layer straight into the common memory: a bucket is announced as soon as it is ready. */
+/* Gradients of a share, layer by layer straight into the common memory: a bucket is announced as
+   soon as it is ready. */
 static void learn_share(network *n, mlk_group *group, int share, uint64_t first, int rows) {
   const float scale = 1.0f / (float)rows;
   mlk_cross_entropy_desc loss;
@@ -339,7 +340,7 @@ static int same_everywhere(uint64_t hash, int ranks) {
   return same;
 }
 
-/* --- options ------------------------------------------------------------------------------------------------------- */
+/* --- options ------------------------------------------------------------------------------------------------------ */
 
 typedef struct options {
   int steps, shares, threads, rounds, hash_only;
@@ -423,7 +424,7 @@ static int read_options(int argc, char **argv, int rank, int ranks, options *o) 
   return -1;
 }
 
-/* --- training and timing ------------------------------------------------------------------------------------------- */
+/* --- training and timing ------------------------------------------------------------------------------------------ */
 
 /* What group and timing have in common. */
 static mlk_group_desc describe(const options *o, int rank, int ranks, int shares, const mlk_bucket *buckets,

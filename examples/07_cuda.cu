@@ -2,9 +2,10 @@
 //
 //     nvcc -O3 -std=c++17 -arch=native -I.. 07_cuda.cu -o 07_cuda && ./07_cuda
 //
-// Both implementations are compiled here, so nothing else is linked. For each of four operators: the result on the CPU, the
-// result on the GPU, whether their bits are the same, the predicted and the measured time there. Without a GPU it says so and
-// shows what a plan for one would be. Exit code 0: the bits agree (or there is no GPU); 1: they do not, or a call failed.
+// Both implementations are compiled here, so nothing else is linked. For each of four operators: the result on the CPU,
+// the result on the GPU, whether their bits are the same, the predicted and the measured time there. Without a GPU it
+// says so and shows what a plan for one would be. Exit code 0: the bits agree (or there is no GPU); 1: they do not, or
+// a call failed.
 
 #define MLK_IMPLEMENTATION
 #include "mlk.h"

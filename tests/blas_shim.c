@@ -1,11 +1,11 @@
-/* blas_shim.c - sgemm_ (Fortran) and cblas_sgemm on top of mlk_matmul, for the netlib testers and for a program that has a
-   BLAS call to replace. A shared library to be preloaded: every other routine stays with the BLAS below.
+/* blas_shim.c - sgemm_ (Fortran) and cblas_sgemm on top of mlk_matmul, for the netlib testers and for a program that
+   has a BLAS call to replace. A shared library to be preloaded: every other routine stays with the BLAS below.
 
      cc -O2 -fPIC -shared -I. tests/blas_shim.c -o build/libmlk_blas.so -lm
      LD_PRELOAD=build/libmlk_blas.so program
 
-   MLK_SHIM_ISA, MLK_SHIM_THREADS: what the context is opened with. MLK_SHIM_REPORT: a file that gets the number of products.
-   One context, no lock: for programs that call BLAS from one thread. */
+   MLK_SHIM_ISA, MLK_SHIM_THREADS: what the context is opened with. MLK_SHIM_REPORT: a file that gets the number of
+   products. One context, no lock: for programs that call BLAS from one thread. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -77,7 +77,8 @@ static mlk_tensor view(const float *x, int rows, int columns, int64_t row, int64
   return t;
 }
 
-/* C = alpha op(A) op(B) + beta C, arguments already checked. by_column: elements of a column (else of a row) are neighbours. */
+/* C = alpha op(A) op(B) + beta C, arguments already checked. by_column: elements of a column (else of a
+   row) are neighbours. */
 static void gemm(int by_column, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda,
                  const float *b, int ldb, float beta, float *c, int ldc) {
   mlk_matmul_desc desc;

@@ -1,5 +1,6 @@
-/* conv_problem.h - a convolution or a gradient of one, with its operands in guarded memory and an oracle written from mlk.h's
-   declarations alone: explicit loops over every term of one output element. For the test_conv*.c, each with its own copy. */
+/* conv_problem.h - a convolution or a gradient of one, with its operands in guarded memory and an oracle written from
+   mlk.h's declarations alone: explicit loops over every term of one output element. For the test_conv*.c,
+   each with its own copy. */
 
 #ifndef MLK_CONV_PROBLEM_H
 #define MLK_CONV_PROBLEM_H
@@ -11,7 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* ---- operands: values in a dense array, and the same values laid out in guarded memory ---------------------------- */
+/* ---- operands: values in a dense array, and the same values laid out in guarded memory --------------------------- */
 
 enum { AXES = 5, CHANNELS = 1 }; /* images or filters, channels, three spatial axes */
 
@@ -143,7 +144,7 @@ static inline void operand_layout(operand *o, form f, mlkt_rng *rng) {
   }
 }
 
-/* ---- layers ---------------------------------------------------------------------------------------------------------- */
+/* ---- layers ------------------------------------------------------------------------------------------------------ */
 
 typedef enum op { CONV, GRAD_INPUT, GRAD_WEIGHTS, OPS } op;
 static const char *const op_names[OPS] = {"conv", "grad_input", "grad_weights"};
@@ -179,7 +180,8 @@ static inline int64_t layer_out(const layer *l, int i) {
   return room < 0 ? 0 : room / l->stride[i] + 1;
 }
 
-/* Multiply-adds of the widest of the three operators: with much padding the input has few outputs, with little the reverse. */
+/* Multiply-adds of the widest of the three operators: with much padding the input has few outputs,
+   with little the reverse. */
 static inline double layer_macs(const layer *l) {
   const double channels = (double)l->n * (double)l->k * (double)(l->c / l->groups);
   double forward = channels, backward = channels;
@@ -268,10 +270,10 @@ static inline layer layer_random(mlkt_rng *rng, double macs) {
   return l;
 }
 
-/* ---- problems ----------------------------------------------------------------------------------------------------------- */
+/* ---- problems ---------------------------------------------------------------------------------------------------- */
 
-/* One call: which operator, its operands, what must come out. The output is y of CONV, x of GRAD_INPUT, w of GRAD_WEIGHTS;
-   bias is then an output too. Its dense values are what it holds before the call. */
+/* One call: which operator, its operands, what must come out. The output is y of CONV, x of GRAD_INPUT, w of
+   GRAD_WEIGHTS; bias is then an output too. Its dense values are what it holds before the call. */
 typedef struct problem {
   op what;
   layer l;
@@ -392,7 +394,7 @@ static inline void problem_epilogue(problem *p, mlkt_rng *rng) {
   if ((dice >> 32) % 4 == 0) shape_like_out(p, &p->preact);
 }
 
-/* ---- the oracle: mlk.h's formulas, one element after another ----------------------------------------------------------- */
+/* ---- the oracle: mlk.h's formulas, one element after another ----------------------------------------------------- */
 
 static inline size_t terms_conv(const problem *p, int64_t n, int64_t k, const int64_t o[3]) {
   const layer *l = &p->l;
@@ -545,7 +547,7 @@ static inline void reference(problem *p) {
   p->want_known = p->activation == MLK_NONE || p->activation == MLK_RELU;
 }
 
-/* ---- running a problem -------------------------------------------------------------------------------------------------- */
+/* ---- running a problem ------------------------------------------------------------------------------------------- */
 
 /* Lays all operands out: one form for all or, with FORM_COUNT, one of its own for each. */
 static inline void problem_layout(problem *p, form f, mlkt_rng *rng) {
@@ -701,7 +703,8 @@ static inline double activation_exact(mlk_activation activation, double x) {
   }
 }
 
-/* For activations whose bits the library defines: judges the result against the formulas in double, then makes it the expectation. */
+/* For activations whose bits the library defines: judges the result against the formulas in double, then
+   makes it the expectation. */
 static inline void learn_activation(problem *p) {
   operand *out = problem_out(p);
   const operand *residual = problem_residual(p);

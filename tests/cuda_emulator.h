@@ -14,13 +14,13 @@
    accesses, instructions the device lacks, illegal launches. Such errors end the program with a sentence, block and
    thread.
 
-   Of sm_90a it knows mbarriers, boxes of the copy engine (which arrive as late as allowed, or at random) and wgmma (done when
-   waited for; registers rogue till then), by the descriptors and fragments of the PTX ISA.
+   Of sm_90a it knows mbarriers, boxes of the copy engine (which arrive as late as allowed, or at random) and wgmma
+   (done when waited for; registers rogue till then), by the descriptors and fragments of the PTX ISA.
 
-   What it does not know: speed, registers, bank conflicts, fences between proxies other than those of mbarriers, memory order within one thread's accesses, blocks that
-   run at the same time (a kernel that spins until another block acts hangs). mma sums as the most truncating
-   hardware does, see there: tests of it may rely on bounds, not on bits. min, max are exact; libm's functions are
-   the CPU's.
+   What it does not know: speed, registers, bank conflicts, fences between proxies other than those of mbarriers, memory
+   order within one thread's accesses, blocks that run at the same time (a kernel that spins until another block acts
+   hangs). mma sums as the most truncating hardware does, see there: tests of it may rely on bounds, not on bits. min,
+   max are exact; libm's functions are the CPU's.
 
    Under ThreadSanitizer every CUDA thread is a thread of its own that only barriers, __syncwarp and fences order:
    races within a block, in shared or global memory, are reported even where the order at hand hides them.
@@ -356,7 +356,7 @@ struct cudaIpcMemHandle_t {
   char reserved[64];
 };
 
-/* ---- types of the driver API that the description of tensors needs ------------------------------------------------ */
+/* ---- types of the driver API that the description of tensors needs ----------------------------------------------- */
 
 #define CUDART_VERSION 13000
 #define CUDAAPI
@@ -1900,8 +1900,8 @@ inline void require_specific(const char *what) {
   if (!mlkt_emu_specific()) fatal("%s needs code for sm_90a", what);
 }
 
-/* The shared window: addresses as instructions and descriptors have them. The block's dynamic memory starts where no kernel
-   should count on. */
+/* The shared window: addresses as instructions and descriptors have them. The block's dynamic memory starts where no
+   kernel should count on. */
 constexpr uint32_t SHARED_START = 1024 + 128;
 
 inline uint32_t shared_address(const void *p, size_t bytes, const char *what) {
@@ -1912,7 +1912,8 @@ inline uint32_t shared_address(const void *p, size_t bytes, const char *what) {
   return uint32_t(at - e.shared) + SHARED_START;
 }
 
-/* Bits 4 to 6 of an address of shared memory, exclusive or bits 7 to 9, as many as make columns: CuTe's Swizzle<n, 4, 3>. */
+/* Bits 4 to 6 of an address of shared memory, exclusive or bits 7 to 9, as many as make columns:
+   CuTe's Swizzle<n, 4, 3>. */
 inline uint32_t swizzled(uint32_t address, unsigned columns) { return address ^ ((address >> 7 & (columns - 1)) << 4); }
 
 inline mbarrier &mbarrier_of(uint64_t *p, place at) {
@@ -2110,7 +2111,8 @@ inline void mlkt_emu_setmaxnreg(int registers) {
 
 namespace mlkt_emu {
 
-/* A matrix by its descriptor (PTX ISA 9.0, 9.7.15.5.1.2): element (line, term), line: of 64 rows of A or of B's columns. */
+/* A matrix by its descriptor (PTX ISA 9.0, 9.7.15.5.1.2): element (line, term), line: of 64 rows of
+   A or of B's columns. */
 struct wgmma_matrix {
   uint32_t start, leading, stride;
   unsigned columns; /* of 16 bytes that change places: 8, 4, 2, or 1, no swizzle */
@@ -2145,7 +2147,8 @@ struct wgmma_matrix {
   }
 };
 
-/* A warp's 16 rows of d += a b. Register i of lane l holds row l / 4 + 8 * (i / 2 % 2), column 8 * (i / 4) + 2 * (l % 4) + i % 2. */
+/* A warp's 16 rows of d += a b. Register i of lane l holds row l / 4 + 8 * (i / 2 % 2), column 8 * (i / 4) +
+   2 * (l % 4) + i % 2. */
 inline void multiply(const wgmma &op, wgmma_sums &sums, uint32_t warp_in_group) {
   const wgmma_matrix a(op.a, op.a_lines != 0), b(op.b, op.b_lines != 0);
   const auto value = [&](uint16_t x) { return op.bf16 ? bfloat_value(x) : half_value(x); };

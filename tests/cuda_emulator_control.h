@@ -36,8 +36,8 @@ void mlkt_emu_pointers(int real);
 void mlkt_emu_device(int count, int cc, int multiprocessors);
 /* Any cudaDeviceAttr, by its number, to another value than cc implies. mlkt_emu_device takes it back. */
 void mlkt_emu_attribute(int attribute, int value);
-/* Of devices of cc 90: is the code there sm_90a's (1, the default) or sm_90's (0)? Does the driver have the entry points of
-   tensor maps (1, the default)? */
+/* Of devices of cc 90: is the code there sm_90a's (1, the default) or sm_90's (0)? Does the driver have the entry
+   points of tensor maps (1, the default)? */
 void mlkt_emu_hopper(int specific, int entry_points);
 /* Device memory in bytes, for each device; cudaMalloc beyond it fails. Default 4 GiB. */
 void mlkt_emu_memory(size_t bytes);

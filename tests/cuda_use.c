@@ -1,5 +1,5 @@
-/* cuda_use.c - a program with the backend of mlk_cuda.cuh, as C and C++: for tests/cuda_gates.sh. It prints a product from
-   whatever device is best, and what becomes of a context that insists on a GPU. */
+/* cuda_use.c - a program with the backend of mlk_cuda.cuh, as C and C++: for tests/cuda_gates.sh. It prints a product
+   from whatever device is best, and what becomes of a context that insists on a GPU. */
 
 #include "mlk_cuda.cuh"
 

@@ -1,5 +1,5 @@
-/* Fuzz target of the checkpoint reader (example: 03_gpt). See fuzz.h; tests/fuzz_readers.sh builds and runs it. Its valid
-   input is the checkpoint of a model with about two thousand weights.
+/* Fuzz target of the checkpoint reader (example: 03_gpt). See fuzz.h; tests/fuzz_readers.sh builds and runs it. Its
+   valid input is the checkpoint of a model with about two thousand weights.
 
    Each input is read twice: as it is, and with the size and the checksum that it should have, so that the checks behind
    those are reached. What is looked for: reads outside the file and other undefined behaviour (by the sanitizers), and

@@ -1249,8 +1249,8 @@ static int rank_is_taken(attack *a) {
   return 0;
 }
 
-/* All have come, and one closes the group, or is killed, before two others, stopped in mlk_group_open, have looked: they
-   go on when they wake. That a rank is attached shows in the first word of its part. */
+/* All have come, and one closes the group, or is killed, before two others, stopped in mlk_group_open, have looked:
+   they go on when they wake. That a rank is attached shows in the first word of its part. */
 static int leaves_at_once(attack *a) {
   static const scene three = {PHASES, KILLED, BY_FD, MLK_LOSS_SHRINKS, 3, 3, 0, 1, 0, 2, MLK_F32, 7, {300, 64, 1}};
   int turn, r;

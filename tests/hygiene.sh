@@ -381,8 +381,13 @@ check "mlk_cuda.cuh: no libraries on top of the run-time" only_in '\b(cub|thrust
 source=$inc/mlk.h
 formatted() { clang-format --dry-run --Werror "$@"; }
 clang_format_14() { have clang-format && clang-format --version | grep -q 'version 14\.'; }
+files=()
 for file in mlk.h mlk_cuda.cuh tests/*.[ch] tests/*.cc examples/*.[ch] examples/*.cu bench/*.[ch] bench/*.cu bench/*.cuh bench/processes/*.cc; do
-  [ -f "$file" ] || continue
+  [ ! -f "$file" ] || files+=("$file")
+done
+narrow() { ! LC_ALL=C.UTF-8 grep -H -n -E '^.{121,}' "$@"; } # clang-format leaves comments as they are
+check "no line is longer than 120 columns" narrow "${files[@]}"
+for file in "${files[@]}"; do
   if clang_format_14; then check "format of $file" formatted "$file"; else check "format of $file" skip "no clang-format 14"; fi
 done
 

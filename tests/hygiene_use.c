@@ -1,6 +1,6 @@
-/* A user of mlk.h in one file or in two (HYGIENE_ONE_FILE brings the implementation along): multiplies, searches, and prints
-   the instruction sets that were compiled in. tests/hygiene.sh compares the line with that of a plain build, so an include
-   that loses a row of kernels on its way is found. */
+/* A user of mlk.h in one file or in two (HYGIENE_ONE_FILE brings the implementation along): multiplies, searches, and
+   prints the instruction sets that were compiled in. tests/hygiene.sh compares the line with that of a plain build, so
+   an include that loses a row of kernels on its way is found. */
 #ifndef HYGIENE_HEADER
 #define HYGIENE_HEADER "mlk.h"
 #endif

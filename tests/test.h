@@ -2,7 +2,8 @@
 
    One binary, build/mlk_test, from tests/test_*.c; test_main.c holds the runner, test_mlk.c the
    implementation of mlk.h.
-   A test file ends in a table { {"area/case", function}, ..., {NULL, NULL} } declared below. Compiles as C99 and C++11. */
+   A test file ends in a table { {"area/case", function}, ..., {NULL, NULL} } declared below.
+   Compiles as C99 and C++11. */
 
 #ifndef MLK_TEST_H
 #define MLK_TEST_H
@@ -73,10 +74,12 @@ extern mlkt_options mlkt_opt; /* read only for tests */
 
 /* 1 when a sweep should run its point number index: about one in mlkt_opt.one_in, chosen by the seed. */
 int mlkt_keep(uint64_t index);
-/* 1 when not even what --quick takes is wanted (--one-in above 20): cases that are no sweep make do with fewer rounds. */
+/* 1 when not even what --quick takes is wanted (--one-in above 20): cases that are no sweep make
+   do with fewer rounds. */
 int mlkt_sampled(void);
 
-/* ---- checks: main thread only. Each gives 1 when it holds; else prints a sentence, counts the failure, gives 0 -------- */
+/* ---- checks: main thread only. Each gives 1 when it holds; else prints a sentence, counts the
+   failure, gives 0 -------- */
 
 #define CHECK(condition)                   mlkt_check((condition) ? 1 : 0, __FILE__, __LINE__, "%s", #condition)
 /* CHECK_MSG(condition, format, ...): the sentence tells the values. */
@@ -114,7 +117,7 @@ int mlkt_hopeless(void);
 /* Number of failures of the running case so far. */
 int mlkt_failures(void);
 
-/* ---- random numbers: splitmix64, the same on every machine ------------------------------------------------------------ */
+/* ---- random numbers: splitmix64, the same on every machine ------------------------------------------------------- */
 
 typedef struct mlkt_rng {
   uint64_t state;
@@ -130,12 +133,12 @@ float mlkt_wide(mlkt_rng *rng, int exponents); /* signed, times 2^e with e unifo
 uint32_t mlkt_bits(float x);
 float mlkt_float(uint32_t bits);
 
-/* ---- guarded buffers -------------------------------------------------------------------------------------------------- */
+/* ---- guarded buffers --------------------------------------------------------------------------------------------- */
 
 typedef enum mlkt_flush { MLKT_HEAD, MLKT_TAIL } mlkt_flush;
 
-/* bytes of memory with a PROT_NONE page before and behind the mapping. MLKT_HEAD: data starts at the first byte after the
-   front page (page-aligned); MLKT_TAIL: data ends at the last byte before the back page (aligned only as bytes is).
+/* bytes of memory with a PROT_NONE page before and behind the mapping. MLKT_HEAD: data starts at the first byte after
+   the front page (page-aligned); MLKT_TAIL: data ends at the last byte before the back page (aligned only as bytes is).
    The slack on the other side carries canaries. Without mmap: canaries on both sides. */
 typedef struct mlkt_buffer {
   void *data;
@@ -161,10 +164,10 @@ void mlkt_rogue_i64(int64_t *x, size_t count);
 int mlkt_is_rogue_f32(const float *x, size_t count); /* 1 when each is still the bit pattern of mlkt_rogue_f32 */
 int mlkt_is_rogue_i64(const int64_t *x, size_t count);
 
-/* ---- the counting, failing allocator ---------------------------------------------------------------------------------- */
+/* ---- the counting, failing allocator ----------------------------------------------------------------------------- */
 
-/* Zero it, set fail_at when wanted, hand out mlkt_memory_hook(&m). Not for several threads at once. Memory is handed out
-   filled with rogue bytes, at the alignment asked for and no better, with canaries behind it. */
+/* Zero it, set fail_at when wanted, hand out mlkt_memory_hook(&m). Not for several threads at once. Memory is handed
+   out filled with rogue bytes, at the alignment asked for and no better, with canaries behind it. */
 typedef struct mlkt_memory {
   uint64_t calls;      /* allocations asked for */
   uint64_t live_bytes; /* now */
@@ -182,7 +185,7 @@ mlk_allocator mlkt_memory_hook(mlkt_memory *memory);
 #define CHECK_MEMORY_EMPTY(memory) mlkt_check_memory_empty((memory), __FILE__, __LINE__)
 int mlkt_check_memory_empty(const mlkt_memory *memory, const char *file, int line);
 
-/* ---- rows, contexts, parallel hooks ----------------------------------------------------------------------------------- */
+/* ---- rows, contexts, parallel hooks ------------------------------------------------------------------------------ */
 
 /* The instruction sets to test: those available (MLK_ISA_REFERENCE is none), or the one of --isa. Gives how many. */
 int mlkt_isas(mlk_isa isas[MLK_ISA_COUNT]);

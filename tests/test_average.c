@@ -63,7 +63,7 @@ static void encode(void *to, mlk_dtype dtype, double x) {
     memcpy(to, &half, sizeof half);
 }
 
-/* ---- operands: a list of tensors in one guarded buffer ------------------------------------------------------------- */
+/* ---- operands: a list of tensors in one guarded buffer ----------------------------------------------------------- */
 
 /* PERMUTED: axes in any order, without gaps; REPEATED: an input, whose first axis may have stride 0 */
 typedef enum form { DENSE, PERMUTED, STRIDED, REPEATED, FORMS } form;
@@ -224,7 +224,7 @@ static int operand_agrees(const operand *o, const char *name, int which) {
   return mlkt_pass();
 }
 
-/* ---- problems ------------------------------------------------------------------------------------------------------ */
+/* ---- problems ---------------------------------------------------------------------------------------------------- */
 
 typedef enum place {
   APART,
@@ -450,8 +450,8 @@ static void check_norm(const problem *p) {
   if (ctx && CHECK_OK(ctx, mlk_clip_norm(ctx, &clip))) CHECK_BITS_F32(*p->desc.norm, norm);
 }
 
-/* Do only elements in memory tell that no replica is left? A device then finds out after the call, which mlk_sync or, with
-   operands that are staged, the call itself says. */
+/* Do only elements in memory tell that no replica is left? A device then finds out after the call, which mlk_sync or,
+   with operands that are staged, the call itself says. */
 static int told_late(const problem *p, mlk_context *ctx) {
   mlk_info info;
   int r, reads = 0;
@@ -530,7 +530,7 @@ static int keep(uint64_t index, uint64_t points) {
   return mlkt_keep(index) || index % points == mlkt_opt.seed % points;
 }
 
-/* ---- any list, layout, range, weights and place --------------------------------------------------------------------- */
+/* ---- any list, layout, range, weights and place ------------------------------------------------------------------ */
 
 static void any_list(problem *p, mlkt_rng *rng) {
   switch (mlkt_int(rng, 0, 9)) {
@@ -670,7 +670,7 @@ static void error(void) {
   problem_free(p);
 }
 
-/* ---- threads, streaming, long lists ---------------------------------------------------------------------------------- */
+/* ---- threads, streaming, long lists ------------------------------------------------------------------------------ */
 
 /* Problems large enough for many tasks: the same bits on 1, 2, 3, 4 and 7 threads of each row, whatever the stores. */
 static void bits_of_threads(void) {
@@ -718,8 +718,8 @@ static void bits_of_threads(void) {
   problem_free(p);
 }
 
-/* The norm of outputs that are cut otherwise than the inputs, of long lists, by many tasks, and past lines that streaming
-   starts with: sums go on where the last piece ended. */
+/* The norm of outputs that are cut otherwise than the inputs, of long lists, by many tasks, and past lines that
+   streaming starts with: sums go on where the last piece ended. */
 static void norms(void) {
   problem *p = problem_new();
   uint64_t index;
@@ -795,7 +795,7 @@ static void long_lists(void) {
   problem_free(p);
 }
 
-/* ---- ranges ------------------------------------------------------------------------------------------------------------ */
+/* ---- ranges ------------------------------------------------------------------------------------------------------ */
 
 /* All ranges of a small list, and the parts of a larger one together: the bits of the whole. */
 static void ranges(void) {
@@ -853,10 +853,10 @@ static void ranges(void) {
   problem_free(p);
 }
 
-/* ---- edges of memory ------------------------------------------------------------------------------------------------- */
+/* ---- edges of memory --------------------------------------------------------------------------------------------- */
 
-/* Every length up to a few vectors, flush with a page that must not be touched in front or behind, and every start within
-   a line; each way of storing. */
+/* Every length up to a few vectors, flush with a page that must not be touched in front or behind, and every start
+   within a line; each way of storing. */
 static void guards(void) {
   problem *p = problem_new();
   uint64_t index = 0;
@@ -924,7 +924,7 @@ static void absent_unread(void) {
   problem_free(p);
 }
 
-/* ---- replicas that are not finite ------------------------------------------------------------------------------------- */
+/* ---- replicas that are not finite -------------------------------------------------------------------------------- */
 
 static const double bad_values[] = {NAN, INFINITY, -INFINITY};
 
@@ -1011,7 +1011,7 @@ static void skip_several(void) {
   problem_free(p);
 }
 
-/* ---- rounding ------------------------------------------------------------------------------------------------------------ */
+/* ---- rounding ---------------------------------------------------------------------------------------------------- */
 
 /* One replica, c = scale: the bits that must come out, from IEEE 754's rules by hand. */
 static void rounding(void) {
@@ -1130,7 +1130,7 @@ static void all_halves(void) {
   problem_free(p);
 }
 
-/* ---- plans ------------------------------------------------------------------------------------------------------------------ */
+/* ---- plans ------------------------------------------------------------------------------------------------------- */
 
 /* Operations, bytes and workspace are those of the call: inputs that take part once, outputs once. */
 static void plans(void) {
@@ -1192,7 +1192,7 @@ static void plans(void) {
   problem_free(p);
 }
 
-/* ---- sizes that wrap --------------------------------------------------------------------------------------------------------- */
+/* ---- sizes that wrap --------------------------------------------------------------------------------------------- */
 
 static uint64_t capped(uint64_t a, uint64_t b) { return b && a > UINT64_MAX / b ? UINT64_MAX : a * b; }
 
@@ -1252,7 +1252,7 @@ static void sizes(void) {
   mlk_close(ctx);
 }
 
-/* ---- refusals ------------------------------------------------------------------------------------------------------------------ */
+/* ---- refusals ---------------------------------------------------------------------------------------------------- */
 
 enum { SIDE = 6, CELLS = SIDE * SIDE, LIST = 2, FEW = 3 };
 
@@ -1425,7 +1425,7 @@ static void refusals(void) {
   }
 }
 
-/* ---- overlap ------------------------------------------------------------------------------------------------------------------- */
+/* ---- overlap ----------------------------------------------------------------------------------------------------- */
 
 static void accepted(mlk_context *ctx, scene *s, const char *what) {
   mlkt_note("%s", what);

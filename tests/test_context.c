@@ -23,7 +23,7 @@
 #include <omp.h>
 #endif
 
-/* ---- sentences ------------------------------------------------------------------------------------------------------ */
+/* ---- sentences --------------------------------------------------------------------------------------------------- */
 
 /* 1 when sentence holds text between characters that are no letters, digits or underscores. */
 static int has_word(const char *sentence, const char *text) {
@@ -38,7 +38,7 @@ static int has_word(const char *sentence, const char *text) {
   return 0;
 }
 
-/* ---- names, open, close ------------------------------------------------------------------------------------------- */
+/* ---- names, open, close ------------------------------------------------------------------------------------------ */
 
 static void names(void) {
   int i, j;
@@ -153,7 +153,7 @@ static void null_arguments(void) {
   free(w);
 }
 
-/* ---- bad descriptors, the sentence, the log hook ------------------------------------------------------------------ */
+/* ---- bad descriptors, the sentence, the log hook ----------------------------------------------------------------- */
 
 typedef struct log_book {
   int lines;
@@ -347,7 +347,7 @@ static void rows(void) {
   free(w);
 }
 
-/* ---- workspace ------------------------------------------------------------------------------------------------------ */
+/* ---- workspace --------------------------------------------------------------------------------------------------- */
 
 static void reserve(void) {
   mlkt_memory memory;
@@ -407,7 +407,8 @@ static void reserve(void) {
   CHECK_MEMORY_EMPTY(&memory);
 }
 
-/* One operator on a fresh context: the plan allocates nothing, the run exactly the plan's bytes, a second run nothing. */
+/* One operator on a fresh context: the plan allocates nothing, the run exactly the plan's bytes,
+   a second run nothing. */
 static void plan_against_allocator(int op, mlk_isa isa, int threads, work *w, const work *expected) {
   mlkt_memory memory;
   mlk_context_desc desc = mlkt_context_desc(isa, threads);
@@ -535,9 +536,10 @@ static void workspace_is_the_greatest(void) {
   free(w);
 }
 
-/* ---- every allocation may fail ---------------------------------------------------------------------------------------- */
+/* ---- every allocation may fail ----------------------------------------------------------------------------------- */
 
-/* Opens a context and runs op with allocation number n failing. Gives 1 when some allocation failed, 0 when n was beyond. */
+/* Opens a context and runs op with allocation number n failing. Gives 1 when some allocation failed,
+   0 when n was beyond. */
 static int fail_allocation(int op, uint64_t n, int for_ever, work *w, const work *expected) {
   mlkt_memory memory;
   mlk_context_desc desc = mlkt_context_desc(MLK_ISA_BEST, 3);
@@ -659,8 +661,8 @@ static void measure(void) {
   CHECK(memcmp(&info.ceilings, &ceilings, sizeof ceilings) == 0);
   for (op = 0; op < OP_COUNT; op++) {
     CHECK_OK(ctx, op_plan(op, ctx, w, &plan));
-    { /* the ceilings of one thread and of all bracket the roofline, whatever number of tasks is planned; on a device each
-         operator has an estimate of its own, of tensor cores and of kernels' starts too */
+    { /* the ceilings of one thread and of all bracket the roofline, whatever number of tasks is planned; on a device
+         each operator has an estimate of its own, of tensor cores and of kernels' starts too */
       const double least = slower((double)plan.flops / ceilings.flops_all, (double)plan.bytes / ceilings.read_all);
       const double most = slower((double)plan.flops / ceilings.flops_1, (double)plan.bytes / ceilings.read_1);
       CHECK_MSG(plan.seconds > 0 &&
@@ -789,7 +791,7 @@ static void calibration_given(void) {
   refuse_open(desc, MLK_ERR_ARGUMENT, "calibration", "xcalar");
 }
 
-/* ---- parallel hooks ------------------------------------------------------------------------------------------------------ */
+/* ---- parallel hooks ---------------------------------------------------------------------------------------------- */
 
 typedef struct hook_book {
   int runs, most, least, nested;
@@ -972,7 +974,7 @@ static void several_contexts(void) {
 #endif
 }
 
-/* ---- a good guest ---------------------------------------------------------------------------------------------------------- */
+/* ---- a good guest ------------------------------------------------------------------------------------------------ */
 
 #if defined(__x86_64__) || defined(_M_X64)
 static uint32_t float_modes(void) { return (uint32_t)_mm_getcsr() & ~0x3Fu; } /* without the sticky flags */
@@ -1052,14 +1054,15 @@ static void good_guest(void) {
   free(w);
 }
 
-/* ---- size arithmetic ------------------------------------------------------------------------------------------------------ */
+/* ---- size arithmetic --------------------------------------------------------------------------------------------- */
 
 /* x y, or UINT64_MAX when that does not fit below 2^64 - 1: a clean oracle that saturates. */
 static uint64_t times(uint64_t x, uint64_t y) { return y != 0 && x > (UINT64_MAX - 1) / y ? UINT64_MAX : x * y; }
 static uint64_t plus(uint64_t x, uint64_t y) { return x > UINT64_MAX - 1 - y || y == UINT64_MAX ? UINT64_MAX : x + y; }
 static uint64_t greater(uint64_t x, uint64_t y) { return x > y ? x : y; }
 
-/* Sizes at which 32-bit and 64-bit products go wrong, products that wrap to something small, and sizes that are none. */
+/* Sizes at which 32-bit and 64-bit products go wrong, products that wrap to something small, and
+   sizes that are none. */
 static const int64_t edges[] = {0,
                                 1,
                                 3,
@@ -1086,7 +1089,8 @@ enum { EDGES = (int)(sizeof edges / sizeof edges[0]), SMALL_LIMIT = 62, SMALL_LI
 
 static float *fake(void) { return (float *)(uintptr_t)4096; }
 
-/* A plan for sizes that are not there: SIZE when the exact figures do not fit, the exact figures when they clearly do. */
+/* A plan for sizes that are not there: SIZE when the exact figures do not fit, the exact figures
+   when they clearly do. */
 static void judge_plan(const char *op, mlk_status status, const mlk_plan *plan, int negative, uint64_t flops,
                        uint64_t bytes, uint64_t largest, const char *sentence) {
   const uint64_t top = greater(greater(flops, bytes), largest);
@@ -1313,7 +1317,7 @@ static void sizes_odd(void) {
   mlk_close(ctx);
 }
 
-/* ---- tensor helpers --------------------------------------------------------------------------------------------------------- */
+/* ---- tensor helpers ---------------------------------------------------------------------------------------------- */
 
 static void check_view(mlk_tensor t, const void *data, int rank, const int64_t *shape, const int64_t *stride,
                        int line) {

@@ -1,5 +1,5 @@
-/* test_conv.c - convolution, its gradients, transposed convolution: every kind of layer against the oracle on every row, epilogues,
-   packed weights, bad arguments, aliasing, plans and memory. */
+/* test_conv.c - convolution, its gradients, transposed convolution: every kind of layer against the oracle on every
+   row, epilogues, packed weights, bad arguments, aliasing, plans and memory. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -7,7 +7,7 @@
 
 #include "conv_problem.h"
 
-/* ---- exact-integer sweeps: compared with == (bit patterns) ------------------------------------------------------------- */
+/* ---- exact-integer sweeps: compared with == (bit patterns) ------------------------------------------------------- */
 
 static void sweep_layer(problem *p, op what, const layer *l, values kind, int forms, uint64_t index,
                         mlkt_buffer *panels) {
@@ -136,7 +136,7 @@ static void repeated_inputs(void) {
   problem_free(&p);
 }
 
-/* ---- epilogues ------------------------------------------------------------------------------------------------------------- */
+/* ---- epilogues --------------------------------------------------------------------------------------------------- */
 
 static void epilogues(void) {
   static const float scalars[] = {0.0f, 1.0f, -2.5f};
@@ -245,7 +245,7 @@ static void one_gradient_only(void) {
   problem_free(&p);
 }
 
-/* ---- packing ----------------------------------------------------------------------------------------------------------------- */
+/* ---- packing ----------------------------------------------------------------------------------------------------- */
 
 static int has_word(const char *sentence, const char *text) {
   static const char word[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_";
@@ -258,8 +258,8 @@ static int has_word(const char *sentence, const char *text) {
   return 0;
 }
 
-/* The call must be refused because of packed_w, and leave the output alone. The filter's size is the handle's: where it does
-   not fit, so does the output's not. */
+/* The call must be refused because of packed_w, and leave the output alone. The filter's size is the handle's: where it
+   does not fit, so does the output's not. */
 static void refuse_packed(problem *p, mlk_context *ctx, const mlk_packed *packed, int sizes_differ, const char *why) {
   operand *out = problem_out(p);
   mlk_status status;
@@ -435,7 +435,7 @@ static void packing(void) {
   problem_free(&p);
 }
 
-/* ---- bad arguments -------------------------------------------------------------------------------------------------------------- */
+/* ---- bad arguments ----------------------------------------------------------------------------------------------- */
 
 enum { BAD_ROOM = 4096 };
 static float bad_x[BAD_ROOM], bad_w[BAD_ROOM], bad_y[BAD_ROOM], bad_bias[BAD_ROOM], bad_residual[BAD_ROOM],
@@ -451,7 +451,8 @@ static mlk_status any_call(op what, mlk_context *ctx, const void *desc, mlk_plan
   return plan ? mlk_conv_grad_weights_plan(ctx, weights, plan) : mlk_conv_grad_weights(ctx, weights);
 }
 
-/* The operator must refuse desc with status, by a sentence that holds word and value; its outputs are bad_out and preact. */
+/* The operator must refuse desc with status, by a sentence that holds word and value; its outputs
+   are bad_out and preact. */
 static void expect_refusal(op what, mlk_context *ctx, const void *desc, mlk_status status, const char *word,
                            const char *value, const char *spoilt, int line) {
   const float *out = what == CONV ? bad_y : what == GRAD_INPUT ? bad_x : bad_w;
@@ -703,7 +704,7 @@ static void bad_grad_weights(void) {
 #undef DESC
 #undef WHAT
 
-/* ---- aliasing --------------------------------------------------------------------------------------------------------------------- */
+/* ---- aliasing ---------------------------------------------------------------------------------------------------- */
 
 static float alias_memory[4000];
 
@@ -818,10 +819,10 @@ static void aliasing(void) {
   mlk_close(ctx);
 }
 
-/* ---- plans, memory ------------------------------------------------------------------------------------------------------------- */
+/* ---- plans, memory ----------------------------------------------------------------------------------------------- */
 
-/* One layer on a fresh context: exact flops and bytes, the plan's workspace and not a byte more, a workspace that is fixed and
-   one byte too small, every allocation failing in turn. */
+/* One layer on a fresh context: exact flops and bytes, the plan's workspace and not a byte more, a workspace that is
+   fixed and one byte too small, every allocation failing in turn. */
 static void plan_layer(problem *p, mlk_isa isa, int threads, int fail) {
   operand *const all[] = {&p->x, &p->w, &p->y, &p->bias, &p->residual, &p->preact};
   const operand *out = problem_out(p);
@@ -943,7 +944,8 @@ static void plans(void) {
   problem_free(&p);
 }
 
-/* Taps far apart: all but the middle one lie in the padding. Neither the bits nor the workspace may depend on how far. */
+/* Taps far apart: all but the middle one lie in the padding. Neither the bits nor the workspace
+   may depend on how far. */
 static void far_taps(void) {
   static const int64_t far_apart[] = {9, 100, 20000, INT32_MAX};
   enum { C = 16, K = 32, SIDE = 8, X = C * SIDE * SIDE, Y = K * SIDE * SIDE, W = K * C * 9 };
@@ -1038,7 +1040,8 @@ static void plans_of_large_layers(void) {
   mlk_close(ctx);
 }
 
-/* Sizes whose products do not fit are refused, whatever the geometry adds to them; the plan tells the figures that do. */
+/* Sizes whose products do not fit are refused, whatever the geometry adds to them; the plan tells
+   the figures that do. */
 static void sizes(void) {
   static const int64_t edges[] = {
       0, 1, 3, 65536, INT64_C(2147483648), INT64_C(4294967297), INT64_C(1) << 40, INT64_C(1) << 61, INT64_MAX, -1};

@@ -1,5 +1,6 @@
-/* test_conv_shapes.c - convolution where layers are as large as those of networks, or sums long: the same bits on every row, thread
-   count, layout and place in a batch; matrix products, bounds, adjoints, finite differences, far strides. */
+/* test_conv_shapes.c - convolution where layers are as large as those of networks, or sums long: the same bits on every
+   row, thread count, layout and place in a batch; matrix products, bounds, adjoints, finite
+   differences, far strides. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -11,7 +12,7 @@
 #include <sys/mman.h>
 #endif
 
-/* ---- the same bits everywhere -------------------------------------------------------------------------------------------- */
+/* ---- the same bits everywhere ------------------------------------------------------------------------------------ */
 
 /* A problem large enough for several tasks, on every row, thread count and in several layouts; judged by samples. */
 static void bits_of_layer(problem *p, op what, const layer *l, uint64_t index, mlkt_buffer *panels) {
@@ -79,7 +80,8 @@ static void bits_across_threads(void) {
   problem_free(&p);
 }
 
-/* Shapes out of well-known networks. Their spatial axes are shortened and channels cut unless --long asks for all of it. */
+/* Shapes out of well-known networks. Their spatial axes are shortened and channels cut unless
+   --long asks for all of it. */
 static void network_layers(void) {
   static const struct {
     const char *name;
@@ -192,7 +194,8 @@ static void batch_position(void) {
   crew_close();
 }
 
-/* A 1x1 filter with stride 1 is a matrix product, to the bit: as rows of pixels (channels last) and as columns (first). */
+/* A 1x1 filter with stride 1 is a matrix product, to the bit: as rows of pixels (channels last)
+   and as columns (first). */
 static void pointwise_is_matmul(void) {
   static const int64_t cs[] = {1, 5, 16, 33, 70, 511, 512, 513, 1030};
   enum { COUNT = (int)(sizeof cs / sizeof cs[0]), MOST = 1030, K = 37, H = 6, W = 7, N = 2 };
@@ -393,7 +396,7 @@ static void error_bound(void) {
   CHECK_MSG(worst > 1e-3 || points < 10, "the greatest error is %g of the bound: was anything computed?", worst);
 }
 
-/* ---- adjoints and finite differences ------------------------------------------------------------------------------------- */
+/* ---- adjoints and finite differences ----------------------------------------------------------------------------- */
 
 static int64_t dot(const float *x, const float *y, size_t count) {
   int64_t sum = 0;
@@ -469,7 +472,8 @@ static double exact_sum(problem *p, size_t flat, double *bound) {
   return sum;
 }
 
-/* Forward through the library with one value moved by step; out gets y, exact the sums in double, bounds their bounds. */
+/* Forward through the library with one value moved by step; out gets y, exact the sums in double,
+   bounds their bounds. */
 static int forward_moved(problem *p, mlk_context *ctx, operand *moved, size_t at, float step, float *out, double *exact,
                          double *bounds) {
   const float kept = moved->dense[at];
@@ -486,9 +490,9 @@ static int forward_moved(problem *p, mlk_context *ctx, operand *moved, size_t at
   return ok;
 }
 
-/* The loss is sum r_j sin(y_j). y is affine in any one value v: y_j' = a_j. So the central difference with step h is off by
-   at most h^2/6 sum |r_j a_j^3| (third derivative) + sum |r_j| bound_j / h (rounding of y at both ends), and the gradient by
-   its own rounding, that of dy, and dy's being taken at a rounded y. h is where the first two balance. */
+/* The loss is sum r_j sin(y_j). y is affine in any one value v: y_j' = a_j. So the central difference with step h is
+   off by at most h^2/6 sum |r_j a_j^3| (third derivative) + sum |r_j| bound_j / h (rounding of y at both ends), and the
+   gradient by its own rounding, that of dy, and dy's being taken at a rounded y. h is where the first two balance. */
 static void differ(problem *p, mlk_context *ctx, operand *moved, size_t at, double gradient, const double *r,
                    double *work, double *tolerances, double *gradients) {
   const size_t count = p->y.count;
@@ -586,8 +590,8 @@ static void finite_differences(void) {
 
 /* ---- strides beyond 2^31 elements -------------------------------------------------------------------------------- */
 
-/* Operands with one axis whose elements lie more than 2^31 elements apart, forwards or backwards, in reserved memory of which
-   only a few pages are touched. */
+/* Operands with one axis whose elements lie more than 2^31 elements apart, forwards or backwards, in reserved memory of
+   which only a few pages are touched. */
 static void far_strides(void) {
 #if MLKT_POSIX && defined(MAP_NORESERVE) && UINTPTR_MAX > 0xFFFFFFFFu
   enum { SIZE = 3 };

@@ -586,11 +586,11 @@ static int64_t row_of(const half_tensor *x, int packed, int64_t b, int64_t h, in
   return (((packed ? 0 : b) * x->shape[1] + h) * x->shape[2] + first + i) * x->shape[3];
 }
 
-/* What each result may be off, from two calls on the CPU. With a bias for each pair, dbias is ds = p (t - delta), and with
-   |dout|, |v| and -|out| it is the sum of what cancels in that, p G; dv is then sum p |dout|. On the device
+/* What each result may be off, from two calls on the CPU. With a bias for each pair, dbias is ds = p (t - delta), and
+   with |dout|, |v| and -|out| it is the sum of what cancels in that, p G; dv is then sum p |dout|. On the device
      p   is off by a part r = 4 x of it, where x is what a score is off (see bound_of), and by u when it meets dout
-     ds  by p G (r + (E + 8) 2^-23 + 2^-19): the weight; t and delta, each a sum of E products; the soft-cap's derivative,
-         1 - tanh^2 by a tanh within 2^-21; and by u |ds| when it meets k or q
+     ds  by p G (r + (E + 8) 2^-23 + 2^-19): the weight; t and delta, each a sum of E products; the soft-cap's
+         derivative, 1 - tanh^2 by a tanh within 2^-21; and by u |ds| when it meets k or q
    and sums of n terms by (n + 8) 2^-23 of their absolute values; f16 has no numbers below 2^-24, and both p and ds are
    off by 2^-25 more there. */
 static void slope_bounds(slope *g, pair *ctx) {
@@ -707,8 +707,8 @@ static void run_grad_shapes(void) {
   pair_close(&ctx);
 }
 
-/* Small integers, scores of next to nothing and a log-sum-exp of 0: weights are 1, t and delta integers that bf16 has, so
-   every sum is exact in f32, in any order. Scores that are more than products add nothing here but the mask. */
+/* Small integers, scores of next to nothing and a log-sum-exp of 0: weights are 1, t and delta integers that bf16 has,
+   so every sum is exact in f32, in any order. Scores that are more than products add nothing here but the mask. */
 static void run_grad_exact(void) {
   static const int64_t sizes[] = {1, 15, 16, 31, 32, 33, 63, 64, 65, 127, 129, 200},
                        sizes_d[] = {8, 64, 128, 48, 100, 256, 132};

@@ -770,8 +770,8 @@ static unsigned char *aligned_shared() { /* to 1024 bytes of the shared window *
   return p + (0u - mlkt_emu_shared_address(p)) % 1024;
 }
 
-/* Warp 0 fills a ring of three slots, the others empty it: full by one arrival, empty by one of each warp. mistake 1: warp 3
-   never arrives; 2: nobody waits for empty. */
+/* Warp 0 fills a ring of three slots, the others empty it: full by one arrival, empty by one of each warp. mistake 1:
+   warp 3 never arrives; 2: nobody waits for empty. */
 static __global__ void ring_kernel(int *got, int mistake) {
   uint64_t *full = reinterpret_cast<uint64_t *>(aligned_shared()), *empty = full + 3;
   int *slot = reinterpret_cast<int *>(full + 6);
@@ -908,8 +908,8 @@ static void boxes() {
 #endif
 }
 
-/* a and b of a product of warpgroups, 64 x 64 and columns x 64 terms, brought by the copy engine with a swizzle, K-major as
-   rows of the swizzle's bytes, MN-major likewise; d: 64 x columns. */
+/* a and b of a product of warpgroups, 64 x 64 and columns x 64 terms, brought by the copy engine with a swizzle,
+   K-major as rows of the swizzle's bytes, MN-major likewise; d: 64 x columns. */
 struct group_case {
   int columns, swizzle, bf16, a_lines, b_lines, mistake;
 };
@@ -1000,7 +1000,8 @@ static bool group_product(const group_case &c) {
   return same;
 }
 
-/* wgmma without a swizzle: matrices put down by hand, 8 x 8 elements at a time, leading and stride as the PTX ISA has them. */
+/* wgmma without a swizzle: matrices put down by hand, 8 x 8 elements at a time, leading and stride as
+   the PTX ISA has them. */
 static bool plain_group_product(int lines_side_by_side) {
   float value[2][64][16], d[64][64];
   for (auto &v : value)

@@ -1,8 +1,8 @@
 /* test_cuda_knn.c - nearest neighbours on a device: what the suites of test_knn.c do not reach there.
 
-   The filter of mlk_cuda.cuh multiplies rows in f16 on tensor cores; here is data that such a filter gets wrong when its
-   bound is, and data of which it keeps too much. The oracle is the CPU of mlk.h, whose answers test_knn.c holds against
-   a reference of its own: the same ids and the same bits of distances. */
+   The filter of mlk_cuda.cuh multiplies rows in f16 on tensor cores; here is data that such a filter gets wrong when
+   its bound is, and data of which it keeps too much. The oracle is the CPU of mlk.h, whose answers test_knn.c holds
+   against a reference of its own: the same ids and the same bits of distances. */
 
 #include "test.h"
 
@@ -178,7 +178,8 @@ static void make_mostly_nan(mlkt_rng *rng, float *q, int64_t queries, float *x, 
 }
 
 /* A vector of unit length whose elements, but for the last, lie beside the middle of two numbers of f16, so that
-   rounding moves them all outwards (up) or all inwards; spread: how many units in the last place of f16 they scatter. */
+   rounding moves them all outwards (up) or all inwards; spread: how many units in the last place
+   of f16 they scatter. */
 static void unit_vector(mlkt_rng *rng, float *v, int64_t dim, int up, int spread) {
   const double size = 0.98 / sqrt((double)dim), unit = ldexp(1.0, ilogb(size) - 10);
   double left = 1.0;
@@ -192,8 +193,8 @@ static void unit_vector(mlkt_rng *rng, float *v, int64_t dim, int up, int spread
 }
 
 /* What a bound that is too small gets wrong: rows and queries all but equal. Rounding moves the elements of the nearest
-   rows and of the queries inwards, so that their products come out too small, and those of the other rows outwards. Rows
-   that the center may be made of are zeros, so that it is zero. */
+   rows and of the queries inwards, so that their products come out too small, and those of the other rows outwards.
+   Rows that the center may be made of are zeros, so that it is zero. */
 static void make_against_rounding(mlkt_rng *rng, float *q, int64_t queries, float *x, int64_t rows, int64_t dim) {
   const int64_t zeros = rows > 64 ? rows / 64 : 1;
   int64_t i;

@@ -1,6 +1,6 @@
-/* test_cuda_layer.c - pooling, softmax, cross-entropy, normalisation, embedding and rotary positions on a device: the paths of
-   mlk_cuda.cuh that test_layer.c's small operands do not take, each forced by its shape and asked for by its name, bit for bit
-   against MLK_ISA_REFERENCE; what only the device can find wrong. */
+/* test_cuda_layer.c - pooling, softmax, cross-entropy, normalisation, embedding and rotary positions on a device: the
+   paths of mlk_cuda.cuh that test_layer.c's small operands do not take, each forced by its shape and asked for by its
+   name, bit for bit against MLK_ISA_REFERENCE; what only the device can find wrong. */
 
 #include "test.h"
 
@@ -40,7 +40,7 @@ static mlk_context *open_device(void) {
   return NULL;
 }
 
-/* ---- rows: [rows, d] in several layouts --------------------------------------------------------------------------------- */
+/* ---- rows: [rows, d] in several layouts -------------------------------------------------------------------------- */
 
 typedef struct layout {
   const char *name;
@@ -289,7 +289,7 @@ static void test_hard_rows(void) {
   mlk_close(device);
 }
 
-/* ---- embedding ------------------------------------------------------------------------------------------------------------ */
+/* ---- embedding --------------------------------------------------------------------------------------------------- */
 
 /* ids by how: 0: uniform; 1: mostly one; 2: all the same; 3: few, in runs; negative ones among them. */
 static void fill_ids(mlkt_rng *rng, int64_t *ids, int64_t count, int64_t v, int how) {
@@ -352,7 +352,7 @@ static void test_embedding(void) {
   mlk_close(device);
 }
 
-/* ---- rotary positions -------------------------------------------------------------------------------------------------------- */
+/* ---- rotary positions -------------------------------------------------------------------------------------------- */
 
 typedef struct turn {
   int64_t batch, s, h, d, rotated;
@@ -403,7 +403,7 @@ static void test_rotary(void) {
   mlk_close(device);
 }
 
-/* ---- pooling: channels by vectors of four, and not -------------------------------------------------------------------------- */
+/* ---- pooling: channels by vectors of four, and not --------------------------------------------------------------- */
 
 /* A shape is window, stride, dilation and padding. wide: counts need 64 bits, for the first axis' dilation does. */
 static void check_pool(mlk_context *device, mlk_context *reference, mlkt_rng *rng, mlk_pool_kind kind, int64_t c,
@@ -463,7 +463,7 @@ static void test_pool(void) {
   mlk_close(device);
 }
 
-/* ---- what only the device can find wrong: told by the next mlk_sync or call, once; that element takes no part ---------------- */
+/* ---- what only the device can find wrong: told by the next mlk_sync or call, once; that element takes no part ---- */
 
 static void expect_told(mlk_context *ctx, const char *said) {
   CHECK_STATUS(ctx, mlk_sync(ctx), MLK_ERR_ARGUMENT);

@@ -29,7 +29,8 @@ static void arena_close(arena *a) {
   free(a->host), free(a->back);
 }
 
-/* Fills both with numbers that are finite as f32, f16 and bf16 alike, of magnitude below 2, and forgets all operands. */
+/* Fills both with numbers that are finite as f32, f16 and bf16 alike, of magnitude below 2, and
+   forgets all operands. */
 static void arena_fill(arena *a, mlkt_rng *rng) {
   uint64_t i;
   for (i = 0; i + 8 <= a->bytes; i += 8) {
@@ -44,7 +45,8 @@ static uint64_t dtype_bytes(mlk_dtype dtype) {
   return dtype == MLK_U8 ? 1 : dtype == MLK_F32 ? 4 : dtype == MLK_I64 ? 8 : 2;
 }
 
-/* Room for elements of a type, the first of them `beyond` elements behind a multiple of 64 bytes: an offset, as data. */
+/* Room for elements of a type, the first of them `beyond` elements behind a multiple of 64
+   bytes: an offset, as data. */
 static void *arena_take(arena *a, mlk_dtype dtype, int64_t elements, int64_t beyond) {
   const uint64_t at = (a->used + 63) / 64 * 64 + (uint64_t)beyond * dtype_bytes(dtype);
   a->used = at + (uint64_t)elements * dtype_bytes(dtype);
@@ -100,7 +102,7 @@ static int has_b(mlk_map_op op) {
   return op == MLK_ADD || op == MLK_SUB || op == MLK_MUL || op == MLK_DIV || op == MLK_ACT_GRAD;
 }
 
-/* ---- vectors, at any address --------------------------------------------------------------------------------------- */
+/* ---- vectors, at any address ------------------------------------------------------------------------------------- */
 
 static void test_vectors(void) {
   static const mlk_map_op ops[] = {MLK_COPY, MLK_COPY, MLK_SCALE, MLK_ADD, MLK_MUL, MLK_ACT, MLK_ACT_GRAD, MLK_ERF};
@@ -135,7 +137,7 @@ static void test_vectors(void) {
   arena_close(&a);
 }
 
-/* ---- transposes ----------------------------------------------------------------------------------------------------- */
+/* ---- transposes -------------------------------------------------------------------------------------------------- */
 
 /* A view of three axes that lie in memory in the order given, outermost first. */
 static mlk_tensor ordered(arena *a, mlk_dtype dtype, const int64_t *shape, const int *order, int64_t gap) {
@@ -188,7 +190,7 @@ static void test_turns(void) {
   arena_close(&a);
 }
 
-/* ---- reductions ------------------------------------------------------------------------------------------------------ */
+/* ---- reductions -------------------------------------------------------------------------------------------------- */
 
 typedef struct reduction {
   int64_t shape[3], stride[3]; /* stride: all 0 means dense */
@@ -253,7 +255,7 @@ static void test_reductions(void) {
   arena_close(&a);
 }
 
-/* ---- optimiser steps ------------------------------------------------------------------------------------------------- */
+/* ---- optimiser steps --------------------------------------------------------------------------------------------- */
 
 static void test_steps(void) {
   mlkt_rng rng = mlkt_rng_case();
@@ -294,7 +296,7 @@ static void test_steps(void) {
   arena_close(&a);
 }
 
-/* ---- lists ------------------------------------------------------------------------------------------------------------ */
+/* ---- lists ------------------------------------------------------------------------------------------------------- */
 
 enum { LIST = 400 };
 

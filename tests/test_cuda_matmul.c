@@ -1,5 +1,6 @@
-/* test_cuda_matmul.c - matrix products that only devices do: 16-bit operands, and f32 ones with MLK_FAST. Small whole numbers
-   must come out exactly; of other numbers each sum must lie within the bound of docs/numerics.md for tensor cores. */
+/* test_cuda_matmul.c - matrix products that only devices do: 16-bit operands, and f32 ones with MLK_FAST. Small whole
+   numbers must come out exactly; of other numbers each sum must lie within the bound of
+   docs/numerics.md for tensor cores. */
 
 #include "test.h"
 
@@ -13,7 +14,8 @@
 enum { OPERANDS = 7, NAMES_MAX = 16 };
 typedef enum role { A, B, D, C, BIAS, RESIDUAL, PREACT } role;
 
-/* A matrix of a batch with any layout. value: row-major [batch][rows][cols], exactly what the device's elements hold. */
+/* A matrix of a batch with any layout. value: row-major [batch][rows][cols], exactly what the
+   device's elements hold. */
 typedef struct matrix {
   int present, dtype, form;  /* form: of its layout, see lay_out; 0: any */
   int64_t batch, rows, cols; /* 1: repeated */
@@ -68,8 +70,9 @@ static int64_t place(const matrix *x, int64_t b, int64_t i, int64_t j) {
   return b * s[0] + i * s[1] + j * s[2];
 }
 
-/* Strides for x: rows or columns dense or neither, with or without padding, aligned to eight elements or not; its memory on
-   the device, rogue around the elements. Of the forms 1 to 6, 1 to 3 are aligned, 2 and 5 have dense columns. */
+/* Strides for x: rows or columns dense or neither, with or without padding, aligned to eight elements or not; its
+   memory on the device, rogue around the elements. Of the forms 1 to 6, 1 to 3 are aligned, 2 and
+   5 have dense columns. */
 static int lay_out(mlk_context *ctx, matrix *x, mlkt_rng *rng) {
   const int width = width_of(x->dtype), form = x->form ? x->form - 1 : (int)mlkt_int(rng, 0, 5), aligned = form < 3;
   const int64_t pad = aligned ? 8 : mlkt_int(rng, 0, 3), first = aligned ? 0 : mlkt_int(rng, 0, 3),
@@ -315,8 +318,8 @@ static const char *run_strict(mlk_context *ctx, product *p, mlkt_rng *rng) {
   return plan.variant ? plan.variant : "";
 }
 
-/* A context on the device. Of an emulated one: its compute capability, and how many multiprocessors, by which the choice of
-   tiles can be turned. */
+/* A context on the device. Of an emulated one: its compute capability, and how many multiprocessors, by which the
+   choice of tiles can be turned. */
 static mlk_context *open_device(mlk_numerics numerics, int cc, int multiprocessors) {
   mlk_context_desc desc;
   mlk_context *ctx = NULL;
@@ -462,8 +465,8 @@ static product group_product(int64_t batch, int64_t m, int64_t n, int64_t k) {
   return p;
 }
 
-/* What an H200 is predicted to do: by warpgroups where memory is aligned, at a pace that is neither beyond the device's nor half
-   of it. */
+/* What an H200 is predicted to do: by warpgroups where memory is aligned, at a pace that is neither beyond the device's
+   nor half of it. */
 static void groups_planned(void) {
   static const int64_t sizes[] = {2048, 4096, 8192, 16384};
   mlk_device_figures h200;
@@ -627,8 +630,8 @@ static void groups_batches(void) {
   finish();
 }
 
-/* A captured call waits for nothing and allocates nothing; a plan's workspace is enough also where the call's memory is not
-   aligned as the plan's was. */
+/* A captured call waits for nothing and allocates nothing; a plan's workspace is enough also where the call's memory is
+   not aligned as the plan's was. */
 static void groups_captured(void) {
   enum { M = 140, N = 264, K = 96 };
   static uint16_t a[M * K + 8], b[K * N];

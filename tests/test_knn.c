@@ -1,7 +1,8 @@
 /* test_knn.c - exact nearest neighbours and distances.
 
-   The reference below is written from the manual of mlk.h alone and shares nothing with its implementation: distances in
-   the 16-lane order, then a full sort by (distance, row number). Everything is compared bit for bit, ids and distances. */
+   The reference below is written from the manual of mlk.h alone and shares nothing with its implementation: distances
+   in the 16-lane order, then a full sort by (distance, row number). Everything is compared bit for
+   bit, ids and distances. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* MAP_NORESERVE under -std=c99 */
@@ -135,7 +136,7 @@ static int64_t ref_rank(mlk_metric metric, const float *distances, int64_t rows,
   return count;
 }
 
-/* ---- data --------------------------------------------------------------------------------------------------------- */
+/* ---- data -------------------------------------------------------------------------------------------------------- */
 
 typedef enum kind {
   UNIFORM,
@@ -291,7 +292,7 @@ static void fill(mlkt_rng *rng, kind k, mlk_metric metric, float *q, int64_t que
   }
 }
 
-/* ---- operands in every layout, between guard pages -------------------------------------------------------------------- */
+/* ---- operands in every layout, between guard pages --------------------------------------------------------------- */
 
 typedef enum layout {
   DENSE,
@@ -374,7 +375,7 @@ static void operand_free(operand *o) {
   free(o->copy);
 }
 
-/* ---- problems: data and what the reference says about them -------------------------------------------------------------- */
+/* ---- problems: data and what the reference says about them ------------------------------------------------------- */
 
 typedef struct problem {
   int64_t queries, rows, dim;
@@ -492,7 +493,7 @@ static void crew_close(crew *c) {
       for (m = 0; m < MANNERS; m++) mlk_close(c->ctx[i][t][m]);
 }
 
-/* ---- the sweeps ----------------------------------------------------------------------------------------------------- */
+/* ---- the sweeps -------------------------------------------------------------------------------------------------- */
 
 static const int64_t dims[] = {0,  1,  2,   3,   7,   8,   15,  16,  17,  31,  32,
                                33, 64, 100, 128, 255, 256, 511, 512, 513, 784, 1030};
@@ -532,8 +533,8 @@ static int64_t point_work(const point *p) {
   return q * n * (dims[p->level[AXIS_DIM]] + 32) + q * point_k(p) * 8;
 }
 
-/* The reference computes one element after the other, and C's fmaf may be a function: large problems are left to the rows
-   with vectors. The scalar row has the smallest tiles, so it needs the largest problems least. */
+/* The reference computes one element after the other, and C's fmaf may be a function: large problems are left to the
+   rows with vectors. The scalar row has the smallest tiles, so it needs the largest problems least. */
 static int worth_running(mlk_isa isa, int64_t work) {
   const int64_t limit = isa == MLK_ISA_REFERENCE ? 1000000 : isa == MLK_ISA_SCALAR ? 6000000 : INT64_MAX;
   return work <= limit || mlkt_opt.long_run || isa == mlkt_opt.isa;
@@ -688,8 +689,8 @@ static void test_knn_large(void) {
   crew_close(&c);
 }
 
-/* Every kind of data with enough queries and rows that a filter by inner products has pairs to drop and may drop none of
-   the wrong ones. */
+/* Every kind of data with enough queries and rows that a filter by inner products has pairs to drop and may drop none
+   of the wrong ones. */
 static void test_knn_filter(void) {
   const int64_t dims_here[] = {3, 20, 131}, queries = 48, rows = 700;
   mlk_isa isas[MLK_ISA_COUNT];
@@ -765,7 +766,7 @@ static void distances_point(crew *c, mlkt_rng *rng, const point *at_point) {
 
 static void test_distances_sweep(void) { sweep_pairs(mlkt_rng_case(), sweep_limit() / 4, distances_point); }
 
-/* ---- laws ------------------------------------------------------------------------------------------------------------- */
+/* ---- laws -------------------------------------------------------------------------------------------------------- */
 
 /* Runs a law on every row with 1 and 3 threads; under --quick with either. */
 static void each_row(void (*law)(mlk_context *ctx, mlkt_rng *rng)) {
@@ -1190,8 +1191,8 @@ static void law_repeated_rows(mlk_context *ctx, mlkt_rng *rng) {
 
 static void test_repeated_rows(void) { each_row(law_repeated_rows); }
 
-/* More than 2^32 elements, the nearest row behind them. Pages never written to are all one page of zeros, so this takes 17 GB of
-   addresses and next to no memory. */
+/* More than 2^32 elements, the nearest row behind them. Pages never written to are all one page of zeros, so this takes
+   17 GB of addresses and next to no memory. */
 static void test_many_elements(void) {
 #if MLKT_POSIX && defined(MAP_NORESERVE) && defined(MAP_ANONYMOUS) && UINTPTR_MAX > 0xFFFFFFFFu
   const int64_t rows = (INT64_C(1) << 28) + 1000, dim = 16, late = (INT64_C(1) << 28) + 7;
@@ -1231,7 +1232,7 @@ static void test_many_elements(void) {
 #endif
 }
 
-/* ---- troubles that other libraries had ---------------------------------------------------------------------------------- */
+/* ---- troubles that other libraries had --------------------------------------------------------------------------- */
 
 /* facebookresearch/faiss issue 297 (and 1266): columns of very different variance gave negative squared distances. */
 static void law_negative_distances(mlk_context *ctx, mlkt_rng *rng) {
@@ -1283,7 +1284,8 @@ static void law_query_count(mlk_context *ctx, mlkt_rng *rng) {
 static void test_faiss_563(void) { each_row(law_query_count); }
 
 /* facebookresearch/faiss issues 5285 and 5327: with a common offset, or with zero columns behind them, the distances
-   became 0, 0, 0 and the order that of the row numbers. Also many copies of the query, so that the batched path is taken. */
+   became 0, 0, 0 and the order that of the row numbers. Also many copies of the query, so that the
+   batched path is taken. */
 static void check_ranking(mlk_context *ctx, const float *points, const float *query, int64_t rows, int64_t dim,
                           int64_t queries, const int64_t *ids, const float *distances) {
   float *q = need_f32(queries * dim);
@@ -1360,7 +1362,7 @@ static void law_width_boundary(mlk_context *ctx, mlkt_rng *rng) {
 
 static void test_width_boundary(void) { each_row(law_width_boundary); }
 
-/* ---- plans, workspace, memory ------------------------------------------------------------------------------------------ */
+/* ---- plans, workspace, memory ------------------------------------------------------------------------------------ */
 
 /* A pointer that nobody may follow. */
 static void *never_read(void) { return (void *)(uintptr_t)64; }
@@ -1439,7 +1441,8 @@ static void law_plan(mlk_context *ctx, mlkt_rng *rng) {
 
 static void test_plan(void) { each_row(law_plan); }
 
-/* For a large problem, more rows of base or more queries at the same k take no more workspace than the contract says. */
+/* For a large problem, more rows of base or more queries at the same k take no more workspace
+   than the contract says. */
 static void law_workspace_growth(mlk_context *ctx, mlkt_rng *rng) {
   mlk_plan small, large;
   mlk_knn_desc d;
@@ -1659,7 +1662,7 @@ static void test_failing_memory(void) {
   }
 }
 
-/* ---- bad arguments ---------------------------------------------------------------------------------------------------- */
+/* ---- bad arguments ----------------------------------------------------------------------------------------------- */
 
 /* One query row set, one base, outputs with room; change makes one thing wrong. */
 typedef struct bad_knn {

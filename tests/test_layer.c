@@ -2,8 +2,8 @@
 
    Every call is made on every row of kernels, with several thread counts and with operands in random layouts between
    guard pages, and compared bit for bit with MLK_ISA_REFERENCE on dense operands. The reference is no oracle by itself:
-   its forward results are compared with the same formulas in double precision, its gradients with central differences of
-   those. */
+   its forward results are compared with the same formulas in double precision, its gradients with central differences
+   of those. */
 
 #include "test.h"
 
@@ -26,7 +26,7 @@ static void *need(size_t bytes) {
 static float *need_f32(int64_t count) { return (float *)need((size_t)count * sizeof(float)); }
 static double *need_f64(int64_t count) { return (double *)need((size_t)count * sizeof(double)); }
 
-/* ---- calls: an operator, its parameters, its operands as dense arrays ------------------------------------------------ */
+/* ---- calls: an operator, its parameters, its operands as dense arrays -------------------------------------------- */
 
 enum { OPERANDS = 8 };
 
@@ -197,7 +197,7 @@ static int call_solve(call *c) {
   return ok;
 }
 
-/* ---- views of operands in random layouts --------------------------------------------------------------------------------- */
+/* ---- views of operands in random layouts ------------------------------------------------------------------------- */
 
 typedef struct view {
   mlk_tensor t;
@@ -205,8 +205,8 @@ typedef struct view {
   int64_t low; /* offset of the lowest element from data */
 } view;
 
-/* Axes in memory in the order given or in random order, padding between them, a step along the innermost, and for inputs
-   backward axes. */
+/* Axes in memory in the order given or in random order, padding between them, a step along the innermost, and for
+   inputs backward axes. */
 static view view_new(mlkt_rng *rng, const operand *o, int how) {
   int order[MLK_MAX_RANK], a, b;
   int64_t step = how && mlkt_int(rng, 0, 3) == 0 ? 2 : 1, high = 0;
@@ -268,7 +268,7 @@ static void view_take(const view *v, const operand *o, void *dense) {
   CHECK_MSG(mlkt_buffer_intact(&v->buffer), "somebody wrote beside an operand");
 }
 
-/* ---- a call on one context, in some layout, against the reference ---------------------------------------------------------- */
+/* ---- a call on one context, in some layout, against the reference ------------------------------------------------ */
 
 static void compare_operand(const operand *o, const void *got) {
   if (o->dtype == MLK_I64)
@@ -367,7 +367,7 @@ static void call_everywhere(crew *crew_of, call *c, mlkt_rng *rng, const char *a
   mlkt_note("%s", about);
 }
 
-/* ---- the same formulas in double precision ------------------------------------------------------------------------------- */
+/* ---- the same formulas in double precision ----------------------------------------------------------------------- */
 
 /* result[i] within bound of exact[i]; both not numbers is the same. */
 static void near_enough(const char *what, const float *result, const double *exact, int64_t count, double bound) {
@@ -409,7 +409,7 @@ static void differences_agree(const call *c, forward f, const float *x, int64_t 
   free(exact);
 }
 
-/* ---- pooling ------------------------------------------------------------------------------------------------------------- */
+/* ---- pooling ----------------------------------------------------------------------------------------------------- */
 
 typedef struct pool_shape {
   mlk_pool_kind kind;
@@ -590,7 +590,7 @@ static void test_pool_first(void) {
     }
 }
 
-/* ---- softmax and cross-entropy ------------------------------------------------------------------------------------------ */
+/* ---- softmax and cross-entropy ----------------------------------------------------------------------------------- */
 
 static int64_t product(const int64_t *shape, int rank) {
   int64_t count = 1;
@@ -766,7 +766,7 @@ static void test_softmax_edges(void) {
   }
 }
 
-/* ---- normalisation ------------------------------------------------------------------------------------------------------ */
+/* ---- normalisation ----------------------------------------------------------------------------------------------- */
 
 /* x followed by gamma and beta, in one array, so that differences reach all three. */
 static void norm_forward(const call *c, const double *in, double *y) {
@@ -905,7 +905,7 @@ static void test_norm(void) {
   crew_close(&all);
 }
 
-/* ---- embedding ---------------------------------------------------------------------------------------------------------- */
+/* ---- embedding --------------------------------------------------------------------------------------------------- */
 
 static void test_embedding(void) {
   mlkt_rng rng = mlkt_rng_case();
@@ -958,7 +958,7 @@ static void test_embedding(void) {
   crew_close(&all);
 }
 
-/* ---- rotary positions --------------------------------------------------------------------------------------------------- */
+/* ---- rotary positions -------------------------------------------------------------------------------------------- */
 
 /* The rotation in long double: the product of a position below 2^39 and a frequency is exact in 63 bits. */
 static void rotary_forward(const call *c, const double *x, double *y) {
@@ -1090,7 +1090,7 @@ static void test_rotary_far(void) {
     }
 }
 
-/* ---- one call of each operator, for what all of them promise ------------------------------------------------------------- */
+/* ---- one call of each operator, for what all of them promise ----------------------------------------------------- */
 
 static void fill_ids(mlkt_rng *rng, const call *c, int i, int64_t limit) {
   int64_t j;
@@ -1173,7 +1173,8 @@ static call sample(op what, mlkt_rng *rng) {
   return c;
 }
 
-/* Operands of a call in memory that is neither dense nor guarded: the last axis of f32 inputs of rank > 1 is strided. */
+/* Operands of a call in memory that is neither dense nor guarded: the last axis of f32 inputs of
+   rank > 1 is strided. */
 typedef struct table_of_operands {
   mlk_tensor t[OPERANDS];
   char *memory[OPERANDS];
@@ -1366,7 +1367,7 @@ static void test_rows_alone(void) {
   }
 }
 
-/* ---- bad arguments -------------------------------------------------------------------------------------------------------- */
+/* ---- bad arguments ----------------------------------------------------------------------------------------------- */
 
 typedef struct bad_call {
   op what;

@@ -231,7 +231,7 @@ float mlkt_wide(mlkt_rng *rng, int exponents) {
   return x;
 }
 
-/* ---- guarded buffers ---------------------------------------------------------------------------------------------- */
+/* ---- guarded buffers --------------------------------------------------------------------------------------------- */
 
 enum { CANARY = 0xA5, CANARY_BYTES = 64 };
 
@@ -363,9 +363,10 @@ int mlkt_is_rogue_i64(const int64_t *x, size_t count) {
   return 1;
 }
 
-/* ---- the counting, failing allocator -------------------------------------------------------------------------------- */
+/* ---- the counting, failing allocator ----------------------------------------------------------------------------- */
 
-/* In front of each block; the block starts at an odd multiple of its alignment, so nobody gets better than he asked for. */
+/* In front of each block; the block starts at an odd multiple of its alignment, so nobody gets
+   better than he asked for. */
 typedef struct block_head {
   void *whole;
   uint64_t bytes;
@@ -451,7 +452,7 @@ int mlkt_check_memory_empty(const mlkt_memory *memory, const char *file, int lin
          ok;
 }
 
-/* ---- parallel hooks --------------------------------------------------------------------------------------------------- */
+/* ---- parallel hooks ---------------------------------------------------------------------------------------------- */
 
 typedef void (*task_body)(void *arg, int index);
 
@@ -620,7 +621,7 @@ mlk_parallel mlkt_parallel_reversed(int workers) { return parallel_hook(run_reve
 mlk_parallel mlkt_parallel_threads(int workers) { return parallel_hook(run_threads, workers); }
 mlk_parallel mlkt_parallel_pool(int workers) { return parallel_hook(run_pool, workers); }
 
-/* ---- rows and contexts ------------------------------------------------------------------------------------------------- */
+/* ---- rows and contexts ------------------------------------------------------------------------------------------- */
 
 #if defined(MLKT_CUDA)
 const mlk_backend *mlk_cuda_backend(void); /* a program that has it links the object of mlk_cuda.cuh */
@@ -670,7 +671,7 @@ mlk_context *mlkt_open(mlk_isa isa, int threads) {
   return status == MLK_OK ? ctx : NULL;
 }
 
-/* ---- the command line --------------------------------------------------------------------------------------------------- */
+/* ---- the command line -------------------------------------------------------------------------------------------- */
 
 static void print_help(void) {
   printf("usage: %s [options]\n"

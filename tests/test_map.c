@@ -1,7 +1,8 @@
 /* test_map.c - elementwise maps, conversions, reductions and optimiser steps.
 
-   Every row and thread count is compared bit for bit with MLK_ISA_REFERENCE over random views: permuted, padded, mirrored,
-   broadcast. The reference itself is compared with forms written here, in f64 or bit by bit, from the manual alone. */
+   Every row and thread count is compared bit for bit with MLK_ISA_REFERENCE over random views: permuted, padded,
+   mirrored, broadcast. The reference itself is compared with forms written here, in f64 or bit by bit,
+   from the manual alone. */
 
 #include "test.h"
 
@@ -12,7 +13,7 @@
 
 #define COUNT_OF(array) ((int)(sizeof(array) / sizeof(array)[0]))
 
-/* ---- contexts ------------------------------------------------------------------------------------------------------- */
+/* ---- contexts ---------------------------------------------------------------------------------------------------- */
 
 typedef struct team {
   mlk_context *reference;
@@ -50,7 +51,7 @@ static void team_close(team *t) {
   mlk_close(t->reference);
 }
 
-/* ---- random views --------------------------------------------------------------------------------------------------- */
+/* ---- random views ------------------------------------------------------------------------------------------------ */
 
 static const size_t dtype_bytes[MLK_DTYPE_COUNT] = {4, 8, 2, 2, 1};
 
@@ -68,8 +69,8 @@ static int64_t elements(const mlk_tensor *t) {
   return n;
 }
 
-/* Strides by a random order of the axes, with gaps and mirrored axes now and then. repeat: an input, whose axes may have
-   stride 0. Of views without gaps, mirrors and another order there are enough: how 0. */
+/* Strides by a random order of the axes, with gaps and mirrored axes now and then. repeat: an input, whose axes may
+   have stride 0. Of views without gaps, mirrors and another order there are enough: how 0. */
 static view view_new(mlkt_rng *rng, mlk_dtype dtype, int rank, const int64_t *shape, int how, int repeat) {
   int order[MLK_MAX_RANK], i;
   int64_t step = 1, low = 0, high = 0;
@@ -164,7 +165,7 @@ static view input_new(mlkt_rng *rng, mlk_dtype dtype, const mlk_tensor *out) {
   return view_new(rng, dtype, rank, shape, (int)mlkt_int(rng, 0, 7), 1);
 }
 
-/* ---- maps against the reference ----------------------------------------------------------------------------------------- */
+/* ---- maps against the reference ---------------------------------------------------------------------------------- */
 
 static int has_b(mlk_map_op op) {
   return op == MLK_ADD || op == MLK_SUB || op == MLK_MUL || op == MLK_DIV || op == MLK_ACT_GRAD;
@@ -186,8 +187,8 @@ static int same_elements(const void *got, const void *want, size_t bytes, mlk_dt
   return 1;
 }
 
-/* The same call on the reference and on every member of the team, from the same memory of out; gaps of out included. The
-   reference's result stays in out; gives what was there before, for the caller to free. */
+/* The same call on the reference and on every member of the team, from the same memory of out; gaps of out included.
+   The reference's result stays in out; gives what was there before, for the caller to free. */
 static char *map_on_all(team *t, mlk_map_desc *d, view *out) {
   const size_t bytes = out->buffer.bytes;
   char *before = (char *)malloc(bytes + 1), *want = (char *)malloc(bytes + 1);
@@ -316,7 +317,7 @@ static void test_convert_views(void) {
   team_close(&t);
 }
 
-/* ---- reductions against the reference ------------------------------------------------------------------------------------- */
+/* ---- reductions against the reference ---------------------------------------------------------------------------- */
 
 static char *reduce_on_all(team *t, mlk_reduce_desc *d, view *out) {
   const size_t bytes = out->buffer.bytes;
@@ -425,8 +426,8 @@ static void test_reduce_views(void) {
   team_close(&t);
 }
 
-/* Long sums: several segments, shared by tasks or not; in rows, in columns, and in neither. The plan's workspace is what
-   a context takes that had none. */
+/* Long sums: several segments, shared by tasks or not; in rows, in columns, and in neither. The plan's workspace is
+   what a context takes that had none. */
 static void test_long_sums(void) {
   static const struct {
     int rank;
@@ -497,7 +498,7 @@ static void test_long_sums(void) {
   team_close(&t);
 }
 
-/* ---- conversions against bit-level forms ------------------------------------------------------------------------------------ */
+/* ---- conversions against bit-level forms ------------------------------------------------------------------------- */
 
 /* The value of a half: significand bits in an exponent field of the width given. */
 static double half_value(uint16_t h, int fraction_bits) {
@@ -674,7 +675,7 @@ static void test_integers(void) {
   team_close(&t);
 }
 
-/* ---- gradients of activations: central differences of the activations themselves ---------------------------------------------- */
+/* ---- gradients of activations: central differences of the activations themselves --------------------------------- */
 
 static void test_differences(void) {
   enum { COUNT = 1201 };
@@ -710,7 +711,7 @@ static void test_differences(void) {
   team_close(&t);
 }
 
-/* ---- optimiser steps -------------------------------------------------------------------------------------------------------- */
+/* ---- optimiser steps --------------------------------------------------------------------------------------------- */
 
 typedef struct step {
   view param, grad, m, v; /* velocity is m */
@@ -918,7 +919,7 @@ static void test_clip_norm(void) {
   team_close(&t);
 }
 
-/* ---- refusals --------------------------------------------------------------------------------------------------------------- */
+/* ---- refusals ---------------------------------------------------------------------------------------------------- */
 
 /* The call is refused with the status, the sentence contains text, and out keeps its rogue bytes; so does the plan, but
    that it looks for no overlap. */

@@ -1,8 +1,9 @@
-/* test_math.c - the activations, through mlk_matmul alone; exp, log, erf and the gradients of activations, through mlk_map.
+/* test_math.c - the activations, through mlk_matmul alone; exp, log, erf and the gradients of activations, through
+   mlk_map.
 
-   With K = 0 the product is zero and D = act(bias): a bias of D's shape puts any float before the activation (but -0, which
-   0 + bias turns into +0). References are the formulas of mlk_activation in double, whose own error of a few 2^-53 times
-   the condition of the formula is far below the 2^-24 that is measured here. */
+   With K = 0 the product is zero and D = act(bias): a bias of D's shape puts any float before the activation (but -0,
+   which 0 + bias turns into +0). References are the formulas of mlk_activation in double, whose own error of a few
+   2^-53 times the condition of the formula is far below the 2^-24 that is measured here. */
 
 #include "test.h"
 
@@ -36,7 +37,8 @@ static double exact_activation(mlk_activation act, double x) {
   }
 }
 
-/* |got - exact| in units in the last place of exact as a float; HUGE_VAL where one is a NaN or infinite and not the other. */
+/* |got - exact| in units in the last place of exact as a float; HUGE_VAL where one is a NaN or
+   infinite and not the other. */
 static double ulp_error(float got, double exact) {
   const float nearest = (float)exact;
   const uint32_t exponent = mlkt_bits(nearest) >> 23 & 255u;
@@ -83,7 +85,7 @@ static void team_close(team *t) {
   for (i = 0; i < t->count; i++) mlk_close(t->ctx[i]);
 }
 
-/* ---- every STEP-th float ------------------------------------------------------------------------------------------------ */
+/* ---- every STEP-th float ----------------------------------------------------------------------------------------- */
 
 /* The distance between the bit patterns tried: a prime, so that all low bits occur with all exponents. */
 static uint64_t sweep_step(void) { return mlkt_opt.long_run ? 1 : mlkt_opt.quick ? 20011 : 1021; }
@@ -147,7 +149,7 @@ static void test_silu(void) { sweep(MLK_SILU); }
 static void test_tanh(void) { sweep(MLK_TANH); }
 static void test_sigmoid(void) { sweep(MLK_SIGMOID); }
 
-/* ---- single values -------------------------------------------------------------------------------------------------------- */
+/* ---- single values ----------------------------------------------------------------------------------------------- */
 
 /* act(x) alone in a 1 x 1 product; -0 comes from a product that underflows. */
 static float activate_one(mlk_context *ctx, mlk_activation act, float x, float *preact) {
@@ -236,9 +238,10 @@ static void test_special_values(void) {
   team_close(&t);
 }
 
-/* ---- properties ----------------------------------------------------------------------------------------------------------- */
+/* ---- properties -------------------------------------------------------------------------------------------------- */
 
-/* x of BLOCK floats over all exponents, none a NaN or a zero, with the ranges where activations bend given half the room. */
+/* x of BLOCK floats over all exponents, none a NaN or a zero, with the ranges where activations bend
+   given half the room. */
 static void fill_inputs(mlkt_rng *rng, float *x) {
   int i;
   for (i = 0; i < BLOCK; i++) {
@@ -334,8 +337,8 @@ static void test_place(void) {
   team_close(&t);
 }
 
-/* In a whole product with alpha, beta, C and bias: preact holds the argument of the activation, whatever its distribution,
-   and preact without an activation is D. */
+/* In a whole product with alpha, beta, C and bias: preact holds the argument of the activation, whatever its
+   distribution, and preact without an activation is D. */
 static void test_preact(void) {
   static float a[ROWS * 33], b[33 * COLUMNS], c[BLOCK], bias[COLUMNS], plain[BLOCK], preact[BLOCK], y[BLOCK],
       again[BLOCK];
@@ -377,7 +380,7 @@ static void test_preact(void) {
   team_close(&t);
 }
 
-/* ---- functions of mlk_map: the same sweep ------------------------------------------------------------------------------- */
+/* ---- functions of mlk_map: the same sweep ------------------------------------------------------------------------ */
 
 /* promised: ulp of the exact value, or, between low and high, where the function crosses zero, an absolute error. */
 typedef struct function {
@@ -399,8 +402,8 @@ static const function functions[] = {
     {"sigmoid'", MLK_ACT_GRAD, MLK_SIGMOID, 4.22, 0, 0, 0},
 };
 
-/* (1 + z (1 + w)) / (1 + z)^2 or z (1 + z - w) / (1 + z)^2 with z = exp(-t): the derivative of x sigmoid(t(x)) for x > 0
-   or x < 0, w = |x| dt/dx. */
+/* (1 + z (1 + w)) / (1 + z)^2 or z (1 + z - w) / (1 + z)^2 with z = exp(-t): the derivative of x sigmoid(t(x)) for x >
+   0 or x < 0, w = |x| dt/dx. */
 static double x_sigmoid_slope(double x, double t, double w) {
   const double z = exp(-t);
   if (isinf(x)) return x > 0 ? 1 : -0.0;

@@ -1,5 +1,6 @@
-/* test_matmul.c - matmul against a naive reference written from the manual's NUMERICS alone, over shapes, strides, batches, rows,
-   threads, epilogues; guard pages round every operand, rogue numbers in all padding; bad arguments, aliasing, plans, packing. */
+/* test_matmul.c - matmul against a naive reference written from the manual's NUMERICS alone, over shapes, strides,
+   batches, rows, threads, epilogues; guard pages round every operand, rogue numbers in all padding; bad arguments,
+   aliasing, plans, packing. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -16,7 +17,7 @@
 #include <sys/mman.h>
 #endif
 
-/* ---- operands: values in a dense array, and the same values laid out in guarded memory ---------------------------- */
+/* ---- operands: values in a dense array, and the same values laid out in guarded memory --------------------------- */
 
 enum { AXES = 4, BATCH0 = 0, BATCH1 = 1, ROWS = 2, COLUMNS = 3 };
 
@@ -160,7 +161,7 @@ static void operand_layout(operand *o, form f, mlkt_rng *rng, int output, int ra
     }
 }
 
-/* ---- problems ------------------------------------------------------------------------------------------------------- */
+/* ---- problems ---------------------------------------------------------------------------------------------------- */
 
 typedef struct problem {
   int64_t batch[2], m, n, k;
@@ -428,8 +429,8 @@ static double activation_exact(mlk_activation activation, double x) {
   }
 }
 
-/* For activations whose bits the library defines: judges the result against the formulas in double, then makes it the expectation.
-   The last bits over all floats are test_math.c's matter. */
+/* For activations whose bits the library defines: judges the result against the formulas in double, then makes it the
+   expectation. The last bits over all floats are test_math.c's matter. */
 static void learn(problem *p) {
   const operand *residual = p->residual.present ? &p->residual : p->residual_is_d ? &p->d : NULL;
   int64_t i0, i1, i, j;
@@ -469,7 +470,7 @@ static int run_problem(problem *p, mlk_context *ctx, const mlk_packed *packed) {
   return ok;
 }
 
-/* ---- contexts of every row and thread count, with workspaces full of rogue numbers ---------------------------------- */
+/* ---- contexts of every row and thread count, with workspaces full of rogue numbers ------------------------------- */
 
 enum { CREW_THREADS = 7 };
 
@@ -537,7 +538,8 @@ static int too_slow(const problem *p, mlk_isa isa, uint64_t index) {
   return (isa == MLK_ISA_SCALAR || isa == MLK_ISA_REFERENCE) && work > 1e6 && index % 4 != 0;
 }
 
-/* Runs a laid-out problem on every row, the threads of each row turning with index; sometimes through packed weights. */
+/* Runs a laid-out problem on every row, the threads of each row turning with index; sometimes
+   through packed weights. */
 static int every_row(problem *p, uint64_t index, const char *what, const char *extra, mlkt_buffer *panels) {
   int i, ok = 1;
   for (i = 0; i < crew.rows; i++) {
@@ -556,7 +558,7 @@ static int every_row(problem *p, uint64_t index, const char *what, const char *e
   return ok;
 }
 
-/* ---- exact-integer sweeps: compared with == (bit patterns) ------------------------------------------------------------- */
+/* ---- exact-integer sweeps: compared with == (bit patterns) ------------------------------------------------------- */
 
 /* One shape in several forms on every row; some shapes with an epilogue. */
 static void sweep_shape(problem *p, int64_t b0, int64_t b1, int64_t m, int64_t n, int64_t k, values kind, int forms,
@@ -664,7 +666,7 @@ static void sweep_batches(void) {
   problem_free(&p);
 }
 
-/* ---- the same bits everywhere -------------------------------------------------------------------------------------------- */
+/* ---- the same bits everywhere ------------------------------------------------------------------------------------ */
 
 /* Real numbers: every row and every thread count, all the reference's bits; and the library's own reference row. */
 static void bits_across_threads(void) {
@@ -715,7 +717,8 @@ static void bits_across_threads(void) {
   problem_free(&p);
 }
 
-/* Real numbers, small shapes, all forms and epilogues, special values among them: NaN, infinities, subnormals, signed zeros. */
+/* Real numbers, small shapes, all forms and epilogues, special values among them: NaN, infinities,
+   subnormals, signed zeros. */
 static void bits_small(void) {
   problem p;
   mlkt_buffer panels = {NULL, 0, NULL, 0};
@@ -831,7 +834,7 @@ static void error_bound(void) {
   CHECK_MSG(worst > 1e-4, "the greatest error is %g of the bound: was anything computed?", worst);
 }
 
-/* ---- epilogues ------------------------------------------------------------------------------------------------------------- */
+/* ---- epilogues --------------------------------------------------------------------------------------------------- */
 
 static void epilogues(void) {
   static const float scalars[] = {0.0f, 1.0f, -2.5f};
@@ -1050,7 +1053,7 @@ static void nan_and_infinity(void) {
   crew_close();
 }
 
-/* ---- packing ----------------------------------------------------------------------------------------------------------------- */
+/* ---- packing ----------------------------------------------------------------------------------------------------- */
 
 static void packing(void) {
   static float a[11 * 70], b[70 * 50], d[11 * 50], want[11 * 50];
@@ -1162,7 +1165,7 @@ static void packing(void) {
   mlkt_buffer_free(&buffer);
 }
 
-/* ---- bad arguments -------------------------------------------------------------------------------------------------------------- */
+/* ---- bad arguments ----------------------------------------------------------------------------------------------- */
 
 static int has_word(const char *sentence, const char *text) {
   static const char word[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_";
@@ -1323,7 +1326,7 @@ static void bad_packed(void) {
   mlkt_buffer_free(&buffer);
 }
 
-/* ---- aliasing --------------------------------------------------------------------------------------------------------------------- */
+/* ---- aliasing ---------------------------------------------------------------------------------------------------- */
 
 static float alias_memory[3000];
 
@@ -1397,7 +1400,8 @@ static void aliasing(void) {
   ACCEPT(desc.c = mlk_transposed(mlk_transposed(desc.d))); /* the same strides, spelled out */
   ACCEPT((desc.c = mlk_f32(a, 16, 16), desc.residual = mlk_f32(a, 16, 16), desc.bias = mlk_f32(a, 16)));
 
-  /* slices of one matrix: columns 0..15 and 16..31, either way round, of a 33-column one, and the row-wise counterpart */
+  /* slices of one matrix: columns 0..15 and 16..31, either way round, of a 33-column one, and the
+     row-wise counterpart */
   for (block = 0; block < 8; block++) {
     const int columns = block & 1 ? 33 : 32, swap = block >> 1 & 1, transposed = block >> 2 & 1;
     mlk_tensor whole = mlk_with_row_stride(mlk_f32(x, 16, 32), columns), left, right;
@@ -1447,8 +1451,8 @@ static int mark_places(unsigned char *map, unsigned char mark, int64_t at, const
   return unique;
 }
 
-/* Random small views of one buffer: a shared element is never missed, views in separate ranges are never refused, an output that
-   maps two elements to one place is never accepted, one whose strides step over each other always is. */
+/* Random small views of one buffer: a shared element is never missed, views in separate ranges are never refused, an
+   output that maps two elements to one place is never accepted, one whose strides step over each other always is. */
 static void overlap_by_force(void) {
   enum { ROOM = 400, MIDDLE = 150 };
   static float x[ROOM], b[8 * 8];
@@ -1557,7 +1561,7 @@ static void six_axes(void) {
   }
 }
 
-/* ---- plans -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- plans ------------------------------------------------------------------------------------------------------- */
 
 /* 1 when the view has as many elements as the operand: nothing expanded by a stride of 0. */
 static int shows_itself(const operand *o) {
@@ -1656,9 +1660,10 @@ static void plans(void) {
   problem_free(&p);
 }
 
-/* ---- strides beyond 2^31 elements -------------------------------------------------------------------------------------------------- */
+/* ---- strides beyond 2^31 elements -------------------------------------------------------------------------------- */
 
-/* Views whose rows or columns lie more than 2^31 elements apart, in reserved memory of which only a few pages are touched. */
+/* Views whose rows or columns lie more than 2^31 elements apart, in reserved memory of which only a
+   few pages are touched. */
 static void far_strides(void) {
 #if MLKT_POSIX && defined(MAP_NORESERVE) && UINTPTR_MAX > 0xFFFFFFFFu
   enum { SIZE = 3 };

@@ -1,13 +1,15 @@
-/* Gradient averaging between processes of this host: mlk_group beside MPI_Allreduce and gloo's allreduce, in the same processes, in turns.
+/* Gradient averaging between processes of this host: mlk_group beside MPI_Allreduce and gloo's allreduce, in the same
+   processes, in turns.
 
      sh bench/processes/run.sh                 builds with what there is (mpicxx, libgloo) and runs 2 and 4 processes
      average RANKS [SECONDS]                   built without MPI: starts RANKS processes itself
      mpirun -n RANKS average 0 [SECONDS]       built with -DBENCH_MPI
 
-   Every process holds a gradient in memory of its own and wants the mean of all in another place. The peers' sums count as means: whoever
-   divides the loss by the number of replicas needs no second pass. "mlk" copies its gradient into the group's memory, as
-   MPI copies it into its own; "mlk slot" has had it computed there. Results are checked before anything is timed: gradients are small
-   integers, so means are exact. A round is as long as its slowest process takes. */
+   Every process holds a gradient in memory of its own and wants the mean of all in another place. The peers' sums count
+   as means: whoever divides the loss by the number of replicas needs no second pass. "mlk" copies its gradient into the
+   group's memory, as MPI copies it into its own; "mlk slot" has had it computed there. Results are checked before
+   anything is timed: gradients are small integers, so means are exact. A round is as long as its
+   slowest process takes. */
 
 #include "mlk.h"
 
