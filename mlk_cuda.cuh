@@ -689,6 +689,15 @@ typedef enum mlki_cuda_wrong {
 
 #define MLKI_CUDA_FIELDS 20 /* most of a descriptor, and one */
 
+/* Bytes of a launch's arguments: of any launch, and the most where toolkit and driver are of CUDA 12.1 (driver R530) or
+   newer; an older driver refuses them (CUDA C++ Programming Guide, "__global__ function parameters"). */
+#define MLKI_CUDA_ARGUMENTS 4096
+#if CUDART_VERSION >= 12010
+#define MLKI_CUDA_MOST_ARGUMENTS 32764
+#else
+#define MLKI_CUDA_MOST_ARGUMENTS MLKI_CUDA_ARGUMENTS
+#endif
+
 /* What a pointer in a descriptor spans, if that lies in the host's memory. */
 typedef struct mlki_cuda_span {
   void **pointer;
@@ -713,6 +722,7 @@ typedef struct mlki_cuda_device {
   int tier;         /* of what was compiled and what is there */
   int sms;          /* multiprocessors */
   int shared_bytes; /* a block's most, with opt-in */
+  int long_lists;   /* may launches have MLKI_CUDA_MOST_ARGUMENTS? */
   int64_t l2_bytes;
   double flops, bandwidth; /* f32 multiply-adds x 2 and bytes per second, of the device's figures or as measured */
   double tensor_flops;     /* of 16-bit operands by mma.sync */
@@ -2758,7 +2768,7 @@ typedef struct mlki_cuda_correlation {
   int phases;
   mlki_cuda_phase phase[MLKI_CUDA_CONV_PHASES];
 } mlki_cuda_correlation;
-static_assert(sizeof(mlki_cuda_correlation) + 512 <= 4096, "a kernel's arguments");
+static_assert(sizeof(mlki_cuda_correlation) + 512 <= MLKI_CUDA_ARGUMENTS, "a kernel's arguments");
 
 /* Where an output begins to read, and what a term adds to that. */
 typedef struct mlki_cuda_pixel {
@@ -9546,30 +9556,51 @@ static mlk_status mlki_cuda_reduce(mlki_cuda_call *call, const mlk_reduce_desc *
 
 /* The norm of a list of tensors, and their scaling. Dense tensors go together, as many as a launch's arguments hold;
    others one at a time. The norm never leaves the device. */
-#define MLKI_CUDA_LIST 160 /* tensors in a launch's arguments, which may be 4 KiB */
-
-typedef struct mlki_cuda_list {
-  int64_t n[MLKI_CUDA_LIST]; /* elements */
-  float *p[MLKI_CUDA_LIST];
-  int first[MLKI_CUDA_LIST + 1]; /* a tensor's first unit of work; the number of all units */
+template <int bytes> struct mlki_cuda_list {
+  static constexpr int room = (bytes - 64) / 20 - 1; /* tensors in a launch's arguments */
+  int64_t n[room];                                   /* elements */
+  float *p[room];
+  int first[room + 1]; /* a tensor's first unit of work; the number of all units */
   int count;
-} mlki_cuda_list;
-static_assert(sizeof(mlki_cuda_list) + 64 <= 4096, "arguments of a launch before CUDA 12.1");
+};
+typedef mlki_cuda_list<MLKI_CUDA_ARGUMENTS> mlki_cuda_list_short;
+typedef mlki_cuda_list<MLKI_CUDA_MOST_ARGUMENTS> mlki_cuda_list_long;
+static_assert(sizeof(mlki_cuda_list_short) + 32 <= MLKI_CUDA_ARGUMENTS, "arguments of a launch");
+static_assert(sizeof(mlki_cuda_list_long) + 32 <= MLKI_CUDA_MOST_ARGUMENTS, "arguments of a launch");
+
+static inline void mlki_cuda_list_clear(mlki_cuda_list_long *l) { l->count = l->first[0] = 0; }
 
 /* Adds a tensor whose units have unit elements. */
-static inline void mlki_cuda_list_add(mlki_cuda_list *l, float *p, int64_t n, int64_t unit) {
+static inline void mlki_cuda_list_add(mlki_cuda_list_long *l, float *p, int64_t n, int64_t unit) {
   l->p[l->count] = p, l->n[l->count] = n;
   l->first[l->count + 1] = l->first[l->count] + (int)mlki_cuda_ceil_div(n, unit);
   l->count++;
 }
 
 /* Would that tensor still fit? */
-static inline bool mlki_cuda_list_room(const mlki_cuda_list *l, int64_t n, int64_t unit) {
-  return l->count < MLKI_CUDA_LIST && mlki_cuda_ceil_div(n, unit) <= (INT32_MAX >> 1) - l->first[l->count];
+static inline bool mlki_cuda_list_room(const mlki_cuda_call *call, const mlki_cuda_list_long *l, int64_t n,
+                                       int64_t unit) {
+  const int room = call->device->long_lists ? mlki_cuda_list_long::room : mlki_cuda_list_short::room;
+  return l->count < room && mlki_cuda_ceil_div(n, unit) <= (INT32_MAX >> 1) - l->first[l->count];
+}
+
+/* f(list), a list that is no longer than it must be. */
+template <class F> static inline void mlki_cuda_list_pass(const mlki_cuda_list_long &l, F f) {
+  const size_t count = (size_t)l.count;
+  if (l.count > mlki_cuda_list_short::room) {
+    f(l);
+    return;
+  }
+  mlki_cuda_list_short few;
+  memset(&few, 0, sizeof few);
+  memcpy(few.n, l.n, count * sizeof *l.n), memcpy(few.p, l.p, count * sizeof *l.p);
+  memcpy(few.first, l.first, (count + 1) * sizeof *l.first);
+  few.count = l.count;
+  f(few);
 }
 
 /* The tensor of a unit. */
-MLKI_CUDA_DEVICE int mlki_cuda_list_find(const mlki_cuda_list &l, int unit) {
+template <class L> MLKI_CUDA_DEVICE int mlki_cuda_list_find(const L &l, int unit) {
   int low = 0, high = l.count;
   while (high - low > 1) {
     const int middle = (low + high) / 2;
@@ -9582,8 +9613,9 @@ MLKI_CUDA_DEVICE int mlki_cuda_list_find(const mlki_cuda_list &l, int unit) {
 }
 
 /* Sums of squares of segments, a block each: 16 lanes and their tree. */
+template <class L>
 static __global__ void __launch_bounds__(MLKI_CUDA_STAGE_THREADS)
-    mlki_cuda_list_squares_kernel(mlki_cuda_list l, float *partial) {
+    mlki_cuda_list_squares_kernel(const __grid_constant__ L l, float *partial) {
   const int unit = (int)blockIdx.x, i = mlki_cuda_list_find(l, unit);
   mlki_cuda_reduction r;
   r.rank = 1, r.stride[0] = 1, r.squares = 1, r.count = l.n[i], r.segments = 1;
@@ -9595,8 +9627,9 @@ static __global__ void __launch_bounds__(MLKI_CUDA_STAGE_THREADS)
 }
 
 /* sums[i] = those of tensor i in order: a warp each. */
+template <class L>
 static __global__ void __launch_bounds__(MLKI_CUDA_JOIN_THREADS)
-    mlki_cuda_list_join_kernel(mlki_cuda_list l, const float *partial, float *sums) {
+    mlki_cuda_list_join_kernel(const __grid_constant__ L l, const float *partial, float *sums) {
   const int i = (int)(blockIdx.x * (MLKI_CUDA_JOIN_THREADS / MLKI_CUDA_WARP) + threadIdx.x / MLKI_CUDA_WARP);
   int64_t where;
   if (i >= l.count) return;
@@ -9618,24 +9651,29 @@ static __global__ void mlki_cuda_list_norm_kernel(const float *sums, int64_t cou
   factor[0] = mlki_cuda_div(most, length);
 }
 
+template <class L>
+static inline void mlki_cuda_list_squares(mlki_cuda_call *call, const L &l, float *partial, float *sums) {
+  mlki_cuda_launch(call, l.first[l.count], MLKI_CUDA_STAGE_THREADS, MLKI_CUDA_STAGES * MLKI_CUDA_STAGE * sizeof(float),
+                   mlki_cuda_list_squares_kernel<L>, l, partial);
+  mlki_cuda_launch(call, mlki_cuda_ceil_div(l.count, MLKI_CUDA_JOIN_THREADS / MLKI_CUDA_WARP), MLKI_CUDA_JOIN_THREADS,
+                   0, mlki_cuda_list_join_kernel<L>, l, partial, sums);
+}
+
 /* Queues the sums of squares of count tensors, in row-major order each, to sums [count]. Strided ones by mlk_reduce. */
 static inline void mlki_cuda_list_sums(mlki_cuda_call *call, const mlk_tensor *tensors, int64_t count, float *sums) {
-  const size_t ring = MLKI_CUDA_STAGES * MLKI_CUDA_STAGE * sizeof(float);
   for (int64_t i = 0, next; i < count; i = next) {
-    mlki_cuda_list l;
-    memset(&l, 0, sizeof l);
+    mlki_cuda_list_long l;
+    mlki_cuda_list_clear(&l);
     for (next = i; next < count; next++) { /* a run of dense tensors */
       const mlki_cuda_view v = mlki_cuda_view_of(tensors + next);
       const int64_t n = mlki_cuda_count(tensors + next);
-      if (!mlki_cuda_dense(&v) || !mlki_cuda_list_room(&l, n, MLK_REDUCE_SEGMENT)) break;
+      if (!mlki_cuda_dense(&v) || !mlki_cuda_list_room(call, &l, n, MLK_REDUCE_SEGMENT)) break;
       mlki_cuda_list_add(&l, (float *)(void *)v.p, n, MLK_REDUCE_SEGMENT);
     }
     if (l.count) {
       float *partial = mlki_cuda_carve<float>(call, l.first[l.count]);
-      mlki_cuda_launch(call, l.first[l.count], MLKI_CUDA_STAGE_THREADS, ring, mlki_cuda_list_squares_kernel, l,
-                       partial);
-      mlki_cuda_launch(call, mlki_cuda_ceil_div(l.count, MLKI_CUDA_JOIN_THREADS / MLKI_CUDA_WARP),
-                       MLKI_CUDA_JOIN_THREADS, 0, mlki_cuda_list_join_kernel, l, partial, sums ? sums + i : sums);
+      mlki_cuda_list_pass(
+          l, [&](const auto &list) { mlki_cuda_list_squares(call, list, partial, sums ? sums + i : sums); });
       continue;
     }
     mlk_reduce_desc desc;
@@ -9655,8 +9693,9 @@ static inline void mlki_cuda_list_sums(mlki_cuda_call *call, const mlk_tensor *t
 #define MLKI_CUDA_SCALE_EACH 16 /* elements of a thread */
 #define MLKI_CUDA_SCALE_UNIT (MLKI_CUDA_SCALE_EACH * MLKI_CUDA_MAP_THREADS)
 
+template <class L>
 static __global__ void __launch_bounds__(MLKI_CUDA_MAP_THREADS)
-    mlki_cuda_list_scale_kernel(mlki_cuda_list l, const float *factor) {
+    mlki_cuda_list_scale_kernel(const __grid_constant__ L l, const float *factor) {
   if (factor[1] == 0.0f) return;
   const int unit = (int)blockIdx.x, i = mlki_cuda_list_find(l, unit);
   const int64_t first = (int64_t)(unit - l.first[i]) * MLKI_CUDA_SCALE_UNIT, left = l.n[i] - first;
@@ -9698,9 +9737,14 @@ static __global__ void __launch_bounds__(MLKI_CUDA_MAP_THREADS)
   }
 }
 
+template <class L> static void mlki_cuda_list_scale_launch(mlki_cuda_call *call, const L &l, const float *factor) {
+  mlki_cuda_launch(call, l.first[l.count], MLKI_CUDA_MAP_THREADS, 0, mlki_cuda_list_scale_kernel<L>, l, factor);
+}
+
 static void mlki_cuda_list_scale(mlki_cuda_call *call, const mlk_tensor *tensors, int64_t count, const float *factor) {
-  mlki_cuda_list l;
-  memset(&l, 0, sizeof l);
+  const auto launch = [&](const auto &list) { mlki_cuda_list_scale_launch(call, list, factor); };
+  mlki_cuda_list_long l;
+  mlki_cuda_list_clear(&l);
   for (int64_t i = 0; i < count; i++) {
     mlki_cuda_walk w;
     memset(&w, 0, sizeof w);
@@ -9709,9 +9753,9 @@ static void mlki_cuda_list_scale(mlki_cuda_call *call, const mlk_tensor *tensors
     if (n == 0) continue;
     mlki_cuda_walk_merge(&w); /* in whatever order its axes lie: dense is one axis */
     if (w.rank == 1 && w.stride[0][0] == 1) {
-      if (!mlki_cuda_list_room(&l, n, MLKI_CUDA_SCALE_UNIT)) {
-        mlki_cuda_launch(call, l.first[l.count], MLKI_CUDA_MAP_THREADS, 0, mlki_cuda_list_scale_kernel, l, factor);
-        l.count = 0;
+      if (!mlki_cuda_list_room(call, &l, n, MLKI_CUDA_SCALE_UNIT)) {
+        mlki_cuda_list_pass(l, launch);
+        mlki_cuda_list_clear(&l);
       }
       mlki_cuda_list_add(&l, (float *)(void *)w.p[0], n, MLKI_CUDA_SCALE_UNIT);
       continue;
@@ -9722,8 +9766,7 @@ static void mlki_cuda_list_scale(mlki_cuda_call *call, const mlk_tensor *tensors
                        factor);
     });
   }
-  if (l.count)
-    mlki_cuda_launch(call, l.first[l.count], MLKI_CUDA_MAP_THREADS, 0, mlki_cuda_list_scale_kernel, l, factor);
+  if (l.count) mlki_cuda_list_pass(l, launch);
 }
 
 static mlk_status mlki_cuda_clip_norm(mlki_cuda_call *call, const mlk_clip_norm_desc *desc) {
@@ -9743,14 +9786,13 @@ static mlk_status mlki_cuda_clip_norm(mlki_cuda_call *call, const mlk_clip_norm_
 #if defined(MLKI_CUDA_AVERAGE)
 
 /* Means of replicas. Pieces of the vector that are dense in all that is read and written, or lie alike without gaps,
-   go together, as many as a launch's arguments hold (after apex's multi_tensor_apply); neighbours in memory become
-   one. A thread loads vectors of 16 bytes of several replicas before it adds any; sums run over the replicas in
-   order. Whatever is strided otherwise is summed in the workspace, one replica after another.
+   go together, as many as a launch's arguments hold (after apex's multi_tensor_apply), in short arguments if they do;
+   neighbours in memory become one. A thread loads vectors of 16 bytes of several replicas before it adds any; sums run
+   over the replicas in order. Whatever is strided otherwise is summed in the workspace, one replica after another.
    skip_nonfinite: where inputs are written they are searched first; else the mean is taken, and only where some mean is
    not finite later kernels search, settle who takes part and take it again; they return at once otherwise. */
-#define MLKI_CUDA_AVERAGE_WORDS  440 /* of a launch's arguments, for pieces */
-#define MLKI_CUDA_AVERAGE_AHEAD  4   /* replicas that are read side by side, */
-#define MLKI_CUDA_AVERAGE_CHUNKS 2   /* so many vectors of each */
+#define MLKI_CUDA_AVERAGE_AHEAD  4 /* replicas that are read side by side, */
+#define MLKI_CUDA_AVERAGE_CHUNKS 2 /* so many vectors of each */
 #define MLKI_CUDA_MEAN_THREADS   256
 
 /* Who takes part, once that depends on what is in memory. */
@@ -9767,32 +9809,39 @@ typedef struct mlki_cuda_replicas {
   float weight[MLK_MAX_REPLICAS];    /* [lives] */
 } mlki_cuda_replicas;
 
-/* Pieces: a piece is 2 + pointers words: the place of its last element + 1; its first unit, the place of its first
-   element << 32, 1 << 40 where vectors are aligned; then addresses of place 0, of those that are read and the output,
-   or in place of all replicas. */
+/* What the pieces of a launch have in common. */
 typedef struct mlki_cuda_means {
   mlki_cuda_replicas who;
   float factor;
   int to, outs, in_place, pointers, count, units;
-  uint64_t words[MLKI_CUDA_AVERAGE_WORDS];
 } mlki_cuda_means;
-static_assert(sizeof(mlki_cuda_means) + 64 <= 4096, "arguments of a launch before CUDA 12.1");
+
+/* Pieces: a piece is 2 + pointers words: the place of its last element + 1; its first unit, the place of its first
+   element << 32, 1 << 40 where vectors are aligned; then addresses of place 0, of those that are read and the output,
+   or in place of all replicas. */
+template <int bytes> struct mlki_cuda_means_list {
+  static constexpr int room = (bytes - 64 - (int)sizeof(mlki_cuda_means)) / 8;
+  mlki_cuda_means all;
+  uint64_t words[room];
+};
+typedef mlki_cuda_means_list<MLKI_CUDA_ARGUMENTS> mlki_cuda_means_short;
+typedef mlki_cuda_means_list<MLKI_CUDA_MOST_ARGUMENTS> mlki_cuda_means_long;
 
 /* What a piece's kernels do. */
 enum { MLKI_CUDA_MEAN, MLKI_CUDA_MEAN_WATCH, MLKI_CUDA_MEAN_AGAIN };
 
 /* The words of a unit's piece. */
-MLKI_CUDA_DEVICE const uint64_t *mlki_cuda_means_find(const mlki_cuda_means &m, int unit) {
-  const int step = 2 + m.pointers;
-  int low = 0, high = m.count;
+template <class L> MLKI_CUDA_DEVICE const uint64_t *mlki_cuda_means_find(const L &list, int unit) {
+  const int step = 2 + list.all.pointers;
+  int low = 0, high = list.all.count;
   while (high - low > 1) {
     const int middle = (low + high) / 2;
-    if ((int)(uint32_t)m.words[middle * step + 1] <= unit)
+    if ((int)(uint32_t)list.words[middle * step + 1] <= unit)
       low = middle;
     else
       high = middle;
   }
-  return m.words + low * step;
+  return list.words + low * step;
 }
 
 /* A thread's chunks of a piece. */
@@ -9853,16 +9902,17 @@ MLKI_CUDA_DEVICE uint64_t mlki_cuda_mean_input(const mlki_cuda_means &m, const u
   return piece[2 + (m.in_place ? m.who.replica[k] : k)];
 }
 
-template <int from>
+template <int from, class L>
 static __global__ void __launch_bounds__(MLKI_CUDA_MEAN_THREADS)
-    mlki_cuda_average_kernel(mlki_cuda_means m, mlki_cuda_average_state *state, int what) {
+    mlki_cuda_average_kernel(const __grid_constant__ L list, mlki_cuda_average_state *state, int what) {
+  const mlki_cuda_means &m = list.all;
   typedef mlki_cuda_stored<from> stored;
   typedef typename stored::type type;
   constexpr int width = stored::width, chunks = MLKI_CUDA_AVERAGE_CHUNKS, ahead = MLKI_CUDA_AVERAGE_AHEAD;
   if (what == MLKI_CUDA_MEAN_AGAIN && !state->again) return;
   const unsigned long long live = state ? state->live : ~0ull;
   const float factor = state ? state->factor : m.factor;
-  const uint64_t *piece = mlki_cuda_means_find(m, (int)blockIdx.x);
+  const uint64_t *piece = mlki_cuda_means_find(list, (int)blockIdx.x);
   const mlki_cuda_mean_place<width> place(piece);
   float t[chunks][width] = {};
   for (int k = 0; k < m.who.lives; k += ahead) {
@@ -9906,14 +9956,15 @@ static __global__ void __launch_bounds__(MLKI_CUDA_MEAN_THREADS)
 }
 
 /* Notes the replicas that have something not finite. */
-template <int from>
+template <int from, class L>
 static __global__ void __launch_bounds__(MLKI_CUDA_MEAN_THREADS)
-    mlki_cuda_search_kernel(mlki_cuda_means m, mlki_cuda_average_state *state) {
+    mlki_cuda_search_kernel(const __grid_constant__ L list, mlki_cuda_average_state *state) {
+  const mlki_cuda_means &m = list.all;
   typedef mlki_cuda_stored<from> stored;
   typedef typename stored::type type;
   constexpr int width = stored::width, chunks = MLKI_CUDA_AVERAGE_CHUNKS;
   if (!state->odd) return;
-  const uint64_t *piece = mlki_cuda_means_find(m, (int)blockIdx.x);
+  const uint64_t *piece = mlki_cuda_means_find(list, (int)blockIdx.x);
   const mlki_cuda_mean_place<width> place(piece);
   unsigned long long bad = 0;
 #pragma unroll 4
@@ -10117,21 +10168,38 @@ static bool mlki_cuda_average_flat(const mlki_cuda_average_job *g, int64_t i, in
   return dense || alike;
 }
 
-static void mlki_cuda_means_flush(mlki_cuda_average_job *g, mlki_cuda_means *m, int what, bool search) {
-  const int threads = MLKI_CUDA_MEAN_THREADS;
-  if (search && g->type == MLK_F32)
-    mlki_cuda_launch(g->call, m->units, threads, 0, mlki_cuda_search_kernel<MLK_F32>, *m, g->state);
-  else if (search && g->type == MLK_F16)
-    mlki_cuda_launch(g->call, m->units, threads, 0, mlki_cuda_search_kernel<MLK_F16>, *m, g->state);
-  else if (search)
-    mlki_cuda_launch(g->call, m->units, threads, 0, mlki_cuda_search_kernel<MLK_BF16>, *m, g->state);
-  else if (g->type == MLK_F32)
-    mlki_cuda_launch(g->call, m->units, threads, 0, mlki_cuda_average_kernel<MLK_F32>, *m, g->state, what);
-  else if (g->type == MLK_F16)
-    mlki_cuda_launch(g->call, m->units, threads, 0, mlki_cuda_average_kernel<MLK_F16>, *m, g->state, what);
+template <int from, class L>
+static void mlki_cuda_means_launch(const mlki_cuda_average_job *g, const L &list, int what, bool search) {
+  const int units = list.all.units, threads = MLKI_CUDA_MEAN_THREADS;
+  if (search)
+    mlki_cuda_launch(g->call, units, threads, 0, mlki_cuda_search_kernel<from, L>, list, g->state);
   else
-    mlki_cuda_launch(g->call, m->units, threads, 0, mlki_cuda_average_kernel<MLK_BF16>, *m, g->state, what);
-  m->count = 0, m->units = 0;
+    mlki_cuda_launch(g->call, units, threads, 0, mlki_cuda_average_kernel<from, L>, list, g->state, what);
+}
+
+template <class L>
+static void mlki_cuda_means_go(const mlki_cuda_average_job *g, const L &list, int what, bool search) {
+  if (g->type == MLK_F32)
+    mlki_cuda_means_launch<MLK_F32>(g, list, what, search);
+  else if (g->type == MLK_F16)
+    mlki_cuda_means_launch<MLK_F16>(g, list, what, search);
+  else
+    mlki_cuda_means_launch<MLK_BF16>(g, list, what, search);
+}
+
+/* Launches what is in the list, with no longer arguments than it takes. */
+static void mlki_cuda_means_flush(mlki_cuda_average_job *g, mlki_cuda_means_long *list, int what, bool search) {
+  const int words = list->all.count * (2 + list->all.pointers);
+  if (words <= mlki_cuda_means_short::room) {
+    mlki_cuda_means_short few;
+    memset(&few, 0, sizeof few);
+    few.all = list->all;
+    memcpy(few.words, list->words, (size_t)words * sizeof *few.words);
+    mlki_cuda_means_go(g, few, what, search);
+  } else {
+    mlki_cuda_means_go(g, *list, what, search);
+  }
+  list->all.count = 0, list->all.units = 0;
 }
 
 /* Addresses of a piece: those that are read, then the output; in place those of all replicas. */
@@ -10146,8 +10214,10 @@ static void mlki_cuda_means_addresses(const mlki_cuda_average_job *g, int64_t i,
 }
 
 /* Adds a flat piece: to the last one where it follows that in memory. */
-static void mlki_cuda_means_add(mlki_cuda_average_job *g, mlki_cuda_means *m, int64_t i, int64_t at, int64_t j,
+static void mlki_cuda_means_add(mlki_cuda_average_job *g, mlki_cuda_means_long *list, int64_t i, int64_t at, int64_t j,
                                 int64_t out_at, int64_t n, int what, bool search) {
+  mlki_cuda_means *m = &list->all;
+  const int room = g->call->device->long_lists ? mlki_cuda_means_long::room : mlki_cuda_means_short::room;
   uint64_t p[MLK_MAX_REPLICAS + 1];
   const uint64_t bytes = (uint64_t)mlki_dtype_bytes(g->type);
   const uint64_t out_bytes = (uint64_t)mlki_dtype_bytes(g->out_type);
@@ -10155,7 +10225,7 @@ static void mlki_cuda_means_add(mlki_cuda_average_job *g, mlki_cuda_means *m, in
   const int64_t unit = (int64_t)width * MLKI_CUDA_AVERAGE_CHUNKS * MLKI_CUDA_MEAN_THREADS;
   mlki_cuda_means_addresses(g, i, at, j, out_at, p);
   if (m->count) {
-    uint64_t *last = m->words + (m->count - 1) * step;
+    uint64_t *last = list->words + (m->count - 1) * step;
     bool follows = true;
     for (int k = 0; k < m->pointers && follows; k++)
       follows = p[k] == last[2 + k] + last[0] * (k < m->pointers - m->outs || g->in_place ? bytes : out_bytes);
@@ -10164,15 +10234,14 @@ static void mlki_cuda_means_add(mlki_cuda_average_job *g, mlki_cuda_means *m, in
       m->units = (int)((int64_t)(uint32_t)last[1] + mlki_cuda_ceil_div((int64_t)last[0], unit));
       return;
     }
-    if ((m->count + 1) * step > MLKI_CUDA_AVERAGE_WORDS || m->units >= INT32_MAX / 2)
-      mlki_cuda_means_flush(g, m, what, search);
+    if ((m->count + 1) * step > room || m->units >= INT32_MAX / 2) mlki_cuda_means_flush(g, list, what, search);
   }
   const uint64_t before = p[0] / bytes % (uint64_t)width;
   bool vectors = true;
   for (int k = 0; k < m->pointers; k++)
     vectors = vectors &&
               p[k] / (k < m->pointers - m->outs || g->in_place ? bytes : out_bytes) % (uint64_t)width == before;
-  uint64_t *piece = m->words + m->count * step;
+  uint64_t *piece = list->words + m->count * step;
   const uint64_t shift = vectors ? before : 0;
   piece[0] = (uint64_t)n + shift;
   piece[1] = (uint64_t)(uint32_t)m->units | shift << 32 | (uint64_t)vectors << 40;
@@ -10204,18 +10273,19 @@ static void mlki_cuda_average_stretch(mlki_cuda_average_job *g, int64_t i, int64
 
 /* One pass over all pieces: the means, or the search. */
 static void mlki_cuda_average_pass(mlki_cuda_average_job *g, int what, bool search) {
-  mlki_cuda_means m;
+  mlki_cuda_means_long list; /* words are written before they are read */
+  mlki_cuda_means &m = list.all;
   memset(&m, 0, sizeof m);
   m.who = g->who, m.factor = g->factor, m.to = g->out_type, m.in_place = g->in_place;
   m.outs = g->in_place ? (int)g->desc->replicas : 1;
   m.pointers = g->in_place ? m.outs : g->who.lives + 1;
   mlki_cuda_average_walk(g, [&](int64_t i, int64_t at, int64_t j, int64_t out_at, int64_t n) {
     if (mlki_cuda_average_flat(g, i, j, n))
-      mlki_cuda_means_add(g, &m, i, at, j, out_at, n, what, search);
+      mlki_cuda_means_add(g, &list, i, at, j, out_at, n, what, search);
     else
       mlki_cuda_average_stretch(g, i, at, j, out_at, n, what, search);
   });
-  if (m.count) mlki_cuda_means_flush(g, &m, what, search);
+  if (m.count) mlki_cuda_means_flush(g, &list, what, search);
 }
 
 /* The norm of what was written: of outputs; in place of replica 0's tensors, of a range of their parts in it. */
@@ -12326,6 +12396,9 @@ static mlk_status mlki_cuda_describe(mlki_cuda_device *device, char *error) {
   device->sms = properties.multiProcessorCount;
   device->shared_bytes = (int)properties.sharedMemPerBlockOptin;
   device->l2_bytes = properties.l2CacheSize;
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess) (void)cudaGetLastError();
+  device->long_lists = driver >= 12010;
   snprintf(device->name, sizeof device->name, "%s", properties.name);
   snprintf(device->isa, sizeof device->isa, "sm_%d", device->cc);
   const double clock = 1e3 * mlki_cuda_attribute(device, cudaDevAttrClockRate);
@@ -12448,6 +12521,7 @@ static mlk_status mlki_cuda_open(void **state, const mlk_context_desc *desc, cha
     device->tensor_flops = figures->tensor_flops > 0 ? figures->tensor_flops : figures->flops;
     if (device->cc == 90 && figures->tensor_flops > 0) /* as compiled for sm_90a */
       device->wgmma_flops = figures->tensor_flops, device->tensor_flops *= MLKI_CUDA_MMA_OF_WGMMA;
+    device->long_lists = 1; /* as with a new driver */
     device->shared_bytes = device->cc == 75   ? 64 << 10
                            : device->cc == 80 ? 163 << 10
                            : device->cc < 90  ? 99 << 10

@@ -521,6 +521,7 @@ struct settings {
   uint64_t seed = 0;
   bool late_copies = true, late_streams = false, real_pointers = false, peers = true, ipc = false;
   bool specific = true, entry_points = true;
+  int driver = 13000; /* its version */
   int devices = 1, cc = 80, multiprocessors = 108;
   std::map<int, int> attributes;
   size_t memory = size_t(4) << 30;
@@ -1263,8 +1264,9 @@ inline void check_launch(machine &e, const char *name, const void *function, boo
     if (set == e.dynamic_shared.end() || bytes > size_t(set->second))
       fatal("launch of %s: %zu bytes of shared memory without cudaFuncSetAttribute", kernel_name(e).c_str(), bytes);
   }
-  if (parameters > 4096)
-    fatal("launch of %s: about %zu bytes of parameters, more than 4096", kernel_name(e).c_str(), parameters);
+  const size_t most = e.set.driver >= 12010 ? 32764 : 4096;
+  if (parameters > most)
+    fatal("launch of %s: about %zu bytes of parameters, more than %zu", kernel_name(e).c_str(), parameters, most);
 }
 
 } // namespace mlkt_emu
@@ -2543,7 +2545,11 @@ inline cudaError_t cudaRuntimeGetVersion(int *version) {
   *version = 13000;
   return cudaSuccess;
 }
-inline cudaError_t cudaDriverGetVersion(int *version) { return cudaRuntimeGetVersion(version); }
+inline cudaError_t cudaDriverGetVersion(int *version) {
+  MLKT_EMU_ENTER(allowed);
+  *version = call.e.set.driver;
+  return cudaSuccess;
+}
 inline cudaError_t cudaDeviceCanAccessPeer(int *can, int device, int peer) {
   MLKT_EMU_ENTER(allowed);
   MLKT_EMU_REFUSE_IF(device < 0 || device >= call.e.set.devices || peer < 0 || peer >= call.e.set.devices,
@@ -3126,6 +3132,7 @@ void mlkt_emu_device(int count, int cc, int multiprocessors) {
 }
 void mlkt_emu_attribute(int attribute, int value) { mlkt_emu::m().set.attributes[attribute] = value; }
 void mlkt_emu_memory(size_t bytes) { mlkt_emu::m().set.memory = bytes; }
+void mlkt_emu_driver(int version) { mlkt_emu::m().set.driver = version; }
 void mlkt_emu_hopper(int specific, int entry_points) {
   mlkt_emu::m().set.specific = specific != 0;
   mlkt_emu::m().set.entry_points = entry_points != 0;

@@ -39,6 +39,9 @@ void mlkt_emu_attribute(int attribute, int value);
 /* Of devices of cc 90: is the code there sm_90a's (1, the default) or sm_90's (0)? Does the driver have the entry
    points of tensor maps (1, the default)? */
 void mlkt_emu_hopper(int specific, int entry_points);
+/* The driver's version, 13000 for CUDA 13.0 (the default). Before 12010 a kernel's arguments may have 4 KiB, from then
+   on 32,764 bytes. */
+void mlkt_emu_driver(int version);
 /* Device memory in bytes, for each device; cudaMalloc beyond it fails. Default 4 GiB. */
 void mlkt_emu_memory(size_t bytes);
 /* 1 (the default): devices can access each other's memory; 0: they cannot. */

@@ -549,6 +549,73 @@ static int fail_call(int op, uint64_t n, int staged, int error, work *w, const w
   return failed;
 }
 
+/* 300 small tensors of 8 replicas, apart in memory: one launch a pass where arguments may be long, one for each 41 of
+   them (460 words, 11 a tensor) with an older driver, and the same bits. skip: the passes that look for what is not
+   finite as well, which all find something to do. */
+static void long_lists(void) {
+  enum { COUNT = 300, REPLICAS = 8, STRIDE = 32, FLOATS = (REPLICAS + 1) * COUNT * STRIDE };
+  static const int drivers[2] = {13000, 12000};
+  static const int launches[2][2] = {{1, 5}, {8, 26}}; /* begin, mean, search, settle, mean */
+  static const int clips[2] = {4, 7};                  /* squares and sums of 200 tensors, the norm, scaling */
+  float *here = (float *)malloc(FLOATS * sizeof(float)), *got[2];
+  mlk_tensor *t = (mlk_tensor *)calloc((REPLICAS + 1) * COUNT, sizeof *t);
+  mlkt_rng rng = mlkt_rng_case();
+  mlk_average_desc desc;
+  mlk_clip_norm_desc clip;
+  mlk_plan plan[2];
+  int i, n, skip;
+  if (!ready(1)) return;
+  memset(&desc, 0, sizeof desc), memset(&clip, 0, sizeof clip);
+  clip.count = COUNT, clip.max_norm = 1.0f;
+  desc.inputs = t, desc.replicas = REPLICAS, desc.count = COUNT;
+  desc.outputs = t + REPLICAS * COUNT, desc.output_count = COUNT;
+  got[0] = (float *)malloc(FLOATS * sizeof(float)), got[1] = (float *)malloc(FLOATS * sizeof(float));
+  for (i = 0; i < FLOATS; i++) here[i] = mlkt_signed(&rng);
+  for (i = 0; i < (REPLICAS + 1) * COUNT; i++) t[i].dtype = MLK_F32, t[i].rank = 1, t[i].shape[0] = 1 + i % COUNT % 24;
+  for (skip = 0; skip < 2; skip++) {
+    mlk_context *cpu = NULL;
+    mlk_context_desc plain;
+    memset(&plain, 0, sizeof plain);
+    desc.skip_nonfinite = skip;
+    if (skip) here[(5 * COUNT + 250) * STRIDE] = mlkt_float(0x7F800000u);
+    for (n = 0; n < 2; n++) {
+      mlk_context *ctx;
+      void *there = NULL;
+      uint64_t before;
+      mlkt_emu_driver(drivers[n]);
+      mlkt_note("driver %d, skip_nonfinite %d", drivers[n], skip);
+      ctx = device_open(MLK_HOST_REFUSED, NULL);
+      if (!ctx || !CHECK_OK(ctx, mlk_alloc(ctx, FLOATS * sizeof(float), &there))) break;
+      CHECK_OK(ctx, mlk_copy(ctx, there, here, FLOATS * sizeof(float)));
+      for (i = 0; i < (REPLICAS + 1) * COUNT; i++) t[i].data = (float *)there + i * STRIDE;
+      CHECK_OK(ctx, mlk_average_plan(ctx, &desc, &plan[n]));
+      before = mlkt_emu_count(MLKT_EMU_LAUNCHES);
+      CHECK_OK(ctx, mlk_average(ctx, &desc));
+      CHECK_EQ_I64(mlkt_emu_count(MLKT_EMU_LAUNCHES) - before, launches[n][skip]);
+      clip.grads = desc.outputs, clip.norm = (float *)there + FLOATS - 1; /* behind the last tensor */
+      before = mlkt_emu_count(MLKT_EMU_LAUNCHES);
+      CHECK_OK(ctx, mlk_clip_norm(ctx, &clip));
+      CHECK_EQ_I64(mlkt_emu_count(MLKT_EMU_LAUNCHES) - before, clips[n]);
+      CHECK_OK(ctx, mlk_copy(ctx, got[n], there, FLOATS * sizeof(float)));
+      CHECK_OK(ctx, mlk_sync(ctx));
+      mlk_free(ctx, there, FLOATS * sizeof(float));
+      mlk_close(ctx);
+    }
+    CHECK_MSG(plan[0].seconds < plan[1].seconds, "fewer launches are predicted to take as long");
+    for (i = 0; i < (REPLICAS + 1) * COUNT; i++) t[i].data = here + i * STRIDE;
+    clip.grads = desc.outputs, clip.norm = here + FLOATS - 1;
+    if (CHECK_STATUS(NULL, mlk_open(&cpu, &plain), MLK_OK)) {
+      CHECK_OK(cpu, mlk_average(cpu, &desc));
+      CHECK_OK(cpu, mlk_clip_norm(cpu, &clip));
+    }
+    mlk_close(cpu);
+    for (n = 0; n < 2; n++)
+      CHECK_MSG(memcmp(got[n], here, FLOATS * sizeof(float)) == 0, "driver %d: other bits than the CPU's", drivers[n]);
+  }
+  done();
+  free(here), free(got[0]), free(got[1]), free(t);
+}
+
 static void failing_calls(void) {
   work *expected, *w;
   int op, staged;
@@ -783,6 +850,7 @@ static void calibrate(void) {
 static void only_launches(void) { (void)ready(1); }
 static void captured(void) { (void)ready(1); }
 static void late_streams(void) { (void)ready(1); }
+static void long_lists(void) { (void)ready(1); }
 static void failing_calls(void) { (void)ready(1); }
 static void failing_open(void) { (void)ready(1); }
 static void sticky(void) { (void)ready(1); }
@@ -805,6 +873,7 @@ const mlkt_case mlkt_cuda_cases[] = {{"cuda/device_memory", device_memory},
                                      {"cuda/only_launches", only_launches},
                                      {"cuda/captured", captured},
                                      {"cuda/late_streams", late_streams},
+                                     {"cuda/long_lists", long_lists},
                                      {"cuda/failing_calls", failing_calls},
                                      {"cuda/failing_open", failing_open},
                                      {"cuda/sticky", sticky},
