@@ -5628,22 +5628,27 @@ static double mlki_predict(const mlk_context *ctx, mlk_op op, const void *desc, 
   return weights > 0.0 ? roofline * exp2(sum / weights) : roofline;
 }
 
-/* Fills what all plans share. Ceilings between one and all threads are taken to grow in proportion. */
-static void mlki_fill_plan(const mlk_context *ctx, mlk_plan *plan, mlk_op op, const void *desc, uint64_t flops,
-                           uint64_t bytes, uint64_t workspace, int threads, const char *variant) {
+/* The time that the ceilings allow, 0 where they are not known. Between one and all threads they are taken to grow in
+   proportion. */
+static double mlki_roofline(const mlk_context *ctx, double flops, double bytes, int threads) {
   const mlk_ceilings *c = &ctx->calibration.ceilings;
   const double share = ctx->threads > 1 ? (double)(threads - 1) / (double)(ctx->threads - 1) : 0.0;
+  double compute, memory;
+  if (c->flops_1 <= 0) return 0.0;
+  compute = flops / (c->flops_1 + share * (c->flops_all - c->flops_1));
+  memory = bytes / (c->read_1 + share * (c->read_all - c->read_1));
+  return compute > memory ? compute : memory;
+}
+
+/* Fills what all plans share. */
+static void mlki_fill_plan(const mlk_context *ctx, mlk_plan *plan, mlk_op op, const void *desc, uint64_t flops,
+                           uint64_t bytes, uint64_t workspace, int threads, const char *variant) {
   plan->flops = flops, plan->bytes = bytes, plan->workspace_bytes = workspace;
   plan->backend = "cpu";
   plan->isa = mlki_isa_names[ctx->reference ? MLK_ISA_REFERENCE : ctx->row->isa];
   plan->variant = variant;
   plan->threads = threads;
-  plan->seconds = 0.0;
-  if (c->flops_1 > 0) {
-    const double compute = (double)flops / (c->flops_1 + share * (c->flops_all - c->flops_1));
-    const double memory = (double)bytes / (c->read_1 + share * (c->read_all - c->read_1));
-    plan->seconds = mlki_predict(ctx, op, desc, plan, compute > memory ? compute : memory);
-  }
+  plan->seconds = mlki_predict(ctx, op, desc, plan, mlki_roofline(ctx, (double)flops, (double)bytes, threads));
 }
 
 /* >>backend --------------------------------------------------------------------------------------------------------
@@ -8683,15 +8688,19 @@ static float mlki_knn_key(const mlki_knn_job *job, const float *q, int64_t i, in
   return pair == MLKI_PAIR_IP ? -sum : sum;
 }
 
-/* One panel of queries against packed base rows [at, at + rows): filter, then re-rank what is left. */
+/* One panel of queries against packed base rows [at, at + rows), after seen rows: filter, then re-rank what is left.
+   Limits stand still for a step, which therefore looks at no more rows than came before it: of the first all are
+   re-ranked, and of one as long as all before it as many as of those would be to find the nearest anew. */
 static void mlki_knn_filter_panel(mlki_knn_job *job, const float *q, int64_t q_rs, int64_t panel, int64_t count,
-                                  int64_t at, int64_t rows) {
+                                  int64_t at, int64_t rows, int64_t seen) {
   const mlki_knn *knn = job->knn;
-  const int64_t nr = knn->row->nr, step = nr * MLKI_FILTER_PANELS;
-  int64_t from, h;
+  const int64_t nr = knn->row->nr;
+  int64_t from, step, h;
   for (from = 0; from < rows; from += step) {
     mlki_filter f;
+    unsigned nearer = 0; /* a bit for each query of the panel: its heap has changed */
     int64_t hits;
+    step = nr * mlki_max(1, mlki_min((seen + from) / nr, MLKI_FILTER_PANELS));
     f.q = job->packed_q + panel * knn->d, f.x = job->packed_x + from * knn->d;
     f.init = job->init + from, f.limit = job->limit + panel;
     f.rows = count, f.d = knn->d;
@@ -8699,12 +8708,14 @@ static void mlki_knn_filter_panel(mlki_knn_job *job, const float *q, int64_t q_r
     f.hits = job->hits;
     hits = knn->row->filter(&f);
     for (h = 0; h < hits; h++) {
-      const int64_t i = panel + (job->hits[h] & 15), id = at + from + (job->hits[h] >> 4);
+      const int64_t row = job->hits[h] & 15, i = panel + row, id = at + from + (job->hits[h] >> 4);
       if (id >= at + rows) continue; /* padding of the last panel */
       if (mlki_heap_offer(job->heap + i * knn->kept, &job->heap_size[i], knn->kept,
                           mlki_knn_key(job, q + i * q_rs, i, id), id))
-        job->limit[i] = mlki_knn_limit(job, i);
+        nearer |= 1u << row;
     }
+    for (h = 0; nearer; h++, nearer >>= 1)
+      if (nearer & 1u) job->limit[panel + h] = mlki_knn_limit(job, panel + h);
   }
 }
 
@@ -8725,7 +8736,8 @@ static void mlki_knn_filter(mlki_knn_job *job, int64_t q0, int64_t count, int64_
       knn->row->knn_panel(knn->metric, panel, knn->d, centered ? job->center : NULL, knn->start_coefficient,
                           job->init + i);
     }
-    for (i = 0; i < count; i += height) mlki_knn_filter_panel(job, q, q_rs, i, mlki_min(height, count - i), at, rows);
+    for (i = 0; i < count; i += height)
+      mlki_knn_filter_panel(job, q, q_rs, i, mlki_min(height, count - i), at, rows, at - x0);
   }
 }
 
@@ -8840,6 +8852,22 @@ static mlk_status mlki_knn_block(mlk_context *ctx, mlki_knn *knn) {
     mlki_knn_carve(knn, &carver, &job);
   knn->task_bytes = carver.used;
   return MLK_OK;
+}
+
+/* What a search through the filter takes besides its 2 Q N D, in flops of the same time: packing the base, once for each
+   block of queries; and re-ranking what the filter leaves. Of rows in random order the i-th is among the nearest k with
+   probability k / i, so behind the first f, all of which are re-ranked, k log(rows / f) of a task's rows are. The cycles
+   are those of a Zen 5, of 4 flops a lane; elsewhere a calibration scales them. */
+static double mlki_knn_aside(const mlki_knn *knn) {
+  const double pack = 0.5, rerank = 15.0, rerank_element = 0.3, rerank_level = 42.0; /* cycles */
+  const int64_t blocks = (knn->split_base ? 1 : knn->tasks) * mlki_ceil_div(knn->task_queries, knn->block_queries);
+  const double rows = (double)knn->task_rows,
+               first = (double)mlki_max(mlki_min(knn->kept, knn->task_rows), knn->row->nr);
+  const double ranked = first < rows ? first + (double)knn->kept * log(rows / first) : rows;
+  const double each = rerank + rerank_element * (double)knn->d + rerank_level * log2((double)knn->kept + 1.0);
+  return 4.0 * knn->row->lanes *
+         (pack * (double)blocks * (double)knn->n * (double)knn->d +
+          (double)knn->nq * (double)(knn->split_base ? knn->tasks : 1) * ranked * each);
 }
 
 static void mlki_knn_constants(mlki_knn *knn) {
@@ -17048,7 +17076,7 @@ static const mlki_trial mlki_trials[] = {
     {MLK_OP_KNN, 0, 1, 200000, 64, 10, 0},
     {MLK_OP_KNN, 0, 1, 40000, 784, 10, 0},
     {MLK_OP_KNN, 0, 10, 20000, 784, 10, 0},
-    {MLK_OP_KNN, 0, 64, 60000, 784, 1, 0},
+    {MLK_OP_KNN, 0, 1000, 4000, 784, 1, 0},
     {MLK_OP_KNN, 0, 64, 60000, 784, 10, 0},
     {MLK_OP_KNN, 0, 64, 60000, 784, 100, 0},
     {MLK_OP_KNN, 0, 256, 100000, 128, 1, 0},
@@ -18174,6 +18202,10 @@ MLK_API mlk_status mlk_knn_plan(mlk_context *ctx, const mlk_knn_desc *desc, mlk_
   if (ctx->backend) return mlki_backend_plan(ctx, MLK_OP_KNN, desc, knn.flops, knn.bytes, plan);
   mlki_fill_plan(ctx, plan, MLK_OP_KNN, desc, knn.flops, knn.bytes, knn.task_bytes * (uint64_t)knn.tasks, knn.tasks,
                  mlki_knn_variant_names[knn.variant]);
+  if (knn.variant == MLKI_KNN_FILTER)
+    plan->seconds = mlki_predict(
+        ctx, MLK_OP_KNN, desc, plan,
+        mlki_roofline(ctx, (double)knn.flops + mlki_knn_aside(&knn), (double)knn.bytes, knn.tasks));
   return MLK_OK;
 }
 
