@@ -79,6 +79,9 @@ static const char *dtype_name(mlk_dtype dtype) { return dtype == MLK_F32 ? "f32"
 
 static size_t dtype_bytes(mlk_dtype dtype) { return dtype == MLK_F32 ? 4 : 2; }
 
+/* The greatest relative error of rounding to dtype from f32. */
+static double dtype_unit(mlk_dtype dtype) { return dtype == MLK_F32 ? 0 : dtype == MLK_F16 ? 0x1p-11 : 0x1p-8; }
+
 /* count dense elements of f32, f16 or bf16 at data. */
 static mlk_tensor dense_view(void *data, mlk_dtype dtype, int64_t count) {
   mlk_tensor t = mlk_f32((float *)data, count);

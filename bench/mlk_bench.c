@@ -151,12 +151,13 @@ static void print_ceilings(void) {
          "copy GB/s");
   for (i = 0; i < ceiling_count; i++) {
     const bench_ceiling *c = &ceilings[i].ceiling;
-    char name[32];
-    printf("%-20s %14.1f %14.1f %12.1f %14.1f %12.1f\n",
+    char name[32], own[32];
+    printf("%-20s %14s %14.1f %12.1f %14.1f %12.1f\n",
            opt.cuda ? isa_name(ceilings[i].isa)
                     : text(name, sizeof name, "%s, %d thread%s", isa_name(ceilings[i].isa), ceilings[i].threads,
                            ceilings[i].threads > 1 ? "s" : ""),
-           c->fma_own * 1e-9, c->fma_mlk * 1e-9, c->read_own * 1e-9, c->read_mlk * 1e-9, c->copy * 1e-9);
+           c->fma_own > 0 ? text(own, sizeof own, "%.1f", c->fma_own * 1e-9) : "-", c->fma_mlk * 1e-9,
+           c->read_own * 1e-9, c->read_mlk * 1e-9, c->copy * 1e-9);
   }
 }
 

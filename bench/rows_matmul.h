@@ -158,7 +158,7 @@ static void times_vector(const float *stored, int64_t ld, int transposed, int64_
    D has them: half the distance of two numbers. A product alone must equal what is expected, which has been rounded.
    */
 static void expected_check(const matmul_run_state *w, char *why, size_t size) {
-  const double unit = w->s.dtype == MLK_F32 ? 0 : w->s.dtype == MLK_F16 ? 0x1p-11 : 0x1p-8;
+  const double unit = dtype_unit(w->s.dtype);
   const int exact = !matmul_has_epilogue(&w->s);
   int64_t i, j;
   for (i = 0; i < w->s.batch * w->s.m; i++)

@@ -235,7 +235,7 @@ says 2 "broken.json:" compare "$out/old.json" "$out/broken.json"
 
 # --- a device -----------------------------------------------------------------------------------------------------------------
 # The emulator of the CUDA tests takes the GPU's place. Its memory is the device's alone where there is AddressSanitizer: then a row that
-# reads it from the host ends here, as one does that hands over the host's memory.
+# reads it from the host ends here, as one does that hands over the host's memory. Streams work as late as they may: who does not wait sees it.
 CXX=${CXX:-c++}
 if ! command -v "$CXX" >/dev/null; then skipped=$((skipped + 1)); echo "skip --device cuda: no $CXX"; finish; fi
 bench=$out/mlk_bench_cuda sanitize=-fsanitize=address
@@ -243,10 +243,11 @@ export MLK_EMU_POINTERS=1 ASAN_OPTIONS=detect_leaks=0
 printf 'int main(void) { return 0; }\n' >"$out/probe.c"
 ${CC:-cc} $sanitize "$out/probe.c" -o "$out/probe" 2>/dev/null && "$out/probe" || sanitize=""
 broken="matmul/problem/17x17:17x17/cuda"
+printf '#include "cuda_emulator_control.h"\n__attribute__((constructor)) static void late(void) { mlkt_emu_late_streams(1); }\n' >"$out/late.c"
 $CXX -std=c++17 -O0 $sanitize -ffp-contract=off $(grep -qsw fma /proc/cpuinfo && echo -mfma) -Wno-unknown-pragmas -Itests -I. \
   -c tests/cuda_backend.cc -o "$out/backend.o" &&
   ${CC:-cc} -std=c99 -O0 $sanitize -DMLK_NO_AVX2 -DMLK_NO_AVX512 -DBENCH_CUDA -DBENCH_DEVICE_CACHE=65536 -DBENCH_BREAK_RESULTS="\"$broken\"" \
-    ${OPENMP--fopenmp} -pthread -I. bench/mlk_bench.c "$out/backend.o" -o "$bench" -ldl -lm -lstdc++ ||
+    ${OPENMP--fopenmp} -pthread -Itests -I. bench/mlk_bench.c "$out/late.c" "$out/backend.o" -o "$bench" -ldl -lm -lstdc++ ||
   { fail "mlk_bench does not compile with the emulated device"; finish; }
 says 2 "--threads 2 is of the CPU; beside --device cuda it says nothing" run --device cuda --threads 2
 says 2 "--isa scalar is of the CPU; beside --device cuda it says nothing" run --isa scalar --device cuda

@@ -48,6 +48,15 @@ once_each() { # both machines stand in one line: the row on all threads is one, 
   grep '1024/<wbr/>tN' "$mlk_work/lines" | grep -q '5.00 ms.*3.12 ms' || wrong "not both times" || return
 }
 
+device() { # mlk_bench --device cuda: a machine of its own; its rows beside those on all threads of a processor
+  sed -e 's,/t8,/cuda,g; s/"Another CPU"/"Another GPU"/; s/"device": "cpu"/"device": "cuda"/; s/"threads": 8/"threads": 1/' \
+    $data/other.json >"$mlk_work/device.json"
+  "$report" -o "$mlk_work/device.html" $data/new.json "$mlk_work/device.json" || return 1
+  says "$mlk_work/device.html" 'Roofline of Another GPU, avx512, 1 thread' || return 1
+  sed -n '/id="machines"/,/<\/table>/p' "$mlk_work/device.html" | grep '1024/<wbr/>tN' >"$mlk_work/lines"
+  [ "$(wc -l <"$mlk_work/lines")" = 1 ] && grep -q '5.00 ms.*3.12 ms' "$mlk_work/lines" || wrong "not both times" || return
+}
+
 charts() { # a roofline for each machine and number of threads that something ran on; every row on one of them
   [ "$(grep -c '>Roofline of ' "$page")" = 5 ] || wrong "not 5 rooflines" || return
   [ "$(grep -c '>Speed against the best peer on ' "$page")" = 3 ] || wrong "not 3 charts of peers" || return
@@ -103,6 +112,7 @@ stripped() { # without samples, all else as it was: the same page, and stripping
 
 check "the page says what the files say" contents
 check "machines stand side by side" once_each
+check "a GPU stands beside all threads" device
 check "every row is on a chart" charts
 check "of two measurements the later one counts" later_counts
 check "files of Google Benchmark" plain_google
