@@ -563,8 +563,9 @@ static void attention_sample_rows(attention_state *w) {
   }
 }
 
-/* Of the largest magnitude expected in a row. With 16 bits the weights (of gradients also the scores' gradients) are rounded
-   before they meet a second matrix, and so is the result: that was 1.5 units at most where it was looked at; 4 are allowed. */
+/* Of the largest magnitude expected in a row. With 16 bits the weights (of gradients also the scores' gradients) are
+   rounded before they meet a second matrix, and so is the result: that was 1.5 units at most where it was looked at; 4
+   are allowed. */
 static double attention_tolerance(const attention_spec *s, int backward) {
   if (attention_all_narrow(s)) return 4 * dtype_unit(s->dtype);
   return backward ? 1e-3 : 1e-4;

@@ -200,8 +200,8 @@ static double row_noise(row *r) {
   return noise;
 }
 
-/* A device that has waited for the checks on the host runs at lower clocks: it works for a tenth of a second, or a good part of
-   --min-time, before it is timed. */
+/* A device that has waited for the checks on the host runs at lower clocks: it works for a tenth of a second, or twice
+   --min-time where that is less, before it is timed. */
 static void row_warm_device(row *r) {
   const double start = now(), seconds = 2 * opt.min_time < 0.1 ? 2 * opt.min_time : 0.1;
   int i = 0;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # gpu.sh - everything that wants a GPU, by one command: the kernels of mlk_cuda.cuh against the CPU's bits, the examples' pinned
-# lines, compute-sanitizer's four tools, memory that runs out. Under ten minutes on 16 cores.
+# lines, the rows of mlk_bench, compute-sanitizer's four tools, memory that runs out. Under ten minutes on 16 cores.
 # usage: tests/gpu.sh [--quick]       --quick: one point of a sweep in 20 instead of all
 # NVCC, CC; CUDA_ARCH (default: what the first GPU is). OUT: where gpu_tests.txt goes (default: build/gpu).
 # Ends with "N passed, N failed, N skipped"; status 1 when something failed, 77 where there is no GPU.
@@ -36,7 +36,7 @@ makes() { # makes GOAL...
 build() {
   nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total,clocks.max.sm --format=csv,noheader
   echo "commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown), $("$NVCC" --version | sed -n 's/.*release/nvcc/p'), sm_$arch, $MLK_JOBS processors, $(date -u '+%Y-%m-%d %H:%M UTC')"
-  makes $base/mlk_test_cuda $base/00_knn_pictures $base/02_fashion_cnn $base/03_gpt $base/07_cuda $base/08_plan >"$base/build.txt" 2>&1 ||
+  makes $base/mlk_test_cuda $base/00_knn_pictures $base/02_fashion_cnn $base/03_gpt $base/07_cuda $base/08_plan $base/mlk_bench >"$base/build.txt" 2>&1 ||
     { tail -n 40 "$base/build.txt"; echo "0 passed, 1 failed, 0 skipped"; return 1; }
   echo "built in $(($(date +%s) - started)) s"
 }
@@ -50,6 +50,7 @@ suites() { # the areas of the suite, each in a process of its own: the CPU's ref
   for seed in 2 3; do check "suite, seed $seed" cases --quick --seed $seed; done
   check "07_cuda: the CPU's bits" $base/07_cuda
   check "examples, pinned lines" bash tests/cuda_examples.sh $base
+  check "mlk_bench: what its quick rows compute" timeout 300 $base/mlk_bench run --device cuda --quick --min-time 0.01
 }
 
 # --- compute-sanitizer --------------------------------------------------------------------------------------------------
