@@ -20,28 +20,49 @@
    toolkits from 12.0 on.
 
    CONTENTS (search for the tag)
-     >>cuda_manual          memory, streams, errors, numerics, tiers, configuration
-     >>cuda_config          macros that change how the header compiles
-     >>cuda_api             the one function
-     >>cuda_implementation  (below here only with MLK_CUDA_IMPLEMENTATION)
-     >>cuda_platform        the run-time, or the emulator of the tests
-     >>cuda_device          one wrapper for each instruction of PTX; arithmetic that is never contracted
-     >>cuda_math            exp, tanh, erf, log and the activations: those of mlk.h
-     >>cuda_runtime         a call: workspace, launches, errors
-     >>cuda_gemm            matrix products that several operators share: readers, tiles, writers
-     >>cuda_hopper          matrix products by warpgroups, which sm_90a has
-     >>cuda_matmul          matrix products
-     >>cuda_conv            convolution and its gradients
-     >>cuda_attention       attention, its gradient, the merge of parts
-     >>cuda_knn             nearest neighbours, distances
-     >>cuda_pairs           the tiles of distances of both
-     >>cuda_knn_filter      lower bounds of distances by tensor cores
-     >>cuda_map             elementwise maps, reductions, optimisers
-     >>cuda_average         means of replicas
-     >>cuda_layer           pooling, softmax, cross-entropy, normalisation, embedding, rotary positions
-     >>cuda_stage           operands in the host's memory
-     >>cuda_backend         devices, memory, the table of operators
-     >>cuda_licence         MIT No Attribution, or public domain
+     >>cuda_manual               memory, streams, errors, numerics, tiers, configuration
+     >>cuda_config               macros that change how the header compiles
+     >>cuda_api                  the one function
+     >>cuda_implementation       (below here only with MLK_CUDA_IMPLEMENTATION)
+     >>cuda_platform             the run-time, or the emulator of the tests
+     >>cuda_device               one wrapper for each instruction of PTX; arithmetic that is never contracted
+     >>cuda_math                 exp, tanh, erf, log and the activations: those of mlk.h
+     >>cuda_runtime              a call: workspace, launches, errors
+     >>cuda_gemm                 matrix products that several operators share: readers, tiles, writers
+     >>cuda_gemm_mma             the same on tensor cores
+     >>cuda_gemm_few             the same with few rows, at the speed of memory
+     >>cuda_hopper               matrix products by warpgroups, which sm_90a has
+     >>cuda_matmul               matrix products
+     >>cuda_conv                 convolution and its gradients: images, f32 tiles
+     >>cuda_conv_weights         the weight gradient
+     >>cuda_conv_narrow          few channels, packed weights, DBIAS
+     >>cuda_conv_mma             on tensor cores
+     >>cuda_conv_calls           the three operators
+     >>cuda_attention            attention and its gradient: operands, masks, scores, the state of a row
+     >>cuda_attention_tiles      tiles of scores in f32
+     >>cuda_attention_fold       parts and blocks into one; the merge of parts
+     >>cuda_attention_few        few rows, as in decoding
+     >>cuda_attention_mma        on tensor cores; the operator
+     >>cuda_attention_grad       the gradient in f32
+     >>cuda_attention_grad_mma   on tensor cores; the operator
+     >>cuda_knn                  nearest neighbours, distances
+     >>cuda_pairs                the tiles of distances of both
+     >>cuda_knn_filter           lower bounds of distances by tensor cores
+     >>cuda_map                  walks over views; elementwise maps
+     >>cuda_convert              conversions, arithmetic, turned views
+     >>cuda_steps                optimisers
+     >>cuda_reduce               reductions
+     >>cuda_clip                 norms of lists
+     >>cuda_average              means of replicas
+     >>cuda_layer                layers: rows of views
+     >>cuda_rows                 softmax, cross-entropy, normalisation: one pass over each row
+     >>cuda_norm_grad            gradients of gamma and beta
+     >>cuda_embedding            embedding and its gradient
+     >>cuda_rotary               rotary positions
+     >>cuda_pool                 pooling
+     >>cuda_stage                operands in the host's memory
+     >>cuda_backend              devices, memory, the table of operators
+     >>cuda_licence              MIT No Attribution, or public domain
 */
 
 /* >>cuda_manual
@@ -1433,8 +1454,7 @@ static void mlki_cuda_gemm_simt(mlki_cuda_call *call, const A &a, const B &b, co
   mlki_cuda_gemm_tell(call, form.chunk ? "simt_split_k" : "simt", form.seconds);
 }
 
-/* ---- T1: tensor cores ----
-
+/* >>cuda_gemm_mma ---------------------------------------------------------------------------------------------------
    mlki_cuda_gemm_mma runs a product of 16-bit elements by mma.sync with f32 sums, in any order; the same bits from run
    to run. A reader for it has the members above with element uint16_t (order() is not asked), and
      static const bool along_terms   eight consecutive terms of a line lie side by side; else eight lines of a term
@@ -1789,8 +1809,7 @@ static int mlki_cuda_has_mma(const mlki_cuda_call *call, int dtype) {
   return dtype == MLK_F16 ? tier >= 750 : tier >= 800 && (dtype == MLK_BF16 || call->io->numerics == MLK_FAST);
 }
 
-/* ---- few rows ----
-
+/* >>cuda_gemm_few ---------------------------------------------------------------------------------------------------
    With at most MLKI_CUDA_FEW rows of D the other operand is read once, at the speed of memory. A thread sums whole
    chains, of all rows and one or two columns; parallel are columns, segments and batches. Sums are those of
    mlki_cuda_gemm_simt. */
@@ -2141,7 +2160,7 @@ MLKI_CUDA_DEVICE uint32_t mlki_cuda_divide(const mlki_cuda_divider &d, uint32_t 
 }
 
 #if defined(MLKI_CUDA_REDUCTIONS)
-/* mlk_reduce, in >>cuda_map, for operators that need one: carves its workspace and launches its kernels. */
+/* mlk_reduce, in >>cuda_reduce, for operators that need one: carves its workspace and launches its kernels. */
 static mlk_status mlki_cuda_reduce(mlki_cuda_call *call, const mlk_reduce_desc *desc);
 #endif
 
@@ -2721,7 +2740,7 @@ static mlk_status mlki_cuda_matmul_call(mlki_cuda_call *call, const mlk_matmul_d
    simt       f32 in strict mode: tiles of 8 x 8 sums a thread, chains of MLK_SEGMENT terms, the CPU's bits
    split      the same with the segments of one tile spread over blocks, then added in ascending order
    direct     few channels in a group: a thread sums four pixels of one or four channels, straight from memory
-   mma, tf32  16-bit operands, and f32 in MLK_FAST, on tensor cores by >>cuda_gemm; 16-bit images whose channels are not
+   mma, tf32  16-bit operands, and f32 in MLK_FAST, on tensor cores by >>cuda_gemm_mma; 16-bit images whose channels are not
               dense, aligned and eights are copied so first
    plain      what does not fit 32-bit offsets: a thread an output, in 64 bits */
 
@@ -3119,7 +3138,8 @@ static __global__ void mlki_cuda_conv_add_kernel(const __grid_constant__ mlki_cu
   }
 }
 
-/* ---- the weight gradient: terms x written channels, summed over pixels ---- */
+/* >>cuda_conv_weights -----------------------------------------------------------------------------------------------
+   The weight gradient: terms x written channels, summed over pixels. */
 
 /* A pixel, and its place in DY. */
 typedef struct mlki_cuda_conv_place {
@@ -3243,7 +3263,8 @@ static __global__ void mlki_cuda_conv_weights_add_kernel(const __grid_constant__
   }
 }
 
-/* ---- few channels in a group: straight from memory ---- */
+/* >>cuda_conv_narrow ------------------------------------------------------------------------------------------------
+   Few channels in a group: straight from memory. Weights packed for it, calls that do not fit 32 bits, DBIAS. */
 
 #define MLKI_CUDA_CONV_PIXELS 4 /* of a thread */
 
@@ -3593,7 +3614,8 @@ static __global__ void mlki_cuda_conv_bias_add_kernel(const float *partial, int6
   dbias[c * stride] = beta != 0.0f ? mlki_cuda_fma(beta, dbias[c * stride], sum) : sum;
 }
 
-/* ---- T1: tensor cores, by >>cuda_gemm ---- */
+/* >>cuda_conv_mma ---------------------------------------------------------------------------------------------------
+   On tensor cores, by >>cuda_gemm_mma. */
 
 /* A 16-bit image with dense channels, those of a group padded with zeros to a multiple of eight. */
 typedef struct mlki_cuda_conv_turning {
@@ -3758,7 +3780,7 @@ struct mlki_cuda_conv_weights_writer {
   }
 };
 
-/* ---- the host's part ---- */
+/* >>cuda_conv_calls ------------------------------------------------------------------------------------------------ */
 
 static mlki_cuda_image mlki_cuda_conv_image(const mlk_tensor *t) {
   const mlki_cuda_view v = mlki_cuda_view_of(t);
@@ -4640,7 +4662,8 @@ MLKI_CUDA_DEVICE float mlki_cuda_at_lse(float m, float l) {
   return l == 0.0f ? -INFINITY : mlki_cuda_add(m, mlki_log_cuda(l));
 }
 
-/* --- T0: tiles of scores --- */
+/* >>cuda_attention_tiles --------------------------------------------------------------------------------------------
+   Tiles of scores by multiply-adds in f32. */
 
 /* A task: rows from row0 of key head g of a sequence. */
 typedef struct mlki_cuda_at_task {
@@ -5174,7 +5197,8 @@ static __global__ void __launch_bounds__(MLKI_CUDA_AT_THREADS, 1)
   }
 }
 
-/* --- folding what blocks of keys or parts left --- */
+/* >>cuda_attention_fold ---------------------------------------------------------------------------------------------
+   Folding what blocks of keys or parts left; mlk_attention_merge. */
 
 #define MLKI_CUDA_FOLD_WARPS 8
 
@@ -5420,7 +5444,7 @@ template <int EV> static void mlki_cuda_at_tiles(mlki_cuda_call *call, const mlk
                      mlki_cuda_at_fold_kernel, a, w.ml, w.o, w.units, w.unit);
 }
 
-/* --- T0: few rows ---
+/* >>cuda_attention_few ----------------------------------------------------------------------------------------------
    At most 8 rows of a head, as in decoding: K and V are read once, so all that counts is that loads are always on their
    way. A task is a block of keys: slabs of 64 bytes of 256 keys' rows, a thread then having a key, and slabs of 32 rows
    of 128 elements of V, a thread then having an element of some rows, come through a ring of three stages. */
@@ -5648,7 +5672,7 @@ template <int R> static bool mlki_cuda_few_run(mlki_cuda_call *call, const mlki_
   return true;
 }
 
-/* --- T1: on tensor cores ---
+/* >>cuda_attention_mma ----------------------------------------------------------------------------------------------
    After FlashAttention-2 (Dao, 2023): 4 warps, 16 MT rows each; tiles of 64 keys; scores in registers, online softmax
    in powers of two with the scale in its multiply-add, sums of a row over its four lanes only at the end; weights
    rounded to the operands' type become the A operand of the second product where they are. K of the next tile is on its
@@ -6211,7 +6235,7 @@ static mlk_status mlki_cuda_attention(mlki_cuda_call *call, const mlk_attention_
   return MLK_OK;
 }
 
-/* --- the gradient ---
+/* >>cuda_attention_grad ---------------------------------------------------------------------------------------------
    Weights are made again from lse. A task has 64 rows and goes through the keys, for dq, or 64 keys and goes through
    the rows, for dk and dv: 256 at a time, 8 x 8 scores and as many products of dout and v a thread, then chains as in
    the forward call. Chains of MLK_ATTENTION_BLOCK keys and MLK_SEGMENT rows go on over two such steps. */
@@ -6758,7 +6782,7 @@ template <int mode, int EV> static void mlki_cuda_at_grad_launch(mlki_cuda_call 
                    mlki_cuda_at_values<EV>::shared_bytes, mlki_cuda_at_grad_kernel<mode, EV>, d, (int)tiles, tasks);
 }
 
-/* --- T1: the gradient of 16-bit operands on tensor cores ---
+/* >>cuda_attention_grad_mma -----------------------------------------------------------------------------------------
    Two kernels of one shape, of 4 warps with 16 MT items each. One has rows and goes through keys, for dq; the other has
    keys and goes through rows, for dk and dv. Both make scores and products of dout and v again, in registers, where the
    weights and ds, rounded to 16 bits, already are the A operand of the chains. FlashAttention-2 (Dao, 2023,
@@ -8566,7 +8590,8 @@ static __global__ void __launch_bounds__(MLKI_CUDA_MAP_THREADS) mlki_cuda_move_k
     if (MLKI_CUDA_CHUNK(u) < c.count) mlki_cuda_store_chunk<T, width>(value[u], c, 0, place[u]);
 }
 
-/* Conversions: everything but i64 passes through f32, which holds it. */
+/* >>cuda_convert ----------------------------------------------------------------------------------------------------
+   Conversions: everything but i64 passes through f32, which holds it. */
 
 /* i64 to f32 rounded to odd: any later rounding to fewer than 23 bits then is the only one. */
 MLKI_CUDA_DEVICE float mlki_cuda_i64_to_odd(int64_t x) {
@@ -8937,7 +8962,8 @@ static mlk_status mlki_cuda_map(mlki_cuda_call *call, const mlk_map_desc *desc) 
   return MLK_OK;
 }
 
-/* Optimiser steps: param, grad and the moments in one pass. The constants are those of mlk.h's descriptors. */
+/* >>cuda_steps ------------------------------------------------------------------------------------------------------
+   Optimiser steps: param, grad and the moments in one pass. The constants are those of mlk.h's descriptors. */
 enum { MLKI_CUDA_SGD, MLKI_CUDA_MOMENTUM, MLKI_CUDA_ADAMW };
 
 typedef struct mlki_cuda_step {
@@ -9051,7 +9077,8 @@ static mlk_status mlki_cuda_adamw(mlki_cuda_call *call, const mlk_adamw_desc *de
 
 #if defined(MLKI_CUDA_REDUCTIONS)
 
-/* Reductions. The terms of an output are cut into segments of MLK_REDUCE_SEGMENT; a unit is one segment of one
+/* >>cuda_reduce -----------------------------------------------------------------------------------------------------
+   Reductions. The terms of an output are cut into segments of MLK_REDUCE_SEGMENT; a unit is one segment of one
    output: 16 lanes and their tree. With several segments the units' results go to the workspace and are joined in
    order. A unit is the work of 16 threads ("rows"), of 16 warps that have 32 neighbouring outputs ("columns"), of
    one thread ("each"), or of 16 threads whose terms a block brings into shared memory ("staged": 24 KB under way for
@@ -9554,7 +9581,8 @@ static mlk_status mlki_cuda_reduce(mlki_cuda_call *call, const mlk_reduce_desc *
   return MLK_OK;
 }
 
-/* The norm of a list of tensors, and their scaling. Dense tensors go together, as many as a launch's arguments hold;
+/* >>cuda_clip -------------------------------------------------------------------------------------------------------
+   The norm of a list of tensors, and their scaling. Dense tensors go together, as many as a launch's arguments hold;
    others one at a time. The norm never leaves the device. */
 template <int bytes> struct mlki_cuda_list {
   static constexpr int room = (bytes - 64) / 20 - 1; /* tensors in a launch's arguments */
@@ -10517,7 +10545,8 @@ MLKI_CUDA_DEVICE float mlki_cuda_log_sum(float sum) {
   return sum >= 1.0f && sum <= 3.402823466e+38f ? __double2float_rn(mlki_cuda_log64((double)sum)) : sum;
 }
 
-/* --- what is done with a row: one struct an operator, in this form, and three kernels for all of them ---
+/* >>cuda_rows -------------------------------------------------------------------------------------------------------
+   What is done with a row: one struct an operator, in this form, and three kernels for all of them.
    stored      floats kept of each element
    stages      sums over the row, one after the other, each of up to two numbers
    peak        is the largest element wanted, before the sums?
@@ -11141,7 +11170,8 @@ static mlk_status mlki_cuda_norm(mlki_cuda_call *call, const mlk_norm_desc *desc
   return call->status;
 }
 
-/* --- gradients of gamma and beta: sums over rows --- */
+/* >>cuda_norm_grad --------------------------------------------------------------------------------------------------
+   Gradients of gamma and beta: sums over rows. */
 
 #define MLKI_CUDA_LAYER_COLUMNS 128 /* of a block */
 
@@ -11237,7 +11267,7 @@ static mlk_status mlki_cuda_norm_grad(mlki_cuda_call *call, const mlk_norm_grad_
   return call->status;
 }
 
-/* --- embedding --- */
+/* >>cuda_embedding ------------------------------------------------------------------------------------------------- */
 
 typedef struct mlki_cuda_embedding_rows {
   float *table;
@@ -11530,7 +11560,8 @@ static mlk_status mlki_cuda_embedding_grad(mlki_cuda_call *call, const mlk_embed
   return call->status;
 }
 
-/* --- rotary positions: >>rotary of mlk.h, the same words and roundings --- */
+/* >>cuda_rotary -----------------------------------------------------------------------------------------------------
+   Rotary positions: >>rotary of mlk.h, the same words and roundings. */
 
 #define MLKI_CUDA_PAIRS 256 /* of a block */
 
@@ -11777,7 +11808,7 @@ static mlk_status mlki_cuda_rotary(mlki_cuda_call *call, const mlk_rotary_desc *
   return call->status;
 }
 
-/* --- pooling --- */
+/* >>cuda_pool ------------------------------------------------------------------------------------------------------ */
 
 typedef struct mlki_cuda_window {
   int64_t in, out, size, stride, dilation, pad;
