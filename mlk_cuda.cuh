@@ -2740,8 +2740,8 @@ static mlk_status mlki_cuda_matmul_call(mlki_cuda_call *call, const mlk_matmul_d
    simt       f32 in strict mode: tiles of 8 x 8 sums a thread, chains of MLK_SEGMENT terms, the CPU's bits
    split      the same with the segments of one tile spread over blocks, then added in ascending order
    direct     few channels in a group: a thread sums four pixels of one or four channels, straight from memory
-   mma, tf32  16-bit operands, and f32 in MLK_FAST, on tensor cores by >>cuda_gemm_mma; 16-bit images whose channels are not
-              dense, aligned and eights are copied so first
+   mma, tf32  16-bit operands, and f32 in MLK_FAST, on tensor cores by >>cuda_gemm_mma; 16-bit images whose channels
+              are not dense, aligned and eights are copied so first
    plain      what does not fit 32-bit offsets: a thread an output, in 64 bits */
 
 #define MLKI_CUDA_CONV_PHASES 16        /* of one launch */
