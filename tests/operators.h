@@ -38,7 +38,7 @@
   X(sgd, sgd_param, velocity)                                                                                          \
   X(adamw, adamw_param, second)
 
-enum { MM = 150, MN = 170, MK = 530, KQ = 21, KN = 311, KD = 43, KK = 7 };
+enum { MM = 90, MN = 150, MK = 530, KQ = 21, KN = 311, KD = 43, KK = 7 };
 enum {
   CN = 2,
   CC = 13,

@@ -68,7 +68,8 @@ dispatched="--one-in 60 --filter context/rows --filter context/open --filter /sw
   --filter math/special --filter math/place --filter knn/base_order --filter knn/shards --filter knn/faiss_5327
   --filter attention/combinations --filter attention/blocks --filter attention/split"
 # and of them what tells no more than a smaller case where fused multiply-adds are emulated, a microsecond each
-small="--without matmul/bits_across --without _large --without knn/base_order --without knn/shards"
+small="--without matmul/bits_across --without conv/bits_across --without average/bits_of_threads --without _large
+  --without knn/base_order --without knn/shards"
 
 # Every case, for stages that look at how it is done rather than at what comes out: fewer points of a sweep and threads,
 # which --long has as --quick takes them. (context/calibrate, which takes seconds, is for the stages suite, asan and msan.)
@@ -152,7 +153,7 @@ stage_ubsan() { # clang's checks beyond the standard as well: implicit truncatio
 }
 
 stage_tsan() { # races: on a pthread pool in the parallel hook, since OpenMP's runtime is not instrumented
-  # one wide row is enough: they differ in width, not in who writes what
+  # one wide row is enough, and without --long the scalar one does not run: they differ in width, not in who writes what
   local flags="-O1 -g1 -fsanitize=thread -DMLK_NO_OPENMP -DMLK_NO_AVX512 $probe" cc=$CC prefix=""
   if ! sanitizer_works "$cc" "$flags"; then
     if have setarch && $cc $flags "$base/probe/$BASHPID.c" -o "$base/probe/$BASHPID" 2>/dev/null &&
@@ -164,7 +165,8 @@ stage_tsan() { # races: on a pthread pool in the parallel hook, since OpenMP's r
     fi
   fi
   build tsan CC="$cc" CFLAGS="$flags" OPENMP=
-  TSAN_OPTIONS=halt_on_error=0:exitcode=66 $prefix "$base/tsan/mlk_test" --quick $sampled --pool --without context/calibrate
+  TSAN_OPTIONS=halt_on_error=0:exitcode=66 $prefix "$base/tsan/mlk_test" --quick $sampled --pool --without context/calibrate \
+    $([ $long = 1 ] || echo "--isa $($prefix "$base/tsan/mlk_test" --filter context/names | sed -n 's/^mlk_test:.* //p')")
 }
 
 stage_msan() { # reads of uninitialised memory, on the pool for the same reason

@@ -351,6 +351,7 @@ static void test_preact(void) {
       for (spread = 0; spread < 4; spread++) {
         const float scales[] = {0.01f, 1.0f, 30.0f, 1e6f};
         mlk_matmul_desc d;
+        if (mlkt_sampled() && (r + act + spread) % 4) continue;
         memset(&d, 0, sizeof d);
         for (i = 0; i < COUNT_OF(a); i++) a[i] = scales[spread] * mlkt_signed(&rng);
         for (i = 0; i < COUNT_OF(b); i++) b[i] = mlkt_signed(&rng);
