@@ -17,7 +17,7 @@ static struct {
   mlk_info info;
   const char *row; /* what runs, for messages */
   int call_failed; /* since operands_up */
-} bench_device = {NULL, {NULL, NULL, NULL, 0, 0, 0, {0, 0, 0, 0}}, "", 0};
+} bench_device = {.row = ""};
 
 /* The backend that --device asks for. */
 static void device_into(mlk_context_desc *desc) {

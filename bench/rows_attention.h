@@ -62,9 +62,9 @@ typedef struct attention_way {
 struct attention_state {
   attention_spec s;
   mlk_context *ctx;
-  mlk_tensor q, k, v, out, lse,
-      dout;              /* f32 with the values that the operands of another dtype have; out: as it is written,
-                                         but for a backward pass its values */
+  mlk_tensor q, k, v, dout; /* f32 with the values that operands of another dtype have */
+  mlk_tensor out;           /* as it is written; for a backward pass its values as f32 */
+  mlk_tensor lse;
   mlk_tensor dq, dk, dv; /* as they are written */
   mlk_tensor q_half;     /* q in the dtype of K and V */
   mlk_tensor peer_mask;  /* f32, added to the scores: what the peers are given for masks, biases, windows, ALiBi */

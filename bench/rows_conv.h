@@ -214,8 +214,7 @@ static mlk_tensor conv_view(const conv_spec *s, float *data, int64_t channels, c
   return t;
 }
 
-/* What the calls are given: X, Y and W where and in the types they have there; the result in its own type, or as f32.
-   */
+/* What the calls are given: X, Y and W where they lie there, in their types; the result in its own, or as f32. */
 static void conv_describe(conv_state *w, int result_is_f32) {
   const conv_spec *s = &w->s;
   float *const values[3] = {w->x, w->y, w->w};

@@ -155,8 +155,7 @@ static void times_vector(const float *stored, int64_t ld, int transposed, int64_
 }
 
 /* The bound holds a relative error of a few units in the last place of the epilogue, and a rounding to 16 bits where
-   D has them: half the distance of two numbers. A product alone must equal what is expected, which has been rounded.
-   */
+   D has them. A product alone must equal what is expected, which has been rounded. */
 static void expected_check(const matmul_run_state *w, char *why, size_t size) {
   const double unit = dtype_unit(w->s.dtype);
   const int exact = !matmul_has_epilogue(&w->s);
