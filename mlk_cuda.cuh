@@ -925,6 +925,7 @@ static inline int64_t mlki_cuda_count(const mlk_tensor *t) {
 #if defined(MLKI_CUDA_MATMUL) || defined(MLKI_CUDA_CONV)
 
 #define MLKI_CUDA_DEPTH  16 /* terms of a tile; divides MLK_SEGMENT */
+#define MLKI_CUDA_THIN   16 /* rows of the thinnest tiles */
 #define MLKI_CUDA_RASTER 8  /* rows of tiles that are walked together, so that tiles side by side share B in level 2 */
 #define MLKI_CUDA_SLOTS  (256ll << 20) /* bytes of sums of segments at a time, when a product is split along k */
 
@@ -1041,7 +1042,7 @@ template <class R, int width, int pitch, int threads> struct mlki_cuda_bring {
   static __device__ __forceinline__ void copy_in_order(const R &r, const line *lines, float *to, int64_t k0, int64_t k1,
                                                        int left) {
     constexpr int vector = order == MLKI_CUDA_VECTORS ? 4 : 1;
-#pragma unroll
+#pragma unroll(units > 16 ? 8 : 16) /* more addresses at a time would spill */
     for (int u = 0; u < units / vector; u++) {
       int i, k;
       place(order, u, i, k);
@@ -1150,6 +1151,7 @@ template <int rows_, int columns_, int tm_, int tn_, int blocks_> struct mlki_cu
 typedef mlki_cuda_simt<128, 128, 8, 8, 1> mlki_cuda_simt_large;
 typedef mlki_cuda_simt<64, 64, 8, 4, 3> mlki_cuda_simt_middle;
 typedef mlki_cuda_simt<32, 32, 4, 4, 6> mlki_cuda_simt_small;
+typedef mlki_cuda_simt<16, 128, 4, 8, 6> mlki_cuda_simt_thin;
 
 /* Where sum (row, column) of a warp is put down: columns as blocks of eight, exchanged so that neither the lanes of a
    tensor core's result nor those that read four sums each meet a bank twice. */
@@ -1231,6 +1233,7 @@ template <class T, class A, class B, class W>
 static __global__ void __launch_bounds__(T::threads, T::template least_blocks<A>())
     mlki_cuda_gemm_simt_kernel(A a, B b, W w, mlki_cuda_product p) {
   constexpr bool async = MLKI_CUDA_ARCH >= 800 && sizeof(typename A::element) == 4 && sizeof(typename B::element) == 4;
+  if (T::rows == MLKI_CUDA_THIN && !async) return; /* never asked for there: what waits in registers would spill */
   constexpr int depth = MLKI_CUDA_DEPTH, pitch_a = T::rows + T::pad, pitch_b = T::columns + T::pad;
   typedef mlki_cuda_bring<A, T::rows, pitch_a, T::threads> bring_a;
   typedef mlki_cuda_bring<B, T::columns, pitch_b, T::threads> bring_b;
@@ -1577,8 +1580,10 @@ struct mlki_cuda_mma_tile {
 typedef mlki_cuda_mma_tile<128, 256, 64, 64, MLKI_CUDA_MMA_DEPTH, 4, 1> mlki_cuda_mma_wide;
 typedef mlki_cuda_mma_tile<128, 128, 64, 32, MLKI_CUDA_MMA_DEPTH, 3, 2> mlki_cuda_mma_large; /* 64 KiB: sm_75's */
 typedef mlki_cuda_mma_tile<64, 64, 32, 32, MLKI_CUDA_MMA_DEPTH, 4, 3> mlki_cuda_mma_small;
+typedef mlki_cuda_mma_tile<16, 128, 16, 32, MLKI_CUDA_MMA_DEPTH, 4, 4> mlki_cuda_mma_thin;
 typedef mlki_cuda_mma_tile<128, 128, 64, 32, MLKI_CUDA_DEPTH, 4, 1> mlki_cuda_tf32_large;
 typedef mlki_cuda_mma_tile<64, 64, 32, 32, MLKI_CUDA_DEPTH, 4, 2> mlki_cuda_tf32_small;
+typedef mlki_cuda_mma_tile<16, 128, 16, 64, MLKI_CUDA_DEPTH, 4, 5> mlki_cuda_tf32_thin;
 
 /* Puts down a warp's sums as the tensor cores leave them and writes them. */
 template <class T, class W>
@@ -2023,6 +2028,34 @@ static void mlki_cuda_few_run(mlki_cuda_call *call, const mlki_cuda_matrix<T> &a
                        a, b, w, product, aligned);
   });
   mlki_cuda_gemm_tell(call, chunk ? "rows_split_k" : "rows", 0);
+}
+
+/* With up to MLKI_CUDA_THIN rows: tiles of 16 rows, B read once. So it would be by tiles of 32 or 64 rows, but their
+   padding would go through shared memory, or the multipliers, for longer than B's bytes take to come. In f32 by
+   multiply-adds from sm_80 on. */
+template <class A, class B, class W>
+static void mlki_cuda_thin_simt(mlki_cuda_call *call, const A &a, const B &b, const W &w, const mlki_cuda_product &p) {
+  static const mlki_cuda_gemm_cost tile = {16, 128, 0.60, 0.25};
+  const mlki_cuda_gemm_form form = mlki_cuda_gemm_choose(call->device, &tile, 1, call->device->flops / 2, 0, &p);
+  mlki_cuda_gemm_simt_run<mlki_cuda_simt_thin>(call, a, b, w, p, form.chunk);
+  mlki_cuda_gemm_tell(call, form.chunk ? "simt_rows_split_k" : "simt_rows", form.seconds);
+}
+
+template <class A, class B, class W>
+static void mlki_cuda_thin_mma(mlki_cuda_call *call, int dtype, const A &a, const B &b, const W &w,
+                               const mlki_cuda_product &p) {
+  static const mlki_cuda_gemm_cost tile = {16, 128, 0.25, 0.10};
+  const mlki_cuda_gemm_form form = mlki_cuda_gemm_choose(call->device, &tile, 1, call->device->tensor_flops / 2, 1, &p);
+  mlki_cuda_gemm_mma_run<mlki_cuda_mma_thin>(call, dtype, a, b, w, p, form.chunk);
+  mlki_cuda_gemm_tell(call, form.chunk ? "mma_rows_split_k" : "mma_rows", form.seconds);
+}
+
+template <class A, class B, class W>
+static void mlki_cuda_thin_tf32(mlki_cuda_call *call, const A &a, const B &b, const W &w, const mlki_cuda_product &p) {
+  static const mlki_cuda_gemm_cost tile = {16, 128, 0.25, 0.10};
+  const mlki_cuda_gemm_form form = mlki_cuda_gemm_choose(call->device, &tile, 1, call->device->tensor_flops / 4, 1, &p);
+  mlki_cuda_gemm_tf32_run<mlki_cuda_tf32_thin>(call, a, b, w, p, form.chunk);
+  mlki_cuda_gemm_tell(call, form.chunk ? "tf32_rows_split_k" : "tf32_rows", form.seconds);
 }
 
 /* A tensor of the epilogue: element (i, j) at p[i * rs + j * cs]; NULL: absent. vector: four of a row can be read at
@@ -2525,7 +2558,8 @@ static mlki_cuda_matmul mlki_cuda_matmul_of(const mlk_matmul_desc *desc) {
     e->c = e->d;
   if (e->alpha == 0.0f) mm.k = 0;
   e->plain = e->alpha == 1.0f && !e->c.p && !e->bias.p && !e->residual.p && !e->preact.p && !e->activation;
-  const int few_columns = mm.n <= MLKI_CUDA_FEW && mm.m > mm.n, few_rows = mm.m <= MLKI_CUDA_FEW && !few_columns;
+  const int few = mm.k < 16 * MLKI_CUDA_THIN ? MLKI_CUDA_FEW : MLKI_CUDA_THIN; /* where D is little next to A or B */
+  const int few_columns = mm.n <= few && mm.m > mm.n, few_rows = mm.m <= few && !few_columns;
   if (few_columns ||
       (!few_rows && e->d.cs != 1 && e->d.rs == 1)) { /* D^T = B^T A^T: few rows, or rows that are dense */
     mlki_cuda_plane *const turn[] = {&e->c, &e->bias, &e->residual, &e->preact, &e->d};
@@ -2588,14 +2622,20 @@ static void mlki_cuda_matmul_mma(mlki_cuda_call *call, const mlki_cuda_matmul *m
   const mlki_cuda_eights<false> a_lines = mlki_cuda_matmul_eights<false>(mm, &mm->a, mm->m),
                                 b_lines = mlki_cuda_matmul_eights<false>(mm, &mm->b, mm->n);
   const int a_along = mlki_cuda_matmul_along_terms(&mm->a), b_along = mlki_cuda_matmul_along_terms(&mm->b);
+  const auto run = [&](const auto &a, const auto &b) {
+    if (mm->m <= MLKI_CUDA_THIN)
+      mlki_cuda_thin_mma(call, mm->dtype, a, b, mm->e, mlki_cuda_product_of(mm->batches, mm->m, mm->n, mm->k));
+    else
+      mlki_cuda_gemm_mma(call, mm->dtype, a, b, mm->e, mm->batches, mm->m, mm->n, mm->k);
+  };
   if (a_along && b_along)
-    mlki_cuda_gemm_mma(call, mm->dtype, a_terms, b_terms, mm->e, mm->batches, mm->m, mm->n, mm->k);
+    run(a_terms, b_terms);
   else if (a_along)
-    mlki_cuda_gemm_mma(call, mm->dtype, a_terms, b_lines, mm->e, mm->batches, mm->m, mm->n, mm->k);
+    run(a_terms, b_lines);
   else if (b_along)
-    mlki_cuda_gemm_mma(call, mm->dtype, a_lines, b_terms, mm->e, mm->batches, mm->m, mm->n, mm->k);
+    run(a_lines, b_terms);
   else
-    mlki_cuda_gemm_mma(call, mm->dtype, a_lines, b_lines, mm->e, mm->batches, mm->m, mm->n, mm->k);
+    run(a_lines, b_lines);
 }
 
 /* A stride of the copy engine: positive multiples of 16 bytes; of an axis of size 1 any. */
@@ -2679,12 +2719,20 @@ static void mlki_cuda_matmul_tensor(mlki_cuda_call *call, const mlki_cuda_matmul
 static void mlki_cuda_matmul_tf32(mlki_cuda_call *call, const mlki_cuda_matmul *mm) {
   const mlki_cuda_matrix<float> a = mlki_cuda_matmul_reader<float>(mm, &mm->a, mm->m),
                                 b = mlki_cuda_matmul_reader<float>(mm, &mm->b, mm->n);
-  mlki_cuda_gemm_tf32(call, a, b, mm->e, mm->batches, mm->m, mm->n, mm->k);
+  if (mm->m <= MLKI_CUDA_THIN)
+    mlki_cuda_thin_tf32(call, a, b, mm->e, mlki_cuda_product_of(mm->batches, mm->m, mm->n, mm->k));
+  else
+    mlki_cuda_gemm_tf32(call, a, b, mm->e, mm->batches, mm->m, mm->n, mm->k);
 }
 
 template <class T> static void mlki_cuda_matmul_simt(mlki_cuda_call *call, const mlki_cuda_matmul *mm) {
   const mlki_cuda_matrix<T> a = mlki_cuda_matmul_reader<T>(mm, &mm->a, mm->m),
                             b = mlki_cuda_matmul_reader<T>(mm, &mm->b, mm->n);
+  if constexpr (sizeof(T) == 4)
+    if (mm->m <= MLKI_CUDA_THIN && call->device->tier >= 800) {
+      mlki_cuda_thin_simt(call, a, b, mm->e, mlki_cuda_product_of(mm->batches, mm->m, mm->n, mm->k));
+      return;
+    }
   mlki_cuda_gemm_simt(call, a, b, mm->e, mm->batches, mm->m, mm->n, mm->k);
 }
 
@@ -2714,6 +2762,8 @@ static mlk_status mlki_cuda_matmul_call(mlki_cuda_call *call, const mlk_matmul_d
     mlki_cuda_matmul_few<float>(call, &mm);
   else if (mm.m <= MLKI_CUDA_FEW)
     mlki_cuda_matmul_few<uint16_t>(call, &mm);
+  else if (mma && mm.dtype != MLK_F32 && mm.m <= MLKI_CUDA_THIN)
+    mlki_cuda_matmul_mma(call, &mm); /* warpgroups multiply 64 rows */
   else if (mma && mm.dtype != MLK_F32)
     mlki_cuda_matmul_tensor(call, &mm);
   else if (mma)

@@ -374,7 +374,8 @@ static void sweep(mlk_numerics numerics, int points, int64_t largest, int64_t de
     p.m = mlkt_int(&rng, 0, 2) ? mlkt_int(&rng, 1, largest) : mlkt_int(&rng, 1, 20);
     p.n = mlkt_int(&rng, 0, 2) ? mlkt_int(&rng, 1, largest) : mlkt_int(&rng, 1, 20);
     p.k = mlkt_int(&rng, 1, deepest);
-    if (index % 10 == 0 && deepest < 300) p.m += 130, p.n += 200; /* the largest tiles */
+    if (index % 10 == 0 && deepest < 300) p.m += 130, p.n += 200;                      /* the largest tiles */
+    if (index % 7 == 3) *(mlkt_int(&rng, 0, 1) ? &p.m : &p.n) = mlkt_int(&rng, 9, 16); /* the thinnest */
     if (numerics == MLK_STRICT) {
       choose(&p, MLK_F32, 0, epilogues, &rng);
       variant = run_strict(ctx, &p, &rng);
@@ -398,7 +399,7 @@ static void sweep(mlk_numerics numerics, int points, int64_t largest, int64_t de
 }
 
 static void shapes(void) {
-  static const char *const methods[] = {"mma", "tf32", "rows", "simt", NULL};
+  static const char *const methods[] = {"mma", "tf32", "rows", "simt", "mma_rows", "tf32_rows", NULL};
   sweep(MLK_FAST, 240, 150, 130, 0, methods);
 }
 
@@ -408,17 +409,18 @@ static void epilogues(void) {
 }
 
 static void deep(void) {
-  static const char *const methods[] = {"mma_split_k", "tf32_split_k", "rows_split_k", NULL};
+  static const char *const methods[] = {"mma_split_k",      "tf32_split_k",      "rows_split_k",
+                                        "mma_rows_split_k", "tf32_rows_split_k", NULL};
   sweep(MLK_FAST, 90, 140, 1500, 1, methods);
 }
 
 static void strict(void) {
-  static const char *const methods[] = {"simt", "rows", NULL};
+  static const char *const methods[] = {"simt", "rows", "simt_rows", NULL};
   sweep(MLK_STRICT, 180, 300, 100, 1, methods);
 }
 
 static void strict_deep(void) {
-  static const char *const methods[] = {"simt", "simt_split_k", "rows", "rows_split_k", NULL};
+  static const char *const methods[] = {"simt", "simt_split_k", "rows", "rows_split_k", "simt_rows_split_k", NULL};
   sweep(MLK_STRICT, 90, 150, 1700, 1, methods);
 }
 
