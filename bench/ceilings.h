@@ -455,11 +455,12 @@ static const bench_context *context_of(int threads, mlk_isa isa, mlk_numerics nu
     if (open[i].threads == threads && open[i].isa == isa && open[i].numerics == numerics) return &open[i];
   memset(&desc, 0, sizeof desc);
   desc.threads = threads, desc.isa = isa, desc.numerics = numerics;
+  desc.log = context_says;
   device_into(&desc);
   if (numerics != MLK_STRICT && calibrates()) desc.calibration = &context_of(threads, isa, MLK_STRICT)->found;
   if (count == 32) die("too many contexts");
   c = &open[count++];
-  if (mlk_open(&c->ctx, &desc) != MLK_OK) die("mlk_open(%d threads, %s) failed", threads, isa_name(isa));
+  if (mlk_open(&c->ctx, &desc) != MLK_OK) die("mlk_open(%d threads, %s): %s", threads, isa_name(isa), context_said);
   c->threads = threads, c->isa = isa, c->numerics = numerics;
   if (desc.calibration)
     c->found = *desc.calibration;

@@ -28,18 +28,20 @@ static void device_into(mlk_context_desc *desc) {
 #endif
 }
 
-static void device_open_failed(void *user, const char *line) {
+/* The last sentence of a context, also of one that does not open. */
+static char context_said[512];
+static void context_says(void *user, const char *line) {
   (void)user;
-  die("--device cuda: %s", line);
+  text(context_said, sizeof context_said, "%s", line);
 }
 
 static void device_open(void) {
   mlk_context_desc desc;
   memset(&desc, 0, sizeof desc);
-  desc.log = device_open_failed;
+  desc.log = context_says;
   device_into(&desc);
   if (mlk_open(&bench_device.ctx, &desc) != MLK_OK || mlk_get_info(bench_device.ctx, &bench_device.info) != MLK_OK)
-    die("--device cuda: mlk_open failed");
+    die("--device cuda: %s", context_said);
 }
 
 /* No program goes on after an error of the device. */
