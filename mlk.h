@@ -355,7 +355,7 @@ typedef struct mlk_calibration_point {
   int32_t op;                /* mlk_op */
   uint32_t variant;          /* of plan.variant and what kind of call it was, a hash */
   float flops, bytes, tasks; /* log of each plus 1, as the plan told them */
-  float factor;              /* log of the measured time over the ceilings' */
+  float factor;              /* log of the measured time over the ceilings', which for k-NN count packing too */
 } mlk_calibration_point;
 
 /* What mlk_calibrate found: plain data without pointers, which a program may keep in a file and give to later contexts
@@ -5557,6 +5557,9 @@ static mlk_status mlki_measure(mlk_context *ctx) {
   return MLK_OK;
 }
 
+/* A context's number of points while they are made: plans give what the factors are relative to. */
+#define MLKI_CALIBRATING (-1)
+
 static uint32_t mlki_variant_hash(const char *variant) { /* FNV-1a, 32 bits */
   uint32_t h = 2166136261u;
   for (; *variant; variant++) h = (h ^ (unsigned char)*variant) * 16777619u;
@@ -6388,9 +6391,10 @@ MLKI_INLINE int mlki_tiny_overlap(const mlk_tensor *x, const mlk_tensor *y) {
 static int mlki_matmul_tiny(const mlk_context *ctx, const mlk_matmul_desc *desc) {
   mlki_strip strip;
   int64_t m, n, i, height;
-  if (!desc || ctx->reference || ctx->backend || desc->packed_b || desc->alpha || desc->beta ||
-      desc->activation != MLK_NONE || desc->c.data || desc->bias.data || desc->residual.data || desc->preact.data ||
-      !mlki_tiny_matrix(&desc->a) || !mlki_tiny_matrix(&desc->b) || !mlki_tiny_matrix(&desc->d))
+  if (!desc || ctx->reference || ctx->backend || desc->packed_b || (desc->alpha && *desc->alpha != 1.0f) ||
+      (desc->beta && *desc->beta != 0.0f) || desc->activation != MLK_NONE || desc->c.data || desc->bias.data ||
+      desc->residual.data || desc->preact.data || !mlki_tiny_matrix(&desc->a) || !mlki_tiny_matrix(&desc->b) ||
+      !mlki_tiny_matrix(&desc->d))
     return 0;
   m = desc->d.shape[0], n = desc->d.shape[1];
   if (desc->a.shape[0] != m || desc->b.shape[1] != n || desc->a.shape[1] != desc->b.shape[0] ||
@@ -17055,6 +17059,9 @@ static const mlki_trial mlki_trials[] = {
     {MLK_OP_CONV_GRAD_WEIGHTS, 6, 1, 144, 56, 144, 3},
     {MLK_OP_ATTENTION, 0, 4, 12, 32, 32, 64},
     {MLK_OP_ATTENTION, 0, 2, 12, 128, 128, 64},
+    {MLK_OP_ATTENTION, 0, 32, 12, 32, 32, 64},
+    {MLK_OP_ATTENTION, 0, 16, 16, 128, 128, 64},
+    {MLK_OP_ATTENTION, 1, 16, 16, 128, 128, 64},
     {MLK_OP_ATTENTION, 0, 1, 8, 512, 512, 64},
     {MLK_OP_ATTENTION, 1, 1, 8, 512, 512, 64},
     {MLK_OP_ATTENTION, 0, 1, 4, 1024, 1024, 128},
@@ -17071,6 +17078,7 @@ static const mlki_trial mlki_trials[] = {
     {MLK_OP_ATTENTION_GRAD, 0, 1, 2, 1024, 1024, 128},
     {MLK_OP_ATTENTION_MERGE, 0, 8, 4, 16, 64, 64},
     {MLK_OP_ATTENTION_MERGE, 0, 8, 1, 32, 1, 128},
+    {MLK_OP_ATTENTION_MERGE, 0, 8, 1, 16, 1024, 64},
     {MLK_OP_KNN, 0, 1, 4096, 64, 10, 0},
     {MLK_OP_KNN, 0, 1, 200000, 16, 10, 0},
     {MLK_OP_KNN, 0, 1, 200000, 64, 10, 0},
@@ -17845,7 +17853,7 @@ MLK_API mlk_status mlk_calibrate(mlk_context *ctx, mlk_calibration *calibration)
   c.ctx = ctx;
   if ((status = mlki_calibration_head(ctx, &head)) != MLK_OK || (status = mlk_measure(ctx, NULL)) != MLK_OK)
     return status;
-  before = ctx->calibration.count, ctx->calibration.count = 0; /* plans give the roofline meanwhile */
+  before = ctx->calibration.count, ctx->calibration.count = MLKI_CALIBRATING;
   status = mlki_calibrator_open(&c, &host);
   if (status == MLK_OK) status = mlki_calibrate(&c);
   mlki_free(ctx, host, MLKI_CALIBRATE_HOST);
@@ -18202,10 +18210,10 @@ MLK_API mlk_status mlk_knn_plan(mlk_context *ctx, const mlk_knn_desc *desc, mlk_
   if (ctx->backend) return mlki_backend_plan(ctx, MLK_OP_KNN, desc, knn.flops, knn.bytes, plan);
   mlki_fill_plan(ctx, plan, MLK_OP_KNN, desc, knn.flops, knn.bytes, knn.task_bytes * (uint64_t)knn.tasks, knn.tasks,
                  mlki_knn_variant_names[knn.variant]);
-  if (knn.variant == MLKI_KNN_FILTER)
-    plan->seconds = mlki_predict(
-        ctx, MLK_OP_KNN, desc, plan,
-        mlki_roofline(ctx, (double)knn.flops + mlki_knn_aside(&knn), (double)knn.bytes, knn.tasks));
+  if (knn.variant == MLKI_KNN_FILTER && ctx->calibration.count != 0) {
+    const double flops = (double)knn.flops + mlki_knn_aside(&knn);
+    plan->seconds = mlki_predict(ctx, MLK_OP_KNN, desc, plan, mlki_roofline(ctx, flops, (double)knn.bytes, knn.tasks));
+  }
   return MLK_OK;
 }
 

@@ -853,7 +853,7 @@ static void plan_layer(problem *p, mlk_isa isa, int threads, int fail) {
     CHECK_EQ_I64(plan.bytes, 4 * elements);
     CHECK(plan.variant && plan.variant[0]);
     CHECK_EQ_I64(memory.calls, calls);
-    if (mlkt_opt.cuda) { /* workspace is the device's; threads counts kernels */
+    if (mlkt_opt.cuda && isa != MLK_ISA_REFERENCE) { /* workspace is the device's; threads counts kernels */
       CHECK_EQ_STR(plan.backend, "cuda");
       CHECK(plan.threads == 0 || plan.seconds > 0);
       CHECK_OK(ctx, mlk_reserve(ctx, plan.workspace_bytes, MLK_FIXED));
