@@ -95,9 +95,12 @@ stage_clang() { # and the optimiser at link time, where it works: a row's instru
   "$base/clang/mlk_test" --quick $sampled --without context/calibrate
 }
 
-stage_cxx11_native() { # C++11; and the compiler may use this machine's instructions everywhere, and contract: the bits must stay
+stage_cxx11_native() { # C++11; and the compiler may use this machine's instructions everywhere, contract, and optimise at
+  # link time: the bits must stay
+  local flags="-O2 -march=native -ffp-contract=fast"
   have g++ || skip "no g++"
-  build cxx11_native CC=g++ CFLAGS="-O2 -march=native -ffp-contract=fast -Werror" TEST_CFLAGS="-O0 -Werror" WARN="$(cxx_warnings c++11)"
+  ! sanitizer_works g++ -flto=1 || flags+=" -flto=1"
+  build cxx11_native CC=g++ CFLAGS="$flags -Werror" TEST_CFLAGS="-O0 -Werror" WARN="$(cxx_warnings c++11)"
   "$base/cxx11_native/mlk_test" --quick $dispatched
 }
 

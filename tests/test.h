@@ -77,9 +77,10 @@ int mlkt_keep(uint64_t index);
 /* 1 when not even what --quick takes is wanted (--one-in above 20): cases that are no sweep make
    do with fewer rounds. */
 int mlkt_sampled(void);
+/* Does a sentence name this word, and not as a part of another? */
+int mlkt_has_word(const char *sentence, const char *text);
 
-/* ---- checks: main thread only. Each gives 1 when it holds; else prints a sentence, counts the
-   failure, gives 0 -------- */
+/* ---- checks: main thread only. Each gives 1 when it holds; else prints a sentence, counts the failure, gives 0 - */
 
 #define CHECK(condition)                   mlkt_check((condition) ? 1 : 0, __FILE__, __LINE__, "%s", #condition)
 /* CHECK_MSG(condition, format, ...): the sentence tells the values. */
@@ -93,6 +94,10 @@ int mlkt_sampled(void);
 /* call gives the status want; on a mismatch ctx's sentence is printed too (ctx may be NULL). */
 #define CHECK_STATUS(ctx, call, want)      mlkt_check_status((ctx), (call), (want), __FILE__, __LINE__, #call)
 #define CHECK_OK(ctx, call)                CHECK_STATUS(ctx, call, MLK_OK)
+/* The last sentence names an argument, or tells a value. */
+#define CHECK_NAMES(ctx, word)                                                                                         \
+  CHECK_MSG(mlkt_has_word(mlk_last_error(ctx), word), "the sentence does not name %s: \"%s\"", word,                   \
+            mlk_last_error(ctx))
 
 int mlkt_pass(void);
 int mlkt_check(int ok, const char *file, int line, const char *format, ...) MLKT_PRINTF(4, 5);

@@ -351,7 +351,7 @@ static void threads(void) {
       if (which_one == 4) s = setup_new(3, 4, 1, 5, 1100, 16, 16), s.keys = KEYS_LENGTHS, s.window = 700;
       if (which_one == 5) s = setup_new(1, 1, 1, 40, 600, 16, 64), s.masks = 2, s.broad = 8, s.softcap = 3;
       if (what == BACKWARD && which_one == 0) s.t = 2000;
-      if (mlkt_opt.quick && (index + mlkt_opt.seed) % (mlkt_sampled() ? 6 : 3)) continue;
+      if (mlkt_opt.quick && (mlkt_sampled() ? which_one != 2 : (index + mlkt_opt.seed) % 3 != 0)) continue;
       problem_shape(&p, (op)what, &s, &rng);
       problem_fill(&p, SIGNED, &rng);
       if (!forward_first(&p)) break;

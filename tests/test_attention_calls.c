@@ -9,17 +9,6 @@
 
 /* ---- refusals ---------------------------------------------------------------------------------------------------- */
 
-static int has_word(const char *sentence, const char *text) {
-  static const char word[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_";
-  const size_t length = strlen(text);
-  const char *p = sentence;
-  while ((p = strstr(p, text)) != NULL) {
-    if ((p == sentence || !strchr(word, p[-1])) && (p[length] == 0 || !strchr(word, p[length]))) return 1;
-    p++;
-  }
-  return 0;
-}
-
 typedef enum callee { ATTENTION, GRADIENT, MERGE, CALLEES } callee;
 static const char *const callee_names[CALLEES] = {"attention", "attention_grad", "attention_merge"};
 
@@ -66,16 +55,14 @@ static void expect_refusal(callee what, mlk_context *ctx, const void *desc, mlk_
   if (mlkt_opt.cuda && !planned) { /* what lies in the device's memory is told afterwards, without its value */
     CHECK_OK(ctx, any_call(what, ctx, desc, NULL));
     CHECK_STATUS(ctx, mlk_sync(ctx), status);
-    CHECK_MSG(has_word(mlk_last_error(ctx), word), "the sentence does not name %s: \"%s\"", word, mlk_last_error(ctx));
+    CHECK_NAMES(ctx, word);
     CHECK_OK(ctx, any_call(what, ctx, desc, &plan));
     bad_reset();
     return;
   }
   CHECK_STATUS(ctx, any_call(what, ctx, desc, NULL), status);
-  CHECK_MSG(has_word(mlk_last_error(ctx), word), "the sentence does not name %s: \"%s\"", word, mlk_last_error(ctx));
-  if (value)
-    CHECK_MSG(has_word(mlk_last_error(ctx), value), "the sentence does not tell %s: \"%s\"", value,
-              mlk_last_error(ctx));
+  CHECK_NAMES(ctx, word);
+  if (value) CHECK_NAMES(ctx, value);
   CHECK_STATUS(ctx, any_call(what, ctx, desc, &plan), planned ? status : MLK_OK);
   if (planned) CHECK_MSG(memcmp(&plan, &kept, sizeof plan) == 0, "a refused plan was written");
   CHECK_MSG(bad_untouched(), "a refused call wrote an output");
@@ -440,7 +427,7 @@ static void refuse_alias(callee what, mlk_context *ctx, const void *desc, const 
   mlkt_note("%s, line %d", callee_names[what], line);
   memcpy(kept, alias_memory, sizeof kept);
   CHECK_STATUS(ctx, any_call(what, ctx, desc, NULL), MLK_ERR_ALIAS);
-  CHECK_MSG(has_word(mlk_last_error(ctx), word) && has_word(mlk_last_error(ctx), other),
+  CHECK_MSG(mlkt_has_word(mlk_last_error(ctx), word) && mlkt_has_word(mlk_last_error(ctx), other),
             "the sentence does not name %s and %s: \"%s\"", word, other, mlk_last_error(ctx));
   CHECK_MSG(memcmp(kept, alias_memory, sizeof kept) == 0, "a refused call wrote memory");
 }

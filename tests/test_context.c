@@ -23,21 +23,6 @@
 #include <omp.h>
 #endif
 
-/* ---- sentences --------------------------------------------------------------------------------------------------- */
-
-/* 1 when sentence holds text between characters that are no letters, digits or underscores. */
-static int has_word(const char *sentence, const char *text) {
-  const size_t length = strlen(text);
-  const char *p = sentence;
-  while ((p = strstr(p, text)) != NULL) {
-    const char before = p == sentence ? ' ' : p[-1], after = p[length];
-    const char *const word = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_";
-    if (!strchr(word, before) && (after == 0 || !strchr(word, after))) return 1;
-    p++;
-  }
-  return 0;
-}
-
 /* ---- names, open, close ------------------------------------------------------------------------------------------ */
 
 static void names(void) {
@@ -129,11 +114,11 @@ static void null_arguments(void) {
       mlkt_note("%s", op_name(op));
       CHECK_STATUS(NULL, op_run(op, NULL, w), MLK_ERR_ARGUMENT);
       CHECK_STATUS(ctx, op_run(op, ctx, NULL), MLK_ERR_ARGUMENT);
-      CHECK_MSG(has_word(mlk_last_error(ctx), "desc"), "the sentence is \"%s\"", mlk_last_error(ctx));
+      CHECK_MSG(mlkt_has_word(mlk_last_error(ctx), "desc"), "the sentence is \"%s\"", mlk_last_error(ctx));
       CHECK_STATUS(NULL, op_plan(op, NULL, w, &plan), MLK_ERR_ARGUMENT);
       CHECK_STATUS(ctx, op_plan(op, ctx, NULL, &plan), MLK_ERR_ARGUMENT);
       CHECK_STATUS(ctx, op_plan(op, ctx, w, NULL), MLK_ERR_ARGUMENT);
-      CHECK_MSG(has_word(mlk_last_error(ctx), "plan"), "the sentence is \"%s\"", mlk_last_error(ctx));
+      CHECK_MSG(mlkt_has_word(mlk_last_error(ctx), "plan"), "the sentence is \"%s\"", mlk_last_error(ctx));
       CHECK_MSG(op_untouched(op, w), "%s wrote an output", op_name(op));
     }
     mlkt_note("%s", "");
@@ -177,7 +162,7 @@ static void refuse_open(mlk_context_desc desc, mlk_status status, const char *wo
   CHECK_STATUS(NULL, mlk_open(&ctx, &desc), status);
   CHECK(ctx == NULL);
   CHECK_MSG(book.lines == 1, "%d lines were logged, the last: \"%s\"", book.lines, book.last);
-  CHECK_MSG(has_word(book.last, word), "the sentence does not name %s: \"%s\"", word, book.last);
+  CHECK_MSG(mlkt_has_word(book.last, word), "the sentence does not name %s: \"%s\"", word, book.last);
   if (value) CHECK_MSG(strstr(book.last, value) != NULL, "the sentence does not tell %s: \"%s\"", value, book.last);
   mlkt_note("%s", "");
 }
@@ -272,7 +257,7 @@ static void sentences(void) {
     CHECK_STATUS(ctx, mlk_matmul(ctx, &matmul), MLK_ERR_SHAPE);
     CHECK_EQ_I64(book.lines, 1);
     CHECK_EQ_STR(book.last, mlk_last_error(ctx));
-    CHECK_MSG(has_word(book.last, "b") && strstr(book.last, "531") && strstr(book.last, "530"),
+    CHECK_MSG(mlkt_has_word(book.last, "b") && strstr(book.last, "531") && strstr(book.last, "530"),
               "the sentence does not tell b, 531 and 530: \"%s\"", book.last);
     CHECK_MSG(!strchr(book.last, '\n'), "the sentence has a line break: \"%s\"", book.last);
     CHECK(op_untouched(OP_matmul, w));
@@ -288,7 +273,7 @@ static void sentences(void) {
 
     matmul.d.data = NULL; /* another failure replaces it */
     CHECK_STATUS(ctx, mlk_matmul(ctx, &matmul), MLK_ERR_ARGUMENT);
-    CHECK_MSG(has_word(mlk_last_error(ctx), "d"), "the sentence does not name d: \"%s\"", mlk_last_error(ctx));
+    CHECK_NAMES(ctx, "d");
     CHECK(strcmp(mlk_last_error(ctx), kept) != 0);
     CHECK_EQ_I64(book.lines, 3);
     mlk_close(ctx);
@@ -389,7 +374,7 @@ static void reserve(void) {
   }
 #ifndef __cplusplus
   CHECK_STATUS(ctx, mlk_reserve(ctx, 0, (mlk_growth)2), MLK_ERR_ARGUMENT);
-  CHECK_MSG(has_word(mlk_last_error(ctx), "growth"), "the sentence does not name growth: \"%s\"", mlk_last_error(ctx));
+  CHECK_NAMES(ctx, "growth");
 #endif
   CHECK_OK(ctx, mlk_get_info(ctx, &info));
   CHECK_MSG(info.workspace_bytes >= before || info.workspace_bytes == 0,
@@ -1223,8 +1208,8 @@ static void sizes_odd(void) {
         /* four steps of 2^60 floats are 2^64 bytes */
         if (strides[i] >= INT64_C(1) << 60 || strides[i] < 0) {
           CHECK_STATUS(ctx, status, MLK_ERR_SIZE);
-          CHECK_MSG(has_word(mlk_last_error(ctx), which ? "a" : "b"), "the sentence does not name the tensor: \"%s\"",
-                    mlk_last_error(ctx));
+          CHECK_MSG(mlkt_has_word(mlk_last_error(ctx), which ? "a" : "b"),
+                    "the sentence does not name the tensor: \"%s\"", mlk_last_error(ctx));
         } else
           CHECK_STATUS(ctx, status, MLK_OK);
       }
@@ -1309,8 +1294,7 @@ static void sizes_odd(void) {
     CHECK_OK(ctx, mlk_knn_plan(ctx, &desc, &plan));
     desc.first_id = INT64_MAX - 7;
     CHECK_STATUS(ctx, mlk_knn_plan(ctx, &desc, &plan), MLK_ERR_SIZE);
-    CHECK_MSG(has_word(mlk_last_error(ctx), "first_id"), "the sentence does not name first_id: \"%s\"",
-              mlk_last_error(ctx));
+    CHECK_NAMES(ctx, "first_id");
     desc.first_id = INT64_MAX;
     CHECK_STATUS(ctx, mlk_knn_plan(ctx, &desc, &plan), MLK_ERR_SIZE);
   }

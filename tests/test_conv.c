@@ -247,17 +247,6 @@ static void one_gradient_only(void) {
 
 /* ---- packing ----------------------------------------------------------------------------------------------------- */
 
-static int has_word(const char *sentence, const char *text) {
-  static const char word[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_";
-  const size_t length = strlen(text);
-  const char *p = sentence;
-  while ((p = strstr(p, text)) != NULL) {
-    if ((p == sentence || !strchr(word, p[-1])) && (p[length] == 0 || !strchr(word, p[length]))) return 1;
-    p++;
-  }
-  return 0;
-}
-
 /* The call must be refused because of packed_w, and leave the output alone. The filter's size is the handle's: where it
    does not fit, so does the output's not. */
 static void refuse_packed(problem *p, mlk_context *ctx, const mlk_packed *packed, int sizes_differ, const char *why) {
@@ -267,9 +256,9 @@ static void refuse_packed(problem *p, mlk_context *ctx, const mlk_packed *packed
   mlkt_rogue_f32(mlkt_buffer_f32(&out->buffer), out->span);
   status = call(p, ctx, packed);
   CHECK_STATUS(ctx, status, sizes_differ && status == MLK_ERR_SHAPE ? MLK_ERR_SHAPE : MLK_ERR_ARGUMENT);
-  CHECK_MSG(has_word(mlk_last_error(ctx), "packed_w") ||
-                (mlkt_opt.cuda && has_word(mlk_last_error(ctx), "w")) || /* what the handle is there */
-                (sizes_differ && has_word(mlk_last_error(ctx), p->what == CONV ? "y" : "dy")),
+  CHECK_MSG(mlkt_has_word(mlk_last_error(ctx), "packed_w") ||
+                (mlkt_opt.cuda && mlkt_has_word(mlk_last_error(ctx), "w")) || /* what the handle is there */
+                (sizes_differ && mlkt_has_word(mlk_last_error(ctx), p->what == CONV ? "y" : "dy")),
             "the sentence does not name packed_w: \"%s\"", mlk_last_error(ctx));
   CHECK_MSG(mlkt_is_rogue_f32(mlkt_buffer_f32(&out->buffer), out->span), "a refused call wrote the output");
 }
@@ -280,7 +269,7 @@ static void refuse_pack(problem *p, mlk_context *ctx, void *buffer, uint64_t byt
   memset(&packed, 0xFE, sizeof packed);
   memcpy(&kept, &packed, sizeof packed);
   CHECK_STATUS(ctx, call_pack(p, ctx, buffer, bytes, &packed), MLK_ERR_ARGUMENT);
-  CHECK_MSG(has_word(mlk_last_error(ctx), word) && strstr(mlk_last_error(ctx), value),
+  CHECK_MSG(mlkt_has_word(mlk_last_error(ctx), word) && strstr(mlk_last_error(ctx), value),
             "the sentence does not tell %s and %s: \"%s\"", word, value, mlk_last_error(ctx));
   CHECK_MSG(memcmp(&packed, &kept, sizeof packed) == 0, "a refused call wrote packed");
 }
@@ -325,7 +314,7 @@ static void packing_layer(problem *p, op what, const layer *l, mlk_isa isa, mlkt
     if (!mlkt_opt.cuda && /* where all rows are one device */
         i != (int)isa && i != MLK_ISA_REFERENCE && mlk_isa_available((mlk_isa)i) && crew_get((mlk_isa)i, 1)) {
       refuse_packed(p, crew_get((mlk_isa)i, 1), &packed, 0, "packed by another row");
-      CHECK_MSG(has_word(mlk_last_error(crew_get((mlk_isa)i, 1)), mlk_isa_name(isa)),
+      CHECK_MSG(mlkt_has_word(mlk_last_error(crew_get((mlk_isa)i, 1)), mlk_isa_name(isa)),
                 "the sentence does not name %s: \"%s\"", mlk_isa_name(isa), mlk_last_error(crew_get((mlk_isa)i, 1)));
     }
   if (crew_get(MLK_ISA_REFERENCE, 1)) { /* which packs nothing */
@@ -338,8 +327,7 @@ static void packing_layer(problem *p, op what, const layer *l, mlk_isa isa, mlkt
     mlk_conv_grad_input_desc input = grad_input_desc(p, NULL);
     conv.packed_w = input.packed_w = &packed;
     CHECK_STATUS(ctx, what == CONV ? mlk_conv(ctx, &conv) : mlk_conv_grad_input(ctx, &input), MLK_ERR_ARGUMENT);
-    CHECK_MSG(has_word(mlk_last_error(ctx), "packed_w"), "the sentence does not name packed_w: \"%s\"",
-              mlk_last_error(ctx));
+    CHECK_NAMES(ctx, "packed_w");
   }
   if (what == CONV && l->c == l->k && !mlkt_opt.cuda) { /* the other operator's panels; a device's handle serves both */
     p->what = GRAD_INPUT;
@@ -461,10 +449,8 @@ static void expect_refusal(op what, mlk_context *ctx, const void *desc, mlk_stat
   memset(&plan, 0xFE, sizeof plan);
   memcpy(&kept, &plan, sizeof plan);
   CHECK_STATUS(ctx, any_call(what, ctx, desc, NULL), status);
-  CHECK_MSG(has_word(mlk_last_error(ctx), word), "the sentence does not name %s: \"%s\"", word, mlk_last_error(ctx));
-  if (value)
-    CHECK_MSG(has_word(mlk_last_error(ctx), value), "the sentence does not tell %s: \"%s\"", value,
-              mlk_last_error(ctx));
+  CHECK_NAMES(ctx, word);
+  if (value) CHECK_NAMES(ctx, value);
   CHECK_STATUS(ctx, any_call(what, ctx, desc, &plan), status);
   CHECK_MSG(memcmp(&plan, &kept, sizeof plan) == 0, "a refused plan was written");
   CHECK_MSG(mlkt_is_rogue_f32(out, BAD_ROOM) && mlkt_is_rogue_f32(bad_preact, BAD_ROOM),
@@ -713,7 +699,7 @@ static void refuse_alias(op what, mlk_context *ctx, const void *desc, const char
   mlkt_note("%s, line %d", op_names[what], line);
   memcpy(kept, alias_memory, sizeof kept);
   CHECK_STATUS(ctx, any_call(what, ctx, desc, NULL), MLK_ERR_ALIAS);
-  CHECK_MSG(has_word(mlk_last_error(ctx), word), "the sentence does not name %s: \"%s\"", word, mlk_last_error(ctx));
+  CHECK_NAMES(ctx, word);
   CHECK_MSG(memcmp(kept, alias_memory, sizeof kept) == 0, "a refused call wrote memory");
 }
 

@@ -89,6 +89,17 @@ int mlkt_keep(uint64_t index) {
 
 int mlkt_sampled(void) { return mlkt_opt.one_in > 20; }
 
+int mlkt_has_word(const char *sentence, const char *text) {
+  static const char word[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_";
+  const size_t length = strlen(text);
+  const char *p = sentence;
+  while ((p = strstr(p, text)) != NULL) {
+    if ((p == sentence || !strchr(word, p[-1])) && (p[length] == 0 || !strchr(word, p[length]))) return 1;
+    p++;
+  }
+  return 0;
+}
+
 /* ---- checks ----------------------------------------------------------------------------------------------------- */
 
 int mlkt_pass(void) {

@@ -188,30 +188,38 @@ static int same_elements(const void *got, const void *want, size_t bytes, mlk_dt
 }
 
 /* The same call on the reference and on every member of the team, from the same memory of out; gaps of out included.
-   The reference's result stays in out; gives what was there before, for the caller to free. */
-static char *map_on_all(team *t, mlk_map_desc *d, view *out) {
+   from: the type of the operand. The reference's result stays in out; gives what was there before, for the caller to
+   free. */
+static char *on_all(team *t, mlk_status (*call)(mlk_context *, const void *), const void *desc, mlk_dtype from,
+                    view *out) {
   const size_t bytes = out->buffer.bytes;
   char *before = (char *)malloc(bytes + 1), *want = (char *)malloc(bytes + 1);
-  int i;
+  int i, same = 1;
   if (!before || !want) abort();
   copy_bytes(before, out->buffer.data, bytes);
-  CHECK_OK(t->reference, mlk_map(t->reference, d));
+  CHECK_OK(t->reference, call(t->reference, desc));
   copy_bytes(want, out->buffer.data, bytes);
-  for (i = 0; i < t->count; i++) {
+  for (i = 0; same && i < t->count; i++) {
     copy_bytes(out->buffer.data, before, bytes);
-    if (!CHECK_OK(t->ctx[i], mlk_map(t->ctx[i], d))) break;
-    if (out->t.dtype == MLK_F32) {
-      if (!mlkt_check_f32_n(mlkt_buffer_f32(&out->buffer), (float *)(void *)want, bytes / 4, __FILE__, __LINE__,
-                            t->name[i]))
-        break;
-    } else if (!CHECK_MSG(same_elements(out->buffer.data, want, bytes, (mlk_dtype)d->a.dtype, (mlk_dtype)out->t.dtype),
-                          "%s differs", t->name[i])) {
-      break;
-    }
+    if (!CHECK_OK(t->ctx[i], call(t->ctx[i], desc))) break;
+    if (out->t.dtype == MLK_F32)
+      same = mlkt_check_f32_n(mlkt_buffer_f32(&out->buffer), (float *)(void *)want, bytes / 4, __FILE__, __LINE__,
+                              t->name[i]);
+    else if (out->t.dtype == MLK_I64)
+      same = mlkt_check_i64_n(mlkt_buffer_i64(&out->buffer), (int64_t *)(void *)want, bytes / 8, __FILE__, __LINE__,
+                              t->name[i]);
+    else
+      same = CHECK_MSG(same_elements(out->buffer.data, want, bytes, from, (mlk_dtype)out->t.dtype), "%s differs",
+                       t->name[i]);
   }
   copy_bytes(out->buffer.data, want, bytes);
   free(want);
   return before;
+}
+
+static mlk_status call_map(mlk_context *ctx, const void *desc) { return mlk_map(ctx, (const mlk_map_desc *)desc); }
+static char *map_on_all(team *t, const mlk_map_desc *d, view *out) {
+  return on_all(t, call_map, d, (mlk_dtype)d->a.dtype, out);
 }
 
 /* The operations that are one or two IEEE operations, written again. */
@@ -319,29 +327,11 @@ static void test_convert_views(void) {
 
 /* ---- reductions against the reference ---------------------------------------------------------------------------- */
 
-static char *reduce_on_all(team *t, mlk_reduce_desc *d, view *out) {
-  const size_t bytes = out->buffer.bytes;
-  char *before = (char *)malloc(bytes + 1), *want = (char *)malloc(bytes + 1);
-  int i;
-  if (!before || !want) abort();
-  copy_bytes(before, out->buffer.data, bytes);
-  CHECK_OK(t->reference, mlk_reduce(t->reference, d));
-  copy_bytes(want, out->buffer.data, bytes);
-  for (i = 0; i < t->count; i++) {
-    copy_bytes(out->buffer.data, before, bytes);
-    if (!CHECK_OK(t->ctx[i], mlk_reduce(t->ctx[i], d))) break;
-    if (out->t.dtype == MLK_F32) {
-      if (!mlkt_check_f32_n(mlkt_buffer_f32(&out->buffer), (float *)(void *)want, bytes / 4, __FILE__, __LINE__,
-                            t->name[i]))
-        break;
-    } else if (!mlkt_check_i64_n(mlkt_buffer_i64(&out->buffer), (int64_t *)(void *)want, bytes / 8, __FILE__, __LINE__,
-                                 t->name[i])) {
-      break;
-    }
-  }
-  copy_bytes(out->buffer.data, want, bytes);
-  free(want);
-  return before;
+static mlk_status call_reduce(mlk_context *ctx, const void *desc) {
+  return mlk_reduce(ctx, (const mlk_reduce_desc *)desc);
+}
+static char *reduce_on_all(team *t, const mlk_reduce_desc *d, view *out) {
+  return on_all(t, call_reduce, d, (mlk_dtype)d->x.dtype, out);
 }
 
 /* Every output against f64, a plain search, or a bound on what order of summation can do. before: out as it was. */
