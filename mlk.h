@@ -8858,10 +8858,10 @@ static mlk_status mlki_knn_block(mlk_context *ctx, mlki_knn *knn) {
   return MLK_OK;
 }
 
-/* What a search through the filter takes besides its 2 Q N D, in flops of the same time: packing the base, once for each
-   block of queries; and re-ranking what the filter leaves. Of rows in random order the i-th is among the nearest k with
-   probability k / i, so behind the first f, all of which are re-ranked, k log(rows / f) of a task's rows are. The cycles
-   are those of a Zen 5, of 4 flops a lane; elsewhere a calibration scales them. */
+/* What a search through the filter takes besides its 2 Q N D, in flops of the same time: packing the base, once for
+   each block of queries; and re-ranking what the filter leaves. Of rows in random order the i-th is among the nearest k
+   with probability k / i, so behind the first f, all of which are re-ranked, k log(rows / f) of a task's rows are. The
+   cycles are those of a Zen 5, of 4 flops a lane; elsewhere a calibration scales them. */
 static double mlki_knn_aside(const mlki_knn *knn) {
   const double pack = 0.5, rerank = 15.0, rerank_element = 0.3, rerank_level = 42.0; /* cycles */
   const int64_t blocks = (knn->split_base ? 1 : knn->tasks) * mlki_ceil_div(knn->task_queries, knn->block_queries);
