@@ -6373,19 +6373,25 @@ static mlk_status mlki_matmul_prepare(mlk_context *ctx, const mlk_matmul_desc *d
   return MLK_OK;
 }
 
-/* Is t a dense row-major matrix of f32, small enough for mlki_matmul_tiny? */
+/* Elements from row to row. */
+MLKI_INLINE int64_t mlki_tiny_stride(const mlk_tensor *t) { return t->stride[1] == 1 ? t->stride[0] : t->shape[1]; }
+
+/* Is t a matrix of f32 with dense rows apart from each other, small enough for mlki_matmul_tiny? */
 MLKI_INLINE int mlki_tiny_matrix(const mlk_tensor *t) {
-  return t->rank == 2 && t->dtype == MLK_F32 && t->data && t->stride[0] == 0 && t->stride[1] == 0 && t->shape[0] > 0 &&
-         t->shape[1] > 0 && t->shape[0] <= MLKI_TINY && t->shape[1] <= MLKI_TINY;
+  return t->rank == 2 && t->dtype == MLK_F32 && t->data && t->shape[0] > 0 && t->shape[1] > 0 &&
+         t->shape[0] <= MLKI_TINY && t->shape[1] <= MLKI_TINY &&
+         ((t->stride[0] == 0 && t->stride[1] == 0) ||
+          (t->stride[1] == 1 && t->stride[0] >= t->shape[1] && t->stride[0] <= 2 * MLKI_TINY));
 }
 
-/* Do two dense matrices overlap? */
+/* Do two of them overlap, or could they, row between row? */
 MLKI_INLINE int mlki_tiny_overlap(const mlk_tensor *x, const mlk_tensor *y) {
   const uintptr_t x0 = (uintptr_t)x->data, y0 = (uintptr_t)y->data;
-  return x0 < y0 + 4 * (uintptr_t)(y->shape[0] * y->shape[1]) && y0 < x0 + 4 * (uintptr_t)(x->shape[0] * x->shape[1]);
+  return x0 < y0 + 4 * (uintptr_t)(y->shape[0] * mlki_tiny_stride(y)) &&
+         y0 < x0 + 4 * (uintptr_t)(x->shape[0] * mlki_tiny_stride(x));
 }
 
-/* A product of small dense matrices without an epilogue, where checking and planning would cost more than the
+/* A product of small matrices without an epilogue, where checking and planning would cost more than the
    arithmetic: done here, with the same bits as the direct variant, if every condition holds at sight; else left to
    the general path, errors included. */
 static int mlki_matmul_tiny(const mlk_context *ctx, const mlk_matmul_desc *desc) {
@@ -6401,13 +6407,13 @@ static int mlki_matmul_tiny(const mlk_context *ctx, const mlk_matmul_desc *desc)
       mlki_tiny_overlap(&desc->d, &desc->a) || mlki_tiny_overlap(&desc->d, &desc->b))
     return 0;
   strip.k = desc->a.shape[1], strip.cols = n, strip.chain = MLKI_START;
-  strip.a_rs = strip.k, strip.a_cs = 1;
-  strip.b = (const float *)desc->b.data, strip.b_rs = n, strip.b_panel = ctx->row->nr;
-  strip.c_rs = n;
+  strip.a_rs = mlki_tiny_stride(&desc->a), strip.a_cs = 1;
+  strip.b = (const float *)desc->b.data, strip.b_rs = mlki_tiny_stride(&desc->b), strip.b_panel = ctx->row->nr;
+  strip.c_rs = mlki_tiny_stride(&desc->d);
   height = m <= ctx->row->mr ? m : mlki_panel_rows(m, ctx->row->mr);
   for (i = 0; i < m; i += height) {
     strip.rows = mlki_min(height, m - i);
-    strip.a = (const float *)desc->a.data + i * strip.k, strip.c = (float *)desc->d.data + i * n;
+    strip.a = (const float *)desc->a.data + i * strip.a_rs, strip.c = (float *)desc->d.data + i * strip.c_rs;
     ctx->row->strip(&strip);
   }
   return 1;
@@ -17096,7 +17102,7 @@ static const mlki_trial mlki_trials[] = {
     {MLK_OP_DISTANCES, 0, 64, 1024, 64, 0, 0},
     {MLK_OP_DISTANCES, 0, 500, 10000, 16, 0, 0},
     {MLK_OP_DISTANCES, 0, 500, 10000, 128, 0, 0},
-    {MLK_OP_DISTANCES, 0, 200, 5000, 784, 0, 0},
+    {MLK_OP_DISTANCES, 0, 200, 2500, 784, 0, 0},
     {MLK_OP_AVERAGE, 0, 2, 1 << 15, 1, 0, 0},
     {MLK_OP_AVERAGE, 0, 4, 1 << 14, 1, 0, 0},
     {MLK_OP_AVERAGE, 0, 8, 1 << 13, 1, 0, 0},
