@@ -1042,7 +1042,7 @@ template <class R, int width, int pitch, int threads> struct mlki_cuda_bring {
   static __device__ __forceinline__ void copy_in_order(const R &r, const line *lines, float *to, int64_t k0, int64_t k1,
                                                        int left) {
     constexpr int vector = order == MLKI_CUDA_VECTORS ? 4 : 1;
-#pragma unroll(units > 16 ? 8 : 16) /* more addresses at a time would spill */
+#pragma unroll(units > 16 ? 4 : 16) /* more addresses at a time would spill */
     for (int u = 0; u < units / vector; u++) {
       int i, k;
       place(order, u, i, k);
@@ -1186,21 +1186,15 @@ MLKI_CUDA_DEVICE void mlki_cuda_gemm_write(const W &w, const mlki_cuda_product &
 template <int stages, bool async, class Copy, class Hold, class Put, class Use>
 MLKI_CUDA_DEVICE void mlki_cuda_gemm_pipe(int tiles, Copy copy, Hold hold, Put put, Use use) {
   constexpr int ahead = async ? stages - 1 : 1, ring = async ? stages : 2;
-  if (async) {
-#pragma unroll
-    for (int s = 0; s < ahead; s++) {
-      if (s < tiles) copy(s, s);
-      mlki_cuda_cp_commit();
-    }
-  } else if (tiles > 0) {
-    hold(0), put(0);
-  }
-  int now = 0;
+  int now = ring - ahead;
+  /* (the first tiles are brought by rounds of their own: so the code that brings one is there once, not three times) */
 #pragma unroll 1
-  for (int t = 0; t < tiles; t++) {
+  for (int t = -ahead; t < tiles; t++) {
     const int next = now + ahead >= ring ? now + ahead - ring : now + ahead;
-    if (async) mlki_cuda_cp_wait<stages - 2>();
-    __syncthreads(); /* tile t is there, and nobody uses tile t - 1 any more */
+    if (t >= 0) {
+      if (async) mlki_cuda_cp_wait<stages - 2>();
+      __syncthreads(); /* tile t is there, and nobody uses tile t - 1 any more */
+    }
     if (t + ahead < tiles) {
       if (async)
         copy(t + ahead, next);
@@ -1208,7 +1202,7 @@ MLKI_CUDA_DEVICE void mlki_cuda_gemm_pipe(int tiles, Copy copy, Hold hold, Put p
         hold(t + ahead);
     }
     if (async) mlki_cuda_cp_commit();
-    use(t, now);
+    if (t >= 0) use(t, now);
     if (!async && t + ahead < tiles) put(next);
     now = now + 1 == ring ? 0 : now + 1;
   }
@@ -1890,7 +1884,7 @@ template <int rows_, class T> struct mlki_cuda_few_tile {
 /* The terms of B's lines lie side by side: tiles of 128 lines come by way of shared memory, in 16
    bytes where aligned. */
 template <class F, class T, class W>
-static __global__ void __launch_bounds__(MLKI_CUDA_FEW_THREADS)
+static __global__ void __launch_bounds__(MLKI_CUDA_FEW_THREADS, MLKI_CUDA_ARCH >= 800 ? 4 : 1)
     mlki_cuda_few_terms_kernel(mlki_cuda_matrix<T> a, mlki_cuda_matrix<T> b, W w, mlki_cuda_product p, int aligned) {
   constexpr int rows = F::rows, vector = F::vector, depth = F::depth, pitch = F::pitch;
   const mlki_cuda_gemm_place at = mlki_cuda_gemm_place_of(p, rows, F::lines);
@@ -2984,6 +2978,13 @@ template <int BM, int BN> struct mlki_cuda_conv_tile {
 #pragma unroll
       for (int j = 0; j < 8; j++) sum[i][j] = value;
   }
+  /* Row 0 goes, the others move up: so a loop over rows need not be unrolled, since registers cannot be indexed. */
+  MLKI_CUDA_MEMBER void shift(void) {
+#pragma unroll
+    for (int i = 0; i < 7; i++)
+#pragma unroll
+      for (int j = 0; j < 8; j++) sum[i][j] = sum[i + 1][j];
+  }
   /* One term: a and b are its row of A's and of B's tile. */
   MLKI_CUDA_MEMBER void term(const float *a, const float *b) {
     float x[8], w[8];
@@ -3146,9 +3147,12 @@ static __global__ void __launch_bounds__(BM *BN / 64, 256 / (BM * BN / 64))
     mlki_cuda_cp_commit();
   };
   chain.fill(0.0f), total.fill(-0.0f);
+#pragma unroll 1
   for (int i = 0; i < stages; i++) look(i);
   __syncthreads();
+#pragma unroll 1 /* (not by the loop below: on sm_120 some of these would spill registers) */
   for (int i = 0; i < stages - 1; i++) fetch(i);
+#pragma unroll 1
   for (int tile = 0; tile < tiles; tile++) {
     mlki_cuda_cp_wait<stages - 2>();
     __syncthreads();
@@ -3265,13 +3269,17 @@ static __global__ void __launch_bounds__(BM *BN / 64, 256 / (BM * BN / 64))
     mlki_cuda_cp_commit();
   };
   chain.fill(0.0f), total.fill(-0.0f);
+#pragma unroll 1
   for (int i = 0; i < stages; i++) look(i);
   __syncthreads();
-  for (int i = 0; i < stages - 1; i++) fetch(i);
-  for (int tile = 0; tile < tiles; tile++) {
-    mlki_cuda_cp_wait<stages - 2>();
-    __syncthreads();
+#pragma unroll 1
+  for (int tile = 1 - stages; tile < tiles; tile++) { /* the first only fetch: see mlki_cuda_gemm_pipe */
+    if (tile >= 0) {
+      mlki_cuda_cp_wait<stages - 2>();
+      __syncthreads();
+    }
     fetch(tile + stages - 1);
+    if (tile < 0) continue;
     look(tile + stages);
     const int64_t k = block.first + (int64_t)tile * bk;
     chain.multiply(memory + tile % stages * shape::floats, (int)(block.last - k < bk ? block.last - k : bk));
@@ -3283,15 +3291,15 @@ static __global__ void __launch_bounds__(BM *BN / 64, 256 / (BM * BN / 64))
       mlki_cuda_conv_fold(total, chain);
   }
   if (cv.partial) return;
-#pragma unroll
-  for (int i = 0; i < 8; i++) {
+#pragma unroll 1
+  for (int i = 0; i < 8; i++, total.shift()) {
     const int64_t m = block.m * BM + shape::row(i);
     if (m >= ph.terms) continue;
     const int64_t at = mlki_cuda_conv_weight(cv, ph, m);
 #pragma unroll
     for (int j = 0; j < 8; j++) {
       const int n = block.n * BN + shape::column(j);
-      if (n < cv.cout) mlki_cuda_conv_weight_write(cv, at + (group_dy + n) * cv.dw.n, tiles ? total.sum[i][j] : 0.0f);
+      if (n < cv.cout) mlki_cuda_conv_weight_write(cv, at + (group_dy + n) * cv.dw.n, tiles ? total.sum[0][j] : 0.0f);
     }
   }
 }
