@@ -95,6 +95,9 @@
                                      compile only these families (shorter compilation, smaller object); calls of the
                                      others give MLK_ERR_UNSUPPORTED. MAPS: map, reduce, clip_norm, sgd, adamw. LAYERS:
                                      pool, softmax, cross-entropy, norm, embedding, rotary
+               All families take nvcc 13.0 some 105 seconds of processor for sm_80 (attention 38, conv 30, matmul 23, the
+               others 7 to 11 each), and about as much for each further architecture; with --threads 0 architectures are
+               compiled side by side.
 */
 
 /* >>cuda_config ---------------------------------------------------------------------------------------------------- */
@@ -4588,20 +4591,32 @@ MLKI_CUDA_DEVICE char *mlki_cuda_at_row(const mlki_cuda_attend &a, const mlki_cu
 MLKI_CUDA_DEVICE float4 mlki_cuda_at_fetch(const mlki_cuda_at_operand &o, const char *row, int at, int count) {
   float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   if (!row || at >= count) return x;
-  if (o.wide && at + 4 <= count) {
-    if (o.dtype == MLK_F32) return *(const float4 *)(const void *)((const float *)(const void *)row + at);
-    const ushort4 h = *(const ushort4 *)(const void *)((const uint16_t *)(const void *)row + at);
-    if (o.dtype == MLK_F16)
-      return make_float4(mlki_cuda_from_f16(h.x), mlki_cuda_from_f16(h.y), mlki_cuda_from_f16(h.z),
-                         mlki_cuda_from_f16(h.w));
-    return make_float4(mlki_cuda_from_bf16(h.x), mlki_cuda_from_bf16(h.y), mlki_cuda_from_bf16(h.z),
-                       mlki_cuda_from_bf16(h.w));
+  const int64_t step = o.stride[3], first = at * step;
+  const bool whole = o.wide && at + 4 <= count, y = at + 1 < count, z = at + 2 < count, w = at + 3 < count;
+  if (o.dtype == MLK_F32) {
+    const float *from = (const float *)(const void *)row + first;
+    if (whole) return *(const float4 *)(const void *)from;
+    x.x = from[0];
+    if (y) x.y = from[step];
+    if (z) x.z = from[2 * step];
+    if (w) x.w = from[3 * step];
+    return x;
   }
-  x.x = mlki_cuda_load(row, at * o.stride[3], o.dtype);
-  if (at + 1 < count) x.y = mlki_cuda_load(row, (at + 1) * o.stride[3], o.dtype);
-  if (at + 2 < count) x.z = mlki_cuda_load(row, (at + 2) * o.stride[3], o.dtype);
-  if (at + 3 < count) x.w = mlki_cuda_load(row, (at + 3) * o.stride[3], o.dtype);
-  return x;
+  const uint16_t *from = (const uint16_t *)(const void *)row + first;
+  ushort4 h = make_ushort4(0, 0, 0, 0);
+  if (whole) {
+    h = *(const ushort4 *)(const void *)from;
+  } else {
+    h.x = from[0];
+    if (y) h.y = from[step];
+    if (z) h.z = from[2 * step];
+    if (w) h.w = from[3 * step];
+  }
+  if (o.dtype == MLK_F16)
+    return make_float4(mlki_cuda_from_f16(h.x), mlki_cuda_from_f16(h.y), mlki_cuda_from_f16(h.z),
+                       mlki_cuda_from_f16(h.w));
+  return make_float4(mlki_cuda_from_bf16(h.x), mlki_cuda_from_bf16(h.y), mlki_cuda_from_bf16(h.z),
+                     mlki_cuda_from_bf16(h.w));
 }
 
 MLKI_CUDA_DEVICE float4 mlki_cuda_at_scaled(float scale, float4 x) {
@@ -4836,36 +4851,55 @@ MLKI_CUDA_DEVICE void mlki_cuda_at_products(const mlki_cuda_attend &a, const mlk
   for (int r = 0; r < 8; r++)
 #pragma unroll
     for (int i = 0; i < 16; i++) acc[r][i] = 0.0f;
-  mlki_cuda_at_ahead_load(a, row, key, 0, &ahead);
-  mlki_cuda_at_ahead_store(&ahead, shared);
-  __syncthreads();
-  for (int n = 0; n < slabs; n++) {
+#pragma unroll 1
+  for (int n = -1; n < slabs; n++) { /* round -1 only brings slab 0 */
     const int segment_end = (n + 1) * MLKI_CUDA_AT_DEPTH % MLK_SEGMENT == 0 || n + 1 == slabs;
     if (n + 1 < slabs) mlki_cuda_at_ahead_load(a, row, key, n + 1, &ahead);
-    if (busy) mlki_cuda_at_terms(shared + (n & 1) * slab_floats, from, to, acc);
-    if (totals && segment_end)
+    if (busy && n >= 0) mlki_cuda_at_terms(shared + (n & 1) * slab_floats, from, to, acc);
+    if (totals && segment_end && n >= 0)
       mlki_cuda_at_close<128>(&acc[0][0], totals + t, (n + 1) * MLKI_CUDA_AT_DEPTH <= MLK_SEGMENT, n + 1 == slabs);
     if (n + 1 < slabs) mlki_cuda_at_ahead_store(&ahead, shared + (~n & 1) * slab_floats);
     __syncthreads();
   }
 }
 
-/* Products of row r of the warp to scores, through shared memory, since the loop over them is not unrolled. */
-MLKI_CUDA_DEVICE void mlki_cuda_at_scores_row(const mlki_cuda_attend &a, const mlki_cuda_at_task &k, int row, int first,
-                                              int low, int high, float *shared, float *x) {
-  const int lane = (int)threadIdx.x % 32, i = row / a.group, h = k.g * a.group + (row - i * a.group);
-  const mlki_cuda_at_scores c = mlki_cuda_at_scores_of(a, k.q, h, i);
+/* A thread's count values of row r, of rows of which each has its own in registers, to shared memory and back: so a loop
+   over rows and one over values need not be unrolled. */
+template <int rows, int count> MLKI_CUDA_DEVICE void mlki_cuda_at_row_out(const float (*x)[count], int r, float *mine) {
+#pragma unroll
+  for (int row = 0; row < rows; row++)
+    if (row == r)
+#pragma unroll
+      for (int n = 0; n < count; n++) mine[n * MLKI_CUDA_AT_THREADS] = x[row][n];
+}
+template <int rows, int count> MLKI_CUDA_DEVICE void mlki_cuda_at_row_in(float (*x)[count], int r, const float *mine) {
+#pragma unroll
+  for (int row = 0; row < rows; row++)
+    if (row == r)
+#pragma unroll
+      for (int n = 0; n < count; n++) x[row][n] = mine[n * MLKI_CUDA_AT_THREADS];
+}
+
+/* Products of the warp's rows to scores. */
+MLKI_CUDA_DEVICE void mlki_cuda_at_scores_rows(const mlki_cuda_attend &a, const mlki_cuda_at_task &k, int row0,
+                                               int first, float *shared, float (*x)[16]) {
+  const int lane = (int)threadIdx.x % 32;
   float *mine = shared + threadIdx.x;
-#pragma unroll
-  for (int n = 0; n < 16; n++) mine[n * MLKI_CUDA_AT_THREADS] = x[n];
 #pragma unroll 1
-  for (int n = 0; n < 16; n++) {
-    const int j = first + 32 * n + lane;
-    if (j >= low && j < high)
-      mine[n * MLKI_CUDA_AT_THREADS] = mlki_cuda_at_score(a, c, mine[n * MLKI_CUDA_AT_THREADS], j).x;
+  for (int r = 0; r < 8 && row0 + r < k.rows; r++) {
+    const int row = row0 + r, i = row / a.group, h = k.g * a.group + (row - i * a.group);
+    const mlki_cuda_at_scores c = mlki_cuda_at_scores_of(a, k.q, h, i);
+    int low, high;
+    mlki_cuda_at_seen(a, k.q, i, &low, &high);
+    mlki_cuda_at_row_out<8>(x, r, mine);
+#pragma unroll 1
+    for (int n = 0; n < 16; n++) {
+      const int j = first + 32 * n + lane;
+      if (j >= low && j < high)
+        mine[n * MLKI_CUDA_AT_THREADS] = mlki_cuda_at_score(a, c, mine[n * MLKI_CUDA_AT_THREADS], j).x;
+    }
+    mlki_cuda_at_row_in<8>(x, r, mine);
   }
-#pragma unroll
-  for (int n = 0; n < 16; n++) x[n] = mine[n * MLKI_CUDA_AT_THREADS];
 }
 
 /* Products of the warp's rows become weights exp(x - m), -0 for keys that take no part; lane r has *ml, of row r. */
@@ -4873,14 +4907,12 @@ MLKI_CUDA_DEVICE void mlki_cuda_at_weights(const mlki_cuda_attend &a, const mlki
                                            float *shared, float (*x)[16], float2 *ml) {
   const int lane = (int)threadIdx.x % 32, row0 = k.row0 + (int)threadIdx.x / 32 * 8;
   *ml = make_float2(0.0f, 0.0f);
+  if (!a.plain) mlki_cuda_at_scores_rows(a, k, row0, first, shared, x);
 #pragma unroll
   for (int r = 0; r < 8; r++) {
     int low = 0, high = 0;
     float top = -INFINITY;
-    if (row0 + r < k.rows) {
-      mlki_cuda_at_seen(a, k.q, (row0 + r) / a.group, &low, &high);
-      if (!a.plain) mlki_cuda_at_scores_row(a, k, row0 + r, first, low, high, shared, x[r]);
-    }
+    if (row0 + r < k.rows) mlki_cuda_at_seen(a, k.q, (row0 + r) / a.group, &low, &high);
     low -= first + lane, high -= first + lane;
 #pragma unroll
     for (int n = 0; n < 16; n++) {
@@ -4965,6 +4997,24 @@ template <int EV> MLKI_CUDA_DEVICE void mlki_cuda_at_outer(float4 p0, float4 p1,
     for (int v = 0; v < EV; v++) o[r][v] = mlki_cuda_fma(p[r], y[v], o[r][v]);
 }
 
+/* Weights of others 128 quarter .. 128 quarter + 127 of the warp's rows to its part of shared memory. A branch for each
+   quarter there may be, since registers cannot be indexed. */
+template <int count>
+MLKI_CUDA_DEVICE void mlki_cuda_at_weights_out(const float (*x)[count], int quarter, float *weights) {
+  __syncwarp();
+#pragma unroll
+  for (int u = 0; u < count / 4; u++) {
+    if (u != quarter) continue;
+#pragma unroll
+    for (int n = 4 * u; n < 4 * u + 4; n++) {
+      float4 *to = (float4 *)(void *)weights + n % 4 * 32 + threadIdx.x % 32;
+      to[0] = make_float4(x[0][n], x[1][n], x[2][n], x[3][n]);
+      to[128] = make_float4(x[4][n], x[5][n], x[6][n], x[7][n]);
+    }
+  }
+  __syncwarp();
+}
+
 /* o = the chains over keys of the block in [low, high) of weights x times elements e0 .. of v. Bit r of the result: row
    r has a key that takes part and whose value is not finite. */
 template <int EV>
@@ -4985,43 +5035,33 @@ MLKI_CUDA_DEVICE unsigned mlki_cuda_at_chains(const mlki_cuda_attend &a, const m
 #pragma unroll
     for (int v = 0; v < EV; v++) o[r][v] = 0.0f;
   if (threadIdx.x < 2) bad[threadIdx.x] = 0;
-  mlki_cuda_at_values_load<EV>(a, k, first + begin * MLKI_CUDA_AT_SLAB, e0, ahead);
   __syncthreads();
-  mlki_cuda_at_values_store<EV>(ahead, shared + (begin & 1) * V::slab_floats, &bad[begin & 1]);
-  __syncthreads();
-#pragma unroll
-  for (int u = 0; u < 4; u++) {
-    if (8 * u + 8 <= begin || 8 * u >= end) continue;
-    __syncwarp();
-#pragma unroll
-    for (int n = 0; n < 4; n++) {
-      float4 *to = (float4 *)(void *)weights + 32 * n + lane;
-      to[0] = make_float4(x[0][4 * u + n], x[1][4 * u + n], x[2][4 * u + n], x[3][4 * u + n]);
-      to[128] = make_float4(x[4][4 * u + n], x[5][4 * u + n], x[6][4 * u + n], x[7][4 * u + n]);
-    }
-    __syncwarp();
-    for (int n = begin > 8 * u ? begin : 8 * u; n < 8 * u + 8 && n < end; n++) {
-      const float *slab = shared + (n & 1) * V::slab_floats + EV * lane;
-      const float4 *w = (const float4 *)(const void *)weights + (n - 8 * u) * MLKI_CUDA_AT_SLAB;
-      const unsigned broken = bad[n & 1];
-      if (n + 1 < end) mlki_cuda_at_values_load<EV>(a, k, first + (n + 1) * MLKI_CUDA_AT_SLAB, e0, ahead);
-      if (busy)
+#pragma unroll 1
+  for (int n = begin - 1; n < end; n++) { /* round begin - 1 only brings the first slab */
+    const float *slab = shared + (n & 1) * V::slab_floats + EV * lane;
+    const float4 *w = (const float4 *)(const void *)weights + n % 8 * MLKI_CUDA_AT_SLAB;
+    const bool uses = n >= begin;
+    const unsigned broken = uses ? bad[n & 1] : 0;
+    if (uses && (n == begin || n % 8 == 0)) mlki_cuda_at_weights_out<16>(x, n / 8, weights);
+    if (n + 1 < end) mlki_cuda_at_values_load<EV>(a, k, first + (n + 1) * MLKI_CUDA_AT_SLAB, e0, ahead);
+    if (busy && uses)
 #pragma unroll 2
-        for (int j = 0; j < MLKI_CUDA_AT_SLAB; j++) mlki_cuda_at_outer<EV>(w[j], w[128 + j], slab + j * V::width, o);
-      if (broken && busy)
-        for (int r = 0; r < 8; r++)
-          for (int j = 0; j < MLKI_CUDA_AT_SLAB; j++)
-            if ((broken >> j & 1) && __float_as_uint(((const float *)&w[r / 4 * 128 + j])[r % 4]) != 0x80000000u)
-              poisoned |= 1u << r;
-      if (n + 1 < end) {
-        if (broken) {
-          __syncthreads();
-          if (threadIdx.x == 0) bad[n & 1] = 0;
-        }
-        mlki_cuda_at_values_store<EV>(ahead, shared + (~n & 1) * V::slab_floats, &bad[~n & 1]);
+      for (int j = 0; j < MLKI_CUDA_AT_SLAB; j++) mlki_cuda_at_outer<EV>(w[j], w[128 + j], slab + j * V::width, o);
+    if (broken && busy)
+#pragma unroll 1
+      for (int r = 0; r < 8; r++)
+#pragma unroll 1
+        for (int j = 0; j < MLKI_CUDA_AT_SLAB; j++)
+          if ((broken >> j & 1) && __float_as_uint(((const float *)&w[r / 4 * 128 + j])[r % 4]) != 0x80000000u)
+            poisoned |= 1u << r;
+    if (n + 1 < end) {
+      if (broken) {
+        __syncthreads();
+        if (threadIdx.x == 0) bad[n & 1] = 0;
       }
-      __syncthreads();
+      mlki_cuda_at_values_store<EV>(ahead, shared + (~n & 1) * V::slab_floats, &bad[~n & 1]);
     }
+    __syncthreads();
   }
   return poisoned;
 }
@@ -5073,6 +5113,14 @@ template <int EV> MLKI_CUDA_DEVICE void mlki_cuda_at_state_get(const mlki_cuda_a
   }
 }
 
+/* Row 0 goes, the others move up: so a loop over rows need not be unrolled. */
+template <int EV> MLKI_CUDA_DEVICE void mlki_cuda_at_shift(float (*x)[EV]) {
+#pragma unroll
+  for (int r = 0; r < 7; r++)
+#pragma unroll
+    for (int v = 0; v < EV; v++) x[r][v] = x[r + 1][v];
+}
+
 /* Rows of the tile to out, part number part of parts. */
 template <int EV>
 MLKI_CUDA_DEVICE void mlki_cuda_at_write(const mlki_cuda_attend &a, const mlki_cuda_at_task &k,
@@ -5081,13 +5129,11 @@ MLKI_CUDA_DEVICE void mlki_cuda_at_write(const mlki_cuda_attend &a, const mlki_c
   for (int e0 = 0; e0 < a.e; e0 += 32 * EV) {
     float x[8][EV];
     mlki_cuda_at_state_get<EV>(s, e0 / (32 * EV), x);
-#pragma unroll
-    for (int r = 0; r < 8; r++)
-      if (row0 + r < k.rows)
-        mlki_cuda_at_put<EV>(a.out,
-                             mlki_cuda_at_row(a, k.q, a.out, k.g, row0 + r) +
-                                 part * a.out_part * (a.out.dtype == MLK_F32 ? 4 : 2),
-                             e0 + EV * lane, a.e, x[r]);
+#pragma unroll 1
+    for (int r = 0; r < 8 && row0 + r < k.rows; r++, mlki_cuda_at_shift<EV>(x))
+      mlki_cuda_at_put<EV>(
+          a.out, mlki_cuda_at_row(a, k.q, a.out, k.g, row0 + r) + part * a.out_part * (a.out.dtype == MLK_F32 ? 4 : 2),
+          e0 + EV * lane, a.e, x[0]);
   }
   if (a.lse && lane < 8 && row0 + lane < k.rows) {
     const int i = (row0 + lane) / a.group, h = k.g * a.group + (row0 + lane - i * a.group);
@@ -6428,22 +6474,20 @@ MLKI_CUDA_DEVICE void mlki_cuda_at_pairs(const mlki_cuda_at_operand &io, const c
                                          int depth, bool busy, float *shared, float *totals, float (*acc)[8]) {
   const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
   const int slabs = (depth + MLKI_CUDA_AT_DEPTH - 1) / MLKI_CUDA_AT_DEPTH;
-  mlki_cuda_at_pair ahead;
+  mlki_cuda_at_pair ahead = {};
 #pragma unroll
   for (int r = 0; r < 8; r++)
 #pragma unroll
     for (int i = 0; i < 8; i++) acc[r][i] = 0.0f;
   __syncthreads();
-  mlki_cuda_at_pair_load(io, item, item_scale, oo, other, other_scale, 0, depth, &ahead);
-  mlki_cuda_at_pair_store(&ahead, shared);
-  __syncthreads();
-  for (int n = 0; n < slabs; n++) {
+#pragma unroll 1
+  for (int n = -1; n < slabs; n++) { /* round -1 only brings slab 0 */
     const float *slab = shared + (n & 1) * MLKI_CUDA_GRAD_SLAB;
     if (n + 1 < slabs)
       mlki_cuda_at_pair_load(io, item, item_scale, oo, other, other_scale, (n + 1) * MLKI_CUDA_AT_DEPTH, depth, &ahead);
 #pragma unroll
     for (int d = 0; d < MLKI_CUDA_AT_DEPTH; d++) {
-      if (!busy) continue;
+      if (!busy || n < 0) continue;
       const float4 *x = (const float4 *)(const void *)(slab + d * MLKI_CUDA_AT_ROWS + 8 * warp);
       const float4 *y = (const float4 *)(const void *)(slab + MLKI_CUDA_AT_DEPTH * MLKI_CUDA_AT_ROWS +
                                                        d * MLKI_CUDA_GRAD_STEP + 4 * lane);
@@ -6455,7 +6499,7 @@ MLKI_CUDA_DEVICE void mlki_cuda_at_pairs(const mlki_cuda_at_operand &io, const c
 #pragma unroll
         for (int i = 0; i < 8; i++) acc[r][i] = mlki_cuda_fma(xs[r], ys[i], acc[r][i]);
     }
-    if (totals && ((n + 1) * MLKI_CUDA_AT_DEPTH % MLK_SEGMENT == 0 || n + 1 == slabs))
+    if (totals && n >= 0 && ((n + 1) * MLKI_CUDA_AT_DEPTH % MLK_SEGMENT == 0 || n + 1 == slabs))
       mlki_cuda_at_close<64>(&acc[0][0], totals + threadIdx.x, (n + 1) * MLKI_CUDA_AT_DEPTH <= MLK_SEGMENT,
                              n + 1 == slabs);
     if (n + 1 < slabs) mlki_cuda_at_pair_store(&ahead, shared + (~n & 1) * MLKI_CUDA_GRAD_SLAB);
@@ -6495,12 +6539,10 @@ MLKI_CUDA_DEVICE void mlki_cuda_at_pair_values(const mlki_cuda_at_grad &d, const
                                                float *shared, float (*x)[8], float (*y)[8]) {
   const int lane = (int)threadIdx.x % 32;
   float *mine = shared + threadIdx.x;
-#pragma unroll
+#pragma unroll 1
   for (int r = 0; r < 8; r++) {
     const int item = k.first + (int)threadIdx.x / 32 * 8 + r;
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-      mine[i * MLKI_CUDA_AT_THREADS] = x[r][i], mine[(8 + i) * MLKI_CUDA_AT_THREADS] = y[r][i];
+    mlki_cuda_at_row_out<8>(x, r, mine), mlki_cuda_at_row_out<8>(y, r, mine + 8 * MLKI_CUDA_AT_THREADS);
 #pragma unroll 1
     for (int i = 0; i < 8; i++) {
       const int other = step + lane + 32 * i;
@@ -6511,9 +6553,7 @@ MLKI_CUDA_DEVICE void mlki_cuda_at_pair_values(const mlki_cuda_at_grad &d, const
                                           mine[(8 + i) * MLKI_CUDA_AT_THREADS]);
       mine[i * MLKI_CUDA_AT_THREADS] = v.x, mine[(8 + i) * MLKI_CUDA_AT_THREADS] = v.y;
     }
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-      x[r][i] = mine[i * MLKI_CUDA_AT_THREADS], y[r][i] = mine[(8 + i) * MLKI_CUDA_AT_THREADS];
+    mlki_cuda_at_row_in<8>(x, r, mine), mlki_cuda_at_row_in<8>(y, r, mine + 8 * MLKI_CUDA_AT_THREADS);
   }
 }
 
@@ -6551,36 +6591,22 @@ MLKI_CUDA_DEVICE void mlki_cuda_at_grad_chains(const mlki_cuda_attend &a, const 
   float *weights = shared + 2 * V::slab_floats + warp * 2 * 128 * 4;
   float4 ahead[V::loads];
   __syncthreads();
-  mlki_cuda_at_others_load<EV, keys>(a, k, from, scale, step, e0, width, ahead);
-#pragma unroll
-  for (int c = 0; c < V::loads; c++) ((float4 *)(void *)shared)[(int)threadIdx.x + c * MLKI_CUDA_AT_THREADS] = ahead[c];
-  __syncthreads();
-#pragma unroll
-  for (int u = 0; u < 2; u++) {
-    if (8 * u >= end) continue;
-    __syncwarp();
-#pragma unroll
-    for (int n = 0; n < 4; n++) {
-      float4 *to = (float4 *)(void *)weights + 32 * n + lane;
-      to[0] = make_float4(w[0][4 * u + n], w[1][4 * u + n], w[2][4 * u + n], w[3][4 * u + n]);
-      to[128] = make_float4(w[4][4 * u + n], w[5][4 * u + n], w[6][4 * u + n], w[7][4 * u + n]);
-    }
-    __syncwarp();
-    for (int n = 8 * u; n < 8 * u + 8 && n < end; n++) {
-      const float *slab = shared + (n & 1) * V::slab_floats + EV * lane;
-      const float4 *p = (const float4 *)(const void *)weights + (n - 8 * u) * MLKI_CUDA_AT_SLAB;
-      if (n + 1 < end)
-        mlki_cuda_at_others_load<EV, keys>(a, k, from, scale, step + (n + 1) * MLKI_CUDA_AT_SLAB, e0, width, ahead);
-      if (k.first + 8 * warp < k.items)
+#pragma unroll 1
+  for (int n = -1; n < end; n++) { /* round -1 only brings slab 0 */
+    const float *slab = shared + (n & 1) * V::slab_floats + EV * lane;
+    const float4 *p = (const float4 *)(const void *)weights + n % 8 * MLKI_CUDA_AT_SLAB;
+    if (n >= 0 && n % 8 == 0) mlki_cuda_at_weights_out<8>(w, n / 8, weights);
+    if (n + 1 < end)
+      mlki_cuda_at_others_load<EV, keys>(a, k, from, scale, step + (n + 1) * MLKI_CUDA_AT_SLAB, e0, width, ahead);
+    if (n >= 0 && k.first + 8 * warp < k.items)
 #pragma unroll 2
-        for (int j = 0; j < MLKI_CUDA_AT_SLAB; j++) mlki_cuda_at_outer<EV>(p[j], p[128 + j], slab + j * V::width, o);
-      if (n + 1 < end)
+      for (int j = 0; j < MLKI_CUDA_AT_SLAB; j++) mlki_cuda_at_outer<EV>(p[j], p[128 + j], slab + j * V::width, o);
+    if (n + 1 < end)
 #pragma unroll
-        for (int c = 0; c < V::loads; c++)
-          ((float4 *)(void *)(shared +
-                              (~n & 1) * V::slab_floats))[(int)threadIdx.x + c * MLKI_CUDA_AT_THREADS] = ahead[c];
-      __syncthreads();
-    }
+      for (int c = 0; c < V::loads; c++)
+        ((float4 *)(void *)(shared +
+                            (~n & 1) * V::slab_floats))[(int)threadIdx.x + c * MLKI_CUDA_AT_THREADS] = ahead[c];
+    __syncthreads();
   }
 }
 
@@ -6619,17 +6645,18 @@ MLKI_CUDA_DEVICE void mlki_cuda_at_grad_write(const mlki_cuda_attend &a, const m
                                               const mlki_cuda_at_operand &to, float scale, int width, int count,
                                               const float *total) {
   const int lane = (int)threadIdx.x % 32, item0 = k.first + (int)threadIdx.x / 32 * 8;
-  for (int e0 = 0; e0 < width; e0 += 32 * EV)
+  for (int e0 = 0; e0 < width; e0 += 32 * EV) {
+    float x[8][EV];
 #pragma unroll
-    for (int r = 0; r < 8; r++) {
+    for (int i = 0; i < 8 * EV; i++)
+      x[i / EV][i % EV] = mlki_cuda_mul(
+          scale, total[((int64_t)(e0 / (32 * EV)) * 8 * EV + i) * MLKI_CUDA_AT_THREADS + threadIdx.x]);
+#pragma unroll 1
+    for (int r = 0; r < 8; r++, mlki_cuda_at_shift<EV>(x)) {
       char *row = mlki_cuda_at_place<keys>(a, k, to, item0 + r, count);
-      float x[EV];
-#pragma unroll
-      for (int v = 0; v < EV; v++)
-        x[v] = mlki_cuda_mul(
-            scale, total[((int64_t)(e0 / (32 * EV)) * 8 * EV + r * EV + v) * MLKI_CUDA_AT_THREADS + threadIdx.x]);
-      if (row) mlki_cuda_at_put<EV>(to, row, e0 + EV * lane, width, x);
+      if (row) mlki_cuda_at_put<EV>(to, row, e0 + EV * lane, width, x[0]);
     }
+  }
 }
 
 /* Does any of the task's rows see any of the keys of a step? */
