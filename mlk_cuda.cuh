@@ -95,9 +95,9 @@
                                      compile only these families (shorter compilation, smaller object); calls of the
                                      others give MLK_ERR_UNSUPPORTED. MAPS: map, reduce, clip_norm, sgd, adamw. LAYERS:
                                      pool, softmax, cross-entropy, norm, embedding, rotary
-               All families take nvcc 13.0 some 105 seconds of processor for sm_80 (attention 38, conv 30, matmul 23, the
-               others 7 to 11 each), and about as much for each further architecture; with --threads 0 architectures are
-               compiled side by side.
+               All families take nvcc 13.0 some 105 seconds of processor for sm_80 (attention 38, conv 30, matmul 23,
+               the others 7 to 11 each), and about as much for each further architecture; with --threads 0
+               architectures are compiled side by side.
 */
 
 /* >>cuda_config ---------------------------------------------------------------------------------------------------- */
@@ -4863,8 +4863,8 @@ MLKI_CUDA_DEVICE void mlki_cuda_at_products(const mlki_cuda_attend &a, const mlk
   }
 }
 
-/* A thread's count values of row r, of rows of which each has its own in registers, to shared memory and back: so a loop
-   over rows and one over values need not be unrolled. */
+/* A thread's count values of row r, of rows of which each has its own in registers, to shared memory and back: so a
+   loop over rows and one over values need not be unrolled. */
 template <int rows, int count> MLKI_CUDA_DEVICE void mlki_cuda_at_row_out(const float (*x)[count], int r, float *mine) {
 #pragma unroll
   for (int row = 0; row < rows; row++)
