@@ -60,7 +60,7 @@ help:
 	@echo 'MLK, machine-learning kernels in one C header'
 	@echo '  make demo       a search over real pictures, a network that learns them for less than a minute, a model of text'
 	@echo '  make train      the whole training of examples/02_fashion_cnn: a minute or a few; stopped, it continues'
-	@echo '  make test       every check this machine has the tools for, about ten minutes on two cores'
+	@echo '  make test       every check this machine has the tools for, about eight minutes on two cores'
 	@echo '  make test-long  the same with the slow extras'
 	@echo '  make test-cuda  mlk_cuda.cuh: compile gates with nvcc where there is one, the kernels in an emulator; no GPU is needed'
 	@echo '  make test-bench what bench measures with: rows, files, comparisons, messages'

@@ -2,7 +2,7 @@
 # results.sh - measures this machine and writes what docs/results shows of it: NAME-ISA.json for each instruction set,
 # NAME.html (the page of bench/report), NAME.md (medians by family), and the figures of README.md between its marks.
 # usage: bench/results.sh [--quick] [--name NAME] [--no-readme]
-#   --quick: fewer rows, about six minutes with all peers; without it about twenty. Rows run on one and on all threads.
+#   --quick: fewer rows, about six minutes with all peers; without it about 25. Rows run on one and on all threads.
 #   --name: default, the processor's. --no-readme: README.md stays as it is.
 # Leave the machine alone meanwhile, and fetch the peers before (make peers). CC, CFLAGS; OUT: the folder (default
 # docs/results); WORK: that of the files with their samples (default build/results); README: the file with the marks;
