@@ -8698,9 +8698,9 @@ static float mlki_knn_key(const mlki_knn_job *job, const float *q, int64_t i, in
   return pair == MLKI_PAIR_IP ? -sum : sum;
 }
 
-/* One panel of queries against packed base rows [at, at + rows), after seen rows: filter, then re-rank what is left.
-   Limits stand still for a step, which therefore looks at no more rows than came before it: of the first all are
-   re-ranked, and of one as long as all before it as many as of those would be to find the nearest anew. */
+/* One panel of queries against packed base rows [at, at + rows), behind seen others: filter, then re-rank what is left.
+   Limits stand still for a step. The first, a panel of the base, is re-ranked whole; later ones are no longer
+   than what came before them, so that of each query k or so of their rows pass, not all. */
 static void mlki_knn_filter_panel(mlki_knn_job *job, const float *q, int64_t q_rs, int64_t panel, int64_t count,
                                   int64_t at, int64_t rows, int64_t seen) {
   const mlki_knn *knn = job->knn;
