@@ -179,6 +179,9 @@ const mlk_backend *mlk_cuda_backend(void);
 #if defined(MLKI_CUDA_MAPS) || defined(MLKI_CUDA_AVERAGE) || defined(MLKI_CUDA_CONV)
 #define MLKI_CUDA_REDUCTIONS
 #endif
+#if defined(MLKI_CUDA_MATMUL) || defined(MLKI_CUDA_CONV) || defined(MLKI_CUDA_ATTENTION) || defined(MLKI_CUDA_KNN)
+#define MLKI_CUDA_PRODUCTS /* what products are made of: >>cuda_gemm to >>cuda_hopper */
+#endif
 
 /* Compute capability that the code at hand is compiled for; kernels' bodies may depend on it, their signatures not. */
 #if defined(MLK_CUDA_EMULATOR)
@@ -925,7 +928,7 @@ static inline int64_t mlki_cuda_count(const mlk_tensor *t) {
    reads of shared memory are float4 without bank conflicts; tiles of A and B, 16 terms deep, pass through shared memory
    as [term][line] in two or three stages. From sm_80 on f32 gets there by cp.async; else a tile is held in registers
    while the one before is used. The arrangement is that of Boehm, "How to optimize a CUDA matmul kernel", 2022. */
-#if defined(MLKI_CUDA_MATMUL) || defined(MLKI_CUDA_CONV)
+#if defined(MLKI_CUDA_PRODUCTS)
 
 #define MLKI_CUDA_DEPTH  16 /* terms of a tile; divides MLK_SEGMENT */
 #define MLKI_CUDA_THIN   16 /* rows of the thinnest tiles */
@@ -1344,16 +1347,17 @@ typedef struct mlki_cuda_gemm_form {
 
 /* Seconds of blocks of one tile each over k terms: the multiprocessor with most blocks decides. rate: multiply-adds of
    all of them per second. */
-static double mlki_cuda_gemm_seconds(const mlki_cuda_device *device, const mlki_cuda_gemm_cost *cost, double rate,
-                                     double blocks, int64_t k) {
+static inline double mlki_cuda_gemm_seconds(const mlki_cuda_device *device, const mlki_cuda_gemm_cost *cost,
+                                            double rate, double blocks, int64_t k) {
   const double most = ceil(blocks / device->sms), work = (double)cost->rows * cost->columns * (double)(k + 32);
   return work * device->sms / rate * (most / cost->full > 1 / cost->alone ? most / cost->full : 1 / cost->alone);
 }
 
 /* The quickest of the tiles, whole or cut along k, by a model: the same answer for the same device and sizes. Parts are
    segments, or, loose, any of at least 256 terms. */
-static mlki_cuda_gemm_form mlki_cuda_gemm_choose(const mlki_cuda_device *device, const mlki_cuda_gemm_cost *table,
-                                                 int tiles, double rate, int loose, const mlki_cuda_product *p) {
+static inline mlki_cuda_gemm_form mlki_cuda_gemm_choose(const mlki_cuda_device *device,
+                                                        const mlki_cuda_gemm_cost *table, int tiles, double rate,
+                                                        int loose, const mlki_cuda_product *p) {
   mlki_cuda_gemm_form best = {-1, 0, 0};
   for (int tile = 0; tile < tiles; tile++) {
     const double blocks = (double)p->batches * (double)mlki_cuda_ceil_div(p->m, table[tile].rows) *
@@ -1413,7 +1417,7 @@ static void mlki_cuda_gemm_run(mlki_cuda_call *call, const W &w, mlki_cuda_produ
   } while (p.first < all);
 }
 
-static mlki_cuda_product mlki_cuda_product_of(int64_t batches, int64_t m, int64_t n, int64_t k) {
+static inline mlki_cuda_product mlki_cuda_product_of(int64_t batches, int64_t m, int64_t n, int64_t k) {
   mlki_cuda_product p;
   memset(&p, 0, sizeof p);
   p.m = m, p.n = n, p.k = k, p.batches = batches;
@@ -1421,7 +1425,7 @@ static mlki_cuda_product mlki_cuda_product_of(int64_t batches, int64_t m, int64_
 }
 
 /* What the plan says: the model's time, or that of the bytes. */
-static void mlki_cuda_gemm_tell(mlki_cuda_call *call, const char *variant, double seconds) {
+static inline void mlki_cuda_gemm_tell(mlki_cuda_call *call, const char *variant, double seconds) {
   const double memory = (double)call->io->bytes / call->device->bandwidth;
   call->io->variant = variant;
   call->work = seconds > memory ? seconds : memory;
@@ -1806,7 +1810,7 @@ static void mlki_cuda_gemm_tf32(mlki_cuda_call *call, const A &a, const B &b, co
 }
 
 /* Do tensor cores take this call's operands? f32 ones only where it asks for speed. */
-static int mlki_cuda_has_mma(const mlki_cuda_call *call, int dtype) {
+static inline int mlki_cuda_has_mma(const mlki_cuda_call *call, int dtype) {
   const int tier = call->device->tier;
   return dtype == MLK_F16 ? tier >= 750 : tier >= 800 && (dtype == MLK_BF16 || call->io->numerics == MLK_FAST);
 }
@@ -2142,7 +2146,7 @@ struct mlki_cuda_epilogue {
   }
 };
 
-#endif /* MLKI_CUDA_MATMUL or MLKI_CUDA_CONV */
+#endif /* MLKI_CUDA_PRODUCTS */
 
 /* The type whose load or store moves so many bytes. */
 template <int bytes> struct mlki_cuda_word;
@@ -2222,7 +2226,7 @@ static mlk_status mlki_cuda_reduce(mlki_cuda_call *call, const mlk_reduce_desc *
      spot select(int64_t batch) const   what is to be known of a matrix of the batch, once for each tile
      void load<lines>(unsigned char *to, uint64_t *arrived, spot, int64_t line, int64_t term) const
                                         by one thread: brings lines x 64 terms from (line, term) on, as above */
-#if defined(MLKI_CUDA_MATMUL)
+#if defined(MLKI_CUDA_PRODUCTS)
 
 #define MLKI_CUDA_WGMMA_EIGHT 1024u /* bytes of eight rows, after which the pattern repeats */
 #define MLKI_CUDA_WGMMA_BLOCK 8192u /* of 64 lines x 64 terms */
@@ -2434,14 +2438,14 @@ static __global__ void __launch_bounds__(T::threads, 1)
 }
 
 /* Can this call's 16-bit operands go to warpgroups at all? */
-static int mlki_cuda_has_wgmma(const mlki_cuda_call *call) {
+static inline int mlki_cuda_has_wgmma(const mlki_cuda_call *call) {
   return call->device->wgmma_flops > 0 && call->device->shared_bytes >= mlki_cuda_wgmma_wide::shared_bytes &&
          (call->device->encode || call->device->planned);
 }
 
 static const mlki_cuda_gemm_cost mlki_cuda_wgmma_costs[] = {{128, 128, 0.65, 0.65}, {128, 256, 0.78, 0.78}};
 
-static mlki_cuda_gemm_form mlki_cuda_wgmma_form(const mlki_cuda_device *device, const mlki_cuda_product *p) {
+static inline mlki_cuda_gemm_form mlki_cuda_wgmma_form(const mlki_cuda_device *device, const mlki_cuda_product *p) {
   return mlki_cuda_gemm_choose(device, mlki_cuda_wgmma_costs, 2, device->wgmma_flops / 2, 1, p);
 }
 
@@ -2459,8 +2463,8 @@ static void mlki_cuda_wgmma_run(mlki_cuda_call *call, int dtype, const A &a, con
 
 /* Four axes of 16-bit elements at memory, sizes in elements, strides of all but the first in bytes; boxes are 64 of the
    first and so many others of the second. False: the driver does not take it. */
-static bool mlki_cuda_boxes_encode(const mlki_cuda_call *call, CUtensorMap *map, int dtype, void *memory,
-                                   const cuuint64_t sizes[4], const cuuint64_t strides[3], int others) {
+static inline bool mlki_cuda_boxes_encode(const mlki_cuda_call *call, CUtensorMap *map, int dtype, void *memory,
+                                          const cuuint64_t sizes[4], const cuuint64_t strides[3], int others) {
   const cuuint32_t box[4] = {64, (cuuint32_t)others, 1, 1}, steps[4] = {1, 1, 1, 1};
   if (!call->run) return true;
   return call->device->encode(
@@ -2469,7 +2473,7 @@ static bool mlki_cuda_boxes_encode(const mlki_cuda_call *call, CUtensorMap *map,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-#endif /* MLKI_CUDA_MATMUL */
+#endif /* MLKI_CUDA_PRODUCTS */
 
 /* >>cuda_matmul ---------------------------------------------------------------------------------------------------- */
 #if defined(MLKI_CUDA_MATMUL)
