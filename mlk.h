@@ -1043,7 +1043,8 @@ struct mlk_backend {
   mlk_status (*open)(void **device, const mlk_context_desc *desc, char *error);
   void (*close)(void *device);
   mlk_status (*info)(void *device, mlk_info *info, char *error);
-  mlk_status (*measure)(void *device, mlk_ceilings *ceilings, char *error);
+  /* known: NULL, or what an earlier context measured of such a device, to be taken instead */
+  mlk_status (*measure)(void *device, const mlk_ceilings *known, mlk_ceilings *ceilings, char *error);
   mlk_status (*alloc)(void *device, uint64_t bytes, int shared, void **memory, char *error); /* device memory */
   void (*free)(void *device, void *memory);
   mlk_status (*copy)(void *device, void *to, const void *from, uint64_t bytes, char *error);
@@ -1107,7 +1108,8 @@ MLK_API mlk_status mlk_measure(mlk_context *ctx, mlk_ceilings *ceilings);
    on plans of this context predict from those most like them: see mlk_plan. Operands are taken to be as warm as
    repeated calls find them. Takes a few seconds on an idle machine, which it should be; allocates and frees 256 MiB of
    the context's memory, and lets the workspace grow. Calls whose workspace a fixed one cannot hold, and calls that
-   would take long on a slow instruction set, are left out. calibration: what mlk_context_desc takes; NULL: not wanted.
+   would take long there, are left out; a device gets larger ones too, and bf16. calibration: what mlk_context_desc
+   takes; NULL: not wanted.
    Errors: ARGUMENT (a context that only plans), MEMORY, SYSTEM; then the context predicts as before. */
 MLK_API mlk_status mlk_calibrate(mlk_context *ctx, mlk_calibration *calibration);
 
@@ -16958,7 +16960,10 @@ MLK_API mlk_status mlk_group_sync(mlk_group *g, const mlk_tensor *tensors, int64
 #define MLKI_CALIBRATE_SAMPLES 5
 #define MLKI_CALIBRATE_SAMPLE  1e-3 /* seconds */
 
-/* What the sizes and flags of a trial mean, by operator; square images and filters.
+#define MLKI_TRIAL_BF16 16 /* a flag of the first three below: operands in bf16, on devices alone */
+
+/* What the sizes and flags of a trial mean, by operator; square images and filters. Matrices of 4096 and the like are
+   for devices: elsewhere they take too long.
    MATMUL              m n k batch          1: B is transposed, 2: A is, 8: B is packed
    CONV, its gradients n c size k filter    1: stride 2, 2: channels last, 4: depthwise, 8: W is packed
    ATTENTION, its grad b h s t d            1: causal, 2: four query heads share a key head
@@ -17007,6 +17012,20 @@ static const mlki_trial mlki_trials[] = {
     {MLK_OP_MATMUL, 0, 8, 8, 8, 2048, 0},
     {MLK_OP_MATMUL, 0, 16, 16, 16, 1024, 0},
     {MLK_OP_MATMUL, 0, 32, 32, 32, 512, 0},
+    {MLK_OP_MATMUL, 0, 128, 128, 128, 64, 0},
+    {MLK_OP_MATMUL, 1, 2048, 2048, 2048, 0, 0},
+    {MLK_OP_MATMUL, 0, 4096, 4096, 4096, 0, 0},
+    {MLK_OP_MATMUL, 16, 256, 256, 256, 0, 0},
+    {MLK_OP_MATMUL, 17, 1024, 1024, 1024, 0, 0},
+    {MLK_OP_MATMUL, 17, 2048, 2048, 2048, 0, 0},
+    {MLK_OP_MATMUL, 16, 4096, 4096, 4096, 0, 0},
+    {MLK_OP_MATMUL, 17, 4096, 4096, 4096, 0, 0},
+    {MLK_OP_MATMUL, 18, 4096, 4096, 4096, 0, 0},
+    {MLK_OP_MATMUL, 17, 8192, 4096, 8192, 0, 0},
+    {MLK_OP_MATMUL, 17, 1, 8192, 8192, 0, 0},
+    {MLK_OP_MATMUL, 17, 16, 8192, 8192, 0, 0},
+    {MLK_OP_MATMUL, 17, 64, 4096, 4096, 0, 0},
+    {MLK_OP_MATMUL, 16, 128, 128, 128, 64, 0},
     {MLK_OP_CONV, 0, 1, 64, 56, 64, 3},
     {MLK_OP_CONV, 2, 1, 64, 56, 64, 3},
     {MLK_OP_CONV, 0, 1, 256, 14, 256, 3},
@@ -17038,6 +17057,13 @@ static const mlki_trial mlki_trials[] = {
     {MLK_OP_CONV, 9, 1, 3, 224, 64, 7},
     {MLK_OP_CONV, 12, 1, 144, 56, 144, 3},
     {MLK_OP_CONV, 14, 1, 144, 56, 144, 3},
+    {MLK_OP_CONV, 2, 32, 64, 56, 64, 3},
+    {MLK_OP_CONV, 2, 32, 256, 14, 256, 3},
+    {MLK_OP_CONV, 18, 32, 64, 56, 64, 3},
+    {MLK_OP_CONV, 18, 32, 256, 14, 256, 3},
+    {MLK_OP_CONV, 18, 32, 512, 7, 512, 3},
+    {MLK_OP_CONV, 18, 32, 256, 56, 64, 1},
+    {MLK_OP_CONV, 16, 32, 128, 28, 128, 3},
     {MLK_OP_CONV_GRAD_INPUT, 0, 1, 64, 56, 64, 3},
     {MLK_OP_CONV_GRAD_INPUT, 2, 1, 64, 56, 64, 3},
     {MLK_OP_CONV_GRAD_INPUT, 0, 1, 256, 14, 256, 3},
@@ -17051,6 +17077,8 @@ static const mlki_trial mlki_trials[] = {
     {MLK_OP_CONV_GRAD_INPUT, 4, 1, 144, 56, 144, 3},
     {MLK_OP_CONV_GRAD_INPUT, 6, 1, 144, 56, 144, 3},
     {MLK_OP_CONV_GRAD_INPUT, 5, 1, 96, 112, 96, 3},
+    {MLK_OP_CONV_GRAD_INPUT, 18, 32, 128, 28, 128, 3},
+    {MLK_OP_CONV_GRAD_INPUT, 18, 32, 512, 7, 512, 3},
     {MLK_OP_CONV_GRAD_WEIGHTS, 0, 1, 64, 56, 64, 3},
     {MLK_OP_CONV_GRAD_WEIGHTS, 2, 1, 64, 56, 64, 3},
     {MLK_OP_CONV_GRAD_WEIGHTS, 0, 1, 256, 14, 256, 3},
@@ -17063,6 +17091,8 @@ static const mlki_trial mlki_trials[] = {
     {MLK_OP_CONV_GRAD_WEIGHTS, 3, 1, 3, 224, 64, 7},
     {MLK_OP_CONV_GRAD_WEIGHTS, 4, 1, 144, 56, 144, 3},
     {MLK_OP_CONV_GRAD_WEIGHTS, 6, 1, 144, 56, 144, 3},
+    {MLK_OP_CONV_GRAD_WEIGHTS, 18, 32, 128, 28, 128, 3},
+    {MLK_OP_CONV_GRAD_WEIGHTS, 18, 32, 512, 7, 512, 3},
     {MLK_OP_ATTENTION, 0, 4, 12, 32, 32, 64},
     {MLK_OP_ATTENTION, 0, 2, 12, 128, 128, 64},
     {MLK_OP_ATTENTION, 0, 32, 12, 32, 32, 64},
@@ -17078,10 +17108,20 @@ static const mlki_trial mlki_trials[] = {
     {MLK_OP_ATTENTION, 0, 1, 16, 1, 4096, 128},
     {MLK_OP_ATTENTION, 2, 1, 32, 1, 4096, 128},
     {MLK_OP_ATTENTION, 2, 4, 32, 1, 1024, 128},
+    {MLK_OP_ATTENTION, 0, 4, 16, 2048, 2048, 128},
+    {MLK_OP_ATTENTION, 16, 16, 16, 128, 128, 64},
+    {MLK_OP_ATTENTION, 16, 8, 16, 1024, 1024, 64},
+    {MLK_OP_ATTENTION, 16, 4, 16, 2048, 2048, 128},
+    {MLK_OP_ATTENTION, 17, 4, 16, 2048, 2048, 128},
+    {MLK_OP_ATTENTION, 17, 1, 16, 8192, 8192, 128},
+    {MLK_OP_ATTENTION, 18, 1, 32, 1, 4096, 128},
+    {MLK_OP_ATTENTION, 18, 16, 32, 1, 2048, 128},
     {MLK_OP_ATTENTION_GRAD, 0, 2, 12, 128, 128, 64},
     {MLK_OP_ATTENTION_GRAD, 0, 1, 4, 512, 512, 64},
     {MLK_OP_ATTENTION_GRAD, 1, 1, 4, 1024, 1024, 64},
     {MLK_OP_ATTENTION_GRAD, 0, 1, 2, 1024, 1024, 128},
+    {MLK_OP_ATTENTION_GRAD, 16, 8, 16, 1024, 1024, 64},
+    {MLK_OP_ATTENTION_GRAD, 17, 4, 16, 2048, 2048, 128},
     {MLK_OP_ATTENTION_MERGE, 0, 8, 4, 16, 64, 64},
     {MLK_OP_ATTENTION_MERGE, 0, 8, 1, 32, 1, 128},
     {MLK_OP_ATTENTION_MERGE, 0, 8, 1, 16, 1024, 64},
@@ -17099,6 +17139,8 @@ static const mlki_trial mlki_trials[] = {
     {MLK_OP_KNN, 1, 256, 8000, 784, 10, 0},
     {MLK_OP_KNN, 0, 1000, 100000, 16, 10, 0},
     {MLK_OP_KNN, 0, 1000, 100000, 16, 100, 0},
+    {MLK_OP_KNN, 0, 10000, 100000, 128, 10, 0},
+    {MLK_OP_KNN, 0, 10000, 60000, 784, 10, 0},
     {MLK_OP_DISTANCES, 0, 64, 1024, 64, 0, 0},
     {MLK_OP_DISTANCES, 0, 500, 10000, 16, 0, 0},
     {MLK_OP_DISTANCES, 0, 500, 10000, 128, 0, 0},
@@ -17176,6 +17218,7 @@ typedef struct mlki_calibrator {
   mlk_context *ctx;
   char *memory;               /* of the context's device */
   int64_t bytes, start, used; /* operands lie in [start, start + used) */
+  mlk_dtype dtype;            /* of matrices, images, heads */
   float *pattern;
   int64_t *ids;
   mlk_tensor *list;
@@ -17230,6 +17273,11 @@ static mlk_tensor mlki_floats(mlki_calibrator *c, int64_t s0, int64_t s1, int64_
   return mlki_trial_operand(c, MLK_F32, s0, s1, s2, s3);
 }
 
+/* The same in the trial's own type. */
+static mlk_tensor mlki_values(mlki_calibrator *c, int64_t s0, int64_t s1, int64_t s2, int64_t s3) {
+  return mlki_trial_operand(c, c->dtype, s0, s1, s2, s3);
+}
+
 /* The same dense tensor with a further axis of size 1. */
 static mlk_tensor mlki_with_one(mlk_tensor t, int axis) {
   int i;
@@ -17240,7 +17288,7 @@ static mlk_tensor mlki_with_one(mlk_tensor t, int axis) {
 
 /* [n, channels, size, size] */
 static mlk_tensor mlki_images(mlki_calibrator *c, int64_t n, int64_t channels, int64_t size, int last) {
-  return last ? mlk_channels_last(mlki_floats(c, n, size, size, channels)) : mlki_floats(c, n, channels, size, size);
+  return last ? mlk_channels_last(mlki_values(c, n, size, size, channels)) : mlki_values(c, n, channels, size, size);
 }
 
 static void mlki_trial_conv(mlki_calibrator *c, const mlki_trial *t) {
@@ -17248,7 +17296,7 @@ static void mlki_trial_conv(mlki_calibrator *c, const mlki_trial *t) {
   const int64_t out = (t->c + 2 * pad - t->e) / stride + 1;
   const int last = (t->flags & 2) != 0;
   const mlk_tensor x = mlki_images(c, t->a, t->b, t->c, last), y = mlki_images(c, t->a, t->d, out, last);
-  const mlk_tensor w = mlki_floats(c, t->d, t->b / groups, t->e, t->e);
+  const mlk_tensor w = mlki_values(c, t->d, t->b / groups, t->e, t->e);
   mlk_conv_geometry g;
   memset(&g, 0, sizeof g);
   g.stride[0] = g.stride[1] = stride, g.groups = groups;
@@ -17266,8 +17314,8 @@ static void mlki_trial_conv(mlki_calibrator *c, const mlki_trial *t) {
 
 static void mlki_trial_attention(mlki_calibrator *c, const mlki_trial *t) {
   const int64_t heads = t->flags & 2 ? t->b / 4 : t->b;
-  const mlk_tensor q = mlki_floats(c, t->a, t->b, t->c, t->e), out = mlki_floats(c, t->a, t->b, t->c, t->e);
-  const mlk_tensor k = mlki_floats(c, t->a, heads, t->d, t->e), v = mlki_floats(c, t->a, heads, t->d, t->e);
+  const mlk_tensor q = mlki_values(c, t->a, t->b, t->c, t->e), out = mlki_values(c, t->a, t->b, t->c, t->e);
+  const mlk_tensor k = mlki_values(c, t->a, heads, t->d, t->e), v = mlki_values(c, t->a, heads, t->d, t->e);
   if (t->op == MLK_OP_ATTENTION) {
     c->desc.attention.q = q, c->desc.attention.k = k, c->desc.attention.v = v, c->desc.attention.out = out;
     c->desc.attention.scores.causal = t->flags & 1;
@@ -17275,8 +17323,8 @@ static void mlki_trial_attention(mlki_calibrator *c, const mlki_trial *t) {
     mlk_attention_grad_desc *d = &c->desc.attention_grad;
     d->q = q, d->k = k, d->v = v, d->out = out, d->scores.causal = t->flags & 1;
     d->lse = mlki_floats(c, t->a, t->b, t->c, 0);
-    d->dout = mlki_floats(c, t->a, t->b, t->c, t->e), d->dq = mlki_floats(c, t->a, t->b, t->c, t->e);
-    d->dk = mlki_floats(c, t->a, heads, t->d, t->e), d->dv = mlki_floats(c, t->a, heads, t->d, t->e);
+    d->dout = mlki_values(c, t->a, t->b, t->c, t->e), d->dq = mlki_values(c, t->a, t->b, t->c, t->e);
+    d->dk = mlki_values(c, t->a, heads, t->d, t->e), d->dv = mlki_values(c, t->a, heads, t->d, t->e);
   }
 }
 
@@ -17378,12 +17426,24 @@ static void mlki_trial_search(mlki_calibrator *c, const mlki_trial *t) {
 static void mlki_trial_matmul(mlki_calibrator *c, const mlki_trial *t) {
   mlk_matmul_desc *d = &c->desc.matmul;
   if (t->d) {
-    d->a = mlki_floats(c, t->d, t->a, t->c, 0), d->b = mlki_floats(c, t->d, t->c, t->b, 0);
-    d->d = mlki_floats(c, t->d, t->a, t->b, 0);
+    d->a = mlki_values(c, t->d, t->a, t->c, 0), d->b = mlki_values(c, t->d, t->c, t->b, 0);
+    d->d = mlki_values(c, t->d, t->a, t->b, 0);
   } else {
-    d->a = t->flags & 2 ? mlk_transposed(mlki_floats(c, t->c, t->a, 0, 0)) : mlki_floats(c, t->a, t->c, 0, 0);
-    d->b = t->flags & 1 ? mlk_transposed(mlki_floats(c, t->b, t->c, 0, 0)) : mlki_floats(c, t->c, t->b, 0, 0);
-    d->d = mlki_floats(c, t->a, t->b, 0, 0);
+    d->a = t->flags & 2 ? mlk_transposed(mlki_values(c, t->c, t->a, 0, 0)) : mlki_values(c, t->a, t->c, 0, 0);
+    d->b = t->flags & 1 ? mlk_transposed(mlki_values(c, t->b, t->c, 0, 0)) : mlki_values(c, t->c, t->b, 0, 0);
+    d->d = mlki_values(c, t->a, t->b, 0, 0);
+  }
+}
+
+static int mlki_trial_16_bits(const mlki_trial *t) { /* other operators' flags mean something else */
+  switch (t->op) {
+  case MLK_OP_MATMUL:
+  case MLK_OP_CONV:
+  case MLK_OP_CONV_GRAD_INPUT:
+  case MLK_OP_CONV_GRAD_WEIGHTS:
+  case MLK_OP_ATTENTION:
+  case MLK_OP_ATTENTION_GRAD: return (t->flags & MLKI_TRIAL_BF16) != 0;
+  default: return 0;
   }
 }
 
@@ -17391,6 +17451,7 @@ static void mlki_trial_matmul(mlki_calibrator *c, const mlki_trial *t) {
 static void mlki_trial_make(mlki_calibrator *c, const mlki_trial *t, int64_t start) {
   memset(&c->desc, 0, sizeof c->desc);
   c->start = start, c->used = 0;
+  c->dtype = mlki_trial_16_bits(t) ? MLK_BF16 : MLK_F32;
   switch (t->op) {
   case MLK_OP_MATMUL: mlki_trial_matmul(c, t); break;
   case MLK_OP_CONV:
@@ -17562,6 +17623,7 @@ static mlk_status mlki_trial_wanted(mlki_calibrator *c, const mlki_trial *t, mlk
   mlk_context *ctx = c->ctx;
   mlk_status status;
   *wanted = 0;
+  if (mlki_trial_16_bits(t) && !ctx->backend) return MLK_OK;
   mlki_trial_make(c, t, 0);
   if (mlki_trial_weights_packed(t) && (status = mlki_trial_packs(c, t)) != MLK_OK)
     return status == MLK_ERR_UNSUPPORTED ? MLK_OK : status; /* the reference does not pack */
@@ -17733,8 +17795,16 @@ static mlk_status mlki_open_calibration(mlk_context *ctx, const mlk_calibration 
     return mlki_fail(ctx, MLK_ERR_ARGUMENT,
                      "calibration: is of %.15s, %.15s, threads %d, but this context is of %s, %s, threads %d",
                      from->backend, from->isa, (int)from->threads, head.backend, head.isa, (int)head.threads);
+  if (!(from->ceilings.flops_1 > 0 && from->ceilings.flops_all > 0 && from->ceilings.read_1 > 0 &&
+        from->ceilings.read_all > 0))
+    return mlki_fail(ctx, MLK_ERR_ARGUMENT,
+                     "calibration: its ceilings are %g and %g flops, %g and %g bytes a second, "
+                     "but must be positive",
+                     from->ceilings.flops_1, from->ceilings.flops_all, from->ceilings.read_1, from->ceilings.read_all);
   ctx->calibration = *from;
-  return MLK_OK;
+  if (!ctx->backend) return MLK_OK;
+  status = ctx->backend->measure(ctx->device, &from->ceilings, &ctx->calibration.ceilings, ctx->error);
+  return mlki_backend_said(ctx, status);
 }
 
 MLK_API mlk_status mlk_open(mlk_context **out, const mlk_context_desc *desc) {
@@ -17841,9 +17911,9 @@ MLK_API mlk_status mlk_sync(mlk_context *ctx) {
 MLK_API mlk_status mlk_measure(mlk_context *ctx, mlk_ceilings *ceilings) {
   mlk_status status;
   if (!ctx) return MLK_ERR_ARGUMENT;
-  status = ctx->backend
-               ? mlki_backend_said(ctx, ctx->backend->measure(ctx->device, &ctx->calibration.ceilings, ctx->error))
-               : mlki_measure(ctx);
+  status = ctx->backend ? mlki_backend_said(
+                              ctx, ctx->backend->measure(ctx->device, NULL, &ctx->calibration.ceilings, ctx->error))
+                        : mlki_measure(ctx);
   if (status == MLK_OK && ceilings) *ceilings = ctx->calibration.ceilings;
   return status;
 }

@@ -648,8 +648,8 @@ static mlk_status paper_refuses(char *error) {
   return MLK_ERR_UNSUPPORTED;
 }
 
-static mlk_status paper_measure(void *device, mlk_ceilings *ceilings, char *error) {
-  (void)device, (void)ceilings;
+static mlk_status paper_measure(void *device, const mlk_ceilings *known, mlk_ceilings *ceilings, char *error) {
+  (void)device, (void)known, (void)ceilings;
   return paper_refuses(error);
 }
 

@@ -522,6 +522,7 @@ struct settings {
   bool late_copies = true, late_streams = false, real_pointers = false, peers = true, ipc = false;
   bool specific = true, entry_points = true;
   int driver = 13000; /* its version */
+  float slow = 1.0f;  /* what times of events are multiplied by */
   int devices = 1, cc = 80, multiprocessors = 108;
   std::map<int, int> attributes;
   size_t memory = size_t(4) << 30;
@@ -2979,7 +2980,7 @@ inline cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, 
   MLKT_EMU_REFUSE_IF((start->flags | stop->flags) & cudaEventDisableTiming || !start->recorded || !stop->recorded,
                      cudaErrorInvalidResourceHandle);
   MLKT_EMU_REFUSE_IF(start->done < start->recorded || stop->done < stop->recorded, cudaErrorNotReady);
-  *milliseconds = std::chrono::duration<float, std::milli>(stop->at - start->at).count();
+  *milliseconds = std::chrono::duration<float, std::milli>(stop->at - start->at).count() * call.e.set.slow;
   return cudaSuccess;
 }
 
@@ -3133,6 +3134,7 @@ void mlkt_emu_device(int count, int cc, int multiprocessors) {
 void mlkt_emu_attribute(int attribute, int value) { mlkt_emu::m().set.attributes[attribute] = value; }
 void mlkt_emu_memory(size_t bytes) { mlkt_emu::m().set.memory = bytes; }
 void mlkt_emu_driver(int version) { mlkt_emu::m().set.driver = version; }
+void mlkt_emu_slow(float times) { mlkt_emu::m().set.slow = times; }
 void mlkt_emu_hopper(int specific, int entry_points) {
   mlkt_emu::m().set.specific = specific != 0;
   mlkt_emu::m().set.entry_points = entry_points != 0;

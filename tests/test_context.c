@@ -774,6 +774,8 @@ static void calibration_given(void) {
   refuse_open(desc, MLK_ERR_ARGUMENT, "calibration", "257 points");
   c.count = 3, c.isa[0] = 'x';
   refuse_open(desc, MLK_ERR_ARGUMENT, "calibration", "xcalar");
+  c.isa[0] = 's', c.ceilings.read_all = 0;
+  refuse_open(desc, MLK_ERR_ARGUMENT, "calibration", "and 0 bytes a second, but must be positive");
 }
 
 /* ---- parallel hooks ---------------------------------------------------------------------------------------------- */
