@@ -7382,13 +7382,14 @@ typedef struct mlki_cuda_visit {
 
 /* What the filter multiplies: rows of unit length, depth f16 each, zeros behind d; see the bounds at its head. */
 typedef struct mlki_cuda_filter {
-  uint16_t *q, *x; /* [queries up to a multiple of the tile][depth], [rows][depth] */
-  float2 *q_terms; /* (factor, limit) of a query: factor product - row's first term above the limit means far */
-  float2 *x_terms; /* (factor, start) of a row */
-  float *q_norm;   /* [queries]: |q - center|^2 for L2, |q| for IP; -1: this query is not filtered */
-  float *center;   /* [d]; NULL but for L2 */
-  int depth;       /* d up to a multiple of the step; 0: no filter */
-  int64_t rows;    /* of a chunk, at most */
+  uint16_t *q, *x;                  /* [queries up to a multiple of the tile][depth], [rows][depth] */
+  float2 *q_terms;                  /* (scale, limit) of a query */
+  float2 *x_terms;                  /* (start, slope) of a row: start scale - limit slope - product > 0 means far */
+  unsigned *x_rows;                 /* which of the shard it is; MLKI_CUDA_FILTER_NO_ROW: behind the end */
+  float *q_norm;                    /* [queries]: |q - center|^2 for L2, |q| for IP; -1: this query is not filtered */
+  float *center;                    /* [d]; NULL but for L2 */
+  int depth;                        /* d up to a multiple of the step; 0: no filter */
+  int64_t rows;                     /* of a chunk, at most */
   double keep, relative, underflow; /* of the bounds */
   float x_factor;
 } mlki_cuda_filter;
@@ -7864,6 +7865,9 @@ MLKI_CUDA_DEVICE const uint64_t *mlki_cuda_knn_sorted(const mlki_cuda_knn &s, in
   return found;
 }
 
+/* n_q for L2, from its square: of a zero, which makes all products 0, any length will do. */
+MLKI_CUDA_DEVICE float mlki_cuda_filter_length(float norm2) { return norm2 > 0.0f ? mlki_cuda_sqrt(norm2) : 1.0f; }
+
 /* The filter's limit of query q whose place kept - 1 is at key. See the bounds at the head of the filter. */
 MLKI_CUDA_DEVICE float mlki_cuda_filter_limit(const mlki_cuda_knn &s, int q, float key) {
   const mlki_cuda_filter &f = s.filter;
@@ -7875,10 +7879,11 @@ MLKI_CUDA_DEVICE float mlki_cuda_filter_limit(const mlki_cuda_knn &s, int q, flo
     const double squared = s.metric == MLK_L2 ? __dmul_rn(__dmul_rn(k, k), 1.0 + 0x1p-22) : k;
     limit = __dadd_rn(__dmul_rn(squared, __dadd_rn(1.0, f.relative)), f.underflow);
     limit = __dadd_rn(limit, -__dmul_rn(f.keep, norm));
+    limit = __ddiv_rn(limit, 2.0 * (double)mlki_cuda_filter_length(f.q_norm[q]));
   }
-  /* more than the rounding of all this, to f32 at last */
-  limit = __dadd_rn(limit, __dadd_rn(__dmul_rn(fabs(limit), 0x1p-22), 0x1p-120));
-  return limit < 1e38 ? (float)limit : __uint_as_float(0x7f800000u);
+  /* more than the rounding of all this, to f32 at last, and of what is done with it */
+  limit = __dadd_rn(limit, __dadd_rn(__dmul_rn(fabs(limit), 0x1p-20), 0x1p-120));
+  return limit < 1e38 ? (float)(limit > -1e38 ? limit : -1e38) : __uint_as_float(0x7f800000u);
 }
 
 /* n sorted entries, all before the limit, into the list of query q: each goes where its rank in the other says. */
@@ -8064,15 +8069,21 @@ static mlk_status mlki_cuda_distances(mlki_cuda_call *call, const mlk_distances_
    L2.  2 |v_q| |v_x| <= N_q + N_x up to g_d, so with keep = 1 - h - g_d - 32 u, of which 5 u are for the rounding of
         x - c and q - c and the rest for the three operations below:
           keep N_x - 2 n_q n_x acc + keep N_q <= |q - x|^2
-        A pair is far when keep N_x - n_q (2 n_x acc) > limit = key (1 + relative) - keep N_q.
+        A pair is far when keep N_x - 2 n_q n_x acc > L = key (1 + relative) - keep N_q; divided by 2 n_q n_x: when
+          (keep n_x) (1 / 2 n_q) - (L / 2 n_q) (1 / n_x) - acc > 0.
    IP.  -x q >= -n_q n_x acc - h |q| |x|, and the defined value is off by at most g_r |q| |x|, r = d / 16 + 8. Divided
-        by n_q: far when  -n_x acc - H n_x > limit = key / n_q,  H = 1.02 (h + g_r + 16 u).
-   COSINE. Norms are as exact as sums: far when  -acc - E > limit = key,  E = 1.02 h + (3 d + 64) u 1.02.
-   relative and underflow are the CPU's. All in one form: far when  start_x - factor_q (factor_x acc) > limit_q.
+        by n_q n_x: far when  -H - (key / n_q) (1 / n_x) - acc > 0,  H = 1.02 (h + g_r + 16 u).
+   COSINE. Norms are as exact as sums: far when  -E - key - acc > 0,  E = 1.02 h + (3 d + 64) u 1.02.
+   relative and underflow are the CPU's. All in one form of two multiply-adds, whose sign is the answer:
+     far when  start_x scale_q - (limit_q slope_x + acc) > 0,
+   of a row (keep n_x or -H or -E; 1 / n_x or 1), of a query (1 / 2 n_q or 1; the limit). Its rounding, with that of
+   the terms, is at most 8 u of start scale, 3 u of limit slope and 3 u of 1 >= 0.99 |acc|: the first and the last are
+   among the 32 u of keep, the 16 u of H and the 64 u of E, for 2 n_q n_x <= N_q + N_x; a limit has 16 u of itself more.
 
-   Rows of zeros are exact. Norms that are NaN or beyond 1e-30 .. 1e37 switch the filter off for their row (start -inf)
-   or query (limit +inf): such pairs get their defined distance. A row with a NaN in it has start +inf: its distances
-   are NaN, but for COSINE's queries of norm 0, which are not filtered. */
+   Rows of zeros have start 0 and slope 1: they are exact. Norms that are NaN or beyond 1e-30 .. 1e37 switch the filter
+   off for their row (start -3e38, slope 1e-30; limits are at least -1e38) or query (limit +inf; no slope is 0): such
+   pairs get their defined distance. A row with a NaN in it has start 3e38 and the same slope: its distances are NaN,
+   but for COSINE's queries of norm 0, which are not filtered. So no sum is NaN. */
 
 #define MLKI_CUDA_FILTER_TILE   128 /* queries and rows of a tile */
 #define MLKI_CUDA_FILTER_STEP   32  /* elements: rows of 64 bytes */
@@ -8081,6 +8092,7 @@ static mlk_status mlki_cuda_distances(mlki_cuda_call *call, const mlk_distances_
 #define MLKI_CUDA_FILTER_D      8192                                                /* longer rows are not filtered */
 #define MLKI_CUDA_FILTER_BYTES  (INT64_C(24) << 20)                                 /* of f16 rows of each operand */
 #define MLKI_CUDA_FILTER_CENTER 64                                                  /* rows whose mean is the center */
+#define MLKI_CUDA_FILTER_NO_ROW 0xffffffffu
 static_assert(MLKI_CUDA_FILTER_ROWS % MLKI_CUDA_FILTER_TILE == 0, "chunks are whole tiles");
 
 /* The mean of some rows; any center is right, a central one filters best. Not finite: 0. */
@@ -8133,17 +8145,17 @@ static __global__ void __launch_bounds__(256)
   mlki_cuda_rows m = s.x;
   if (row < 0) m.d = 0;
   const float norm2 = mlki_cuda_unit_row(m, m.p + (row < 0 ? 0 : visit.first + row) * m.rs, f, f.x + local * f.depth);
-  const float norm = norm2 > 0.0f ? mlki_cuda_sqrt(norm2) : 0.0f, infinity = __uint_as_float(0x7f800000u);
-  float2 terms = make_float2(0.0f, norm2 == -2.0f ? infinity : norm2 < 0.0f ? -infinity : 0.0f);
+  float2 terms = make_float2(0.0f, 1.0f);
   if (norm2 > 0.0f) {
-    if (f.center)
-      terms = make_float2(mlki_cuda_mul(2.0f, norm), mlki_cuda_mul(f.x_factor, norm2));
-    else if (s.metric == MLK_INNER_PRODUCT)
-      terms = make_float2(norm, mlki_cuda_mul(-f.x_factor, norm));
-    else
-      terms = make_float2(1.0f, -f.x_factor);
+    const float norm = mlki_cuda_sqrt(norm2);
+    terms.x = f.center ? mlki_cuda_mul(f.x_factor, norm) : -f.x_factor;
+    if (s.metric != MLK_COSINE) terms.y = mlki_cuda_div(1.0f, norm);
+  } else if (norm2 < 0.0f) {
+    terms = make_float2(norm2 == -2.0f ? 3e38f : -3e38f, 1e-30f);
   }
-  if (threadIdx.x % MLKI_CUDA_WARP == 0) f.x_terms[local] = terms;
+  if (threadIdx.x % MLKI_CUDA_WARP != 0) return;
+  f.x_terms[local] = terms;
+  f.x_rows[local] = row < 0 ? MLKI_CUDA_FILTER_NO_ROW : (unsigned)row;
 }
 
 /* The same for the queries of a batch. */
@@ -8156,10 +8168,10 @@ static __global__ void __launch_bounds__(256) mlki_cuda_filter_queries_kernel(co
   if (!there) m.d = 0;
   float norm2 = mlki_cuda_unit_row(m, m.p + (there ? q : 0) * m.rs, f, f.q + (int64_t)q * f.depth);
   if (!f.center && norm2 == 0.0f) norm2 = -1.0f; /* nothing to divide by */
-  const float norm = norm2 > 0.0f ? mlki_cuda_sqrt(norm2) : 0.0f;
   if (threadIdx.x % MLKI_CUDA_WARP != 0) return;
-  f.q_terms[q] = make_float2(f.center ? norm : 1.0f, __uint_as_float(there ? 0x7f800000u : 0xff800000u));
-  if (there) f.q_norm[q] = norm2 < 0.0f ? -1.0f : f.center ? norm2 : norm;
+  f.q_terms[q] = make_float2(f.center ? mlki_cuda_div(0.5f, mlki_cuda_filter_length(norm2)) : 1.0f,
+                             there ? __uint_as_float(0x7f800000u) : -1e38f);
+  if (there) f.q_norm[q] = norm2 < 0.0f ? -1.0f : f.center ? norm2 : mlki_cuda_sqrt(norm2);
 }
 
 /* Bytes into a stage's operand of its row's piece of 16: eight rows of one piece meet in no bank. */
@@ -8195,30 +8207,37 @@ MLKI_CUDA_DEVICE void mlki_cuda_filter_step(const unsigned char *stage, float ac
   }
 }
 
+/* Below 0, in its sign bit: the pair is not far. */
+MLKI_CUDA_DEVICE float mlki_cuda_filter_far(const float2 q, const float2 x, float acc) {
+  return mlki_cuda_fma(x.x, q.x, mlki_cuda_fma(-q.y, x.y, -acc));
+}
+
 /* The pairs of a thread that are not far: their rows into the queries' buffers, without keys. */
-MLKI_CUDA_DEVICE void mlki_cuda_filter_put(const mlki_cuda_knn &s, const mlki_cuda_visit &visit, int64_t q_tile,
-                                           int64_t x_tile, const float acc[4][4][4]) {
+MLKI_CUDA_DEVICE void mlki_cuda_filter_put(const mlki_cuda_knn &s, int64_t q_tile, int64_t x_tile,
+                                           const float acc[4][4][4]) {
   const mlki_cuda_filter &f = s.filter;
   const int lane = (int)threadIdx.x % MLKI_CUDA_WARP, warp = (int)threadIdx.x / MLKI_CUDA_WARP;
   const int64_t q0 = q_tile + warp % 2 * 64 + lane / 4, x0 = x_tile + warp / 2 * 32 + lane % 4 * 2;
-  uint64_t near = 0; /* bit 16 i + 8 half + 2 j + e */
-  float2 x[4][2];
+  unsigned near[2] = {0, 0}; /* a bit for each pair, the first ones highest: 32 (i / 4) + 8 (i % 4) + j */
+  float4 x[4];
 #pragma unroll
-  for (int j = 0; j < 8; j++) x[j / 2][j % 2] = f.x_terms[x0 + j / 2 * 8 + j % 2];
+  for (int j = 0; j < 4; j++) x[j] = *(const float4 *)(const void *)(f.x_terms + x0 + 8 * j);
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     const float2 q = f.q_terms[q0 + 8 * i];
 #pragma unroll
     for (int j = 0; j < 8; j++) {
-      const float2 row = x[j / 2][j % 2];
-      const float t = mlki_cuda_fma(-q.x, mlki_cuda_mul(row.x, acc[i / 2][j / 2][i % 2 * 2 + j % 2]), row.y);
-      if (!(t > q.y)) near |= (uint64_t)1 << (8 * i + j);
+      const float2 row = j % 2 ? make_float2(x[j / 2].z, x[j / 2].w) : make_float2(x[j / 2].x, x[j / 2].y);
+      const float t = mlki_cuda_filter_far(q, row, acc[i / 2][j / 2][i % 2 * 2 + j % 2]);
+      near[i / 4] = __funnelshift_l(__float_as_uint(t), near[i / 4], 1);
     }
   }
-  for (; near; near &= near - 1) {
-    const int bit = __ffsll((long long)near) - 1;
-    const int64_t q = q0 + bit / 8 * 8, row = mlki_cuda_visited(visit, x0 + bit % 8 / 2 * 8 + bit % 2);
-    if (q >= s.queries || row < 0) continue;
+  for (uint64_t left = (uint64_t)near[0] << 32 | near[1]; left;) {
+    const int bit = __clzll((long long)left);
+    const int64_t q = q0 + bit / 8 * 8;
+    const unsigned row = f.x_rows[x0 + bit % 8 / 2 * 8 + bit % 2];
+    left &= ~((uint64_t)1 << (63 - bit));
+    if (q >= s.queries || row == MLKI_CUDA_FILTER_NO_ROW) continue;
     const unsigned at = atomicAdd(s.counts + q, 1u);
     if (at < (unsigned)s.capacity) s.found[q * s.capacity + at] = (uint64_t)row << 1;
   }
@@ -8226,7 +8245,7 @@ MLKI_CUDA_DEVICE void mlki_cuda_filter_put(const mlki_cuda_knn &s, const mlki_cu
 
 /* A tile of 128 queries x 128 rows of the chunk. */
 static __global__ void __launch_bounds__(MLKI_CUDA_PAIR_THREADS, 2)
-    mlki_cuda_filter_kernel(const mlki_cuda_knn s, const mlki_cuda_visit visit, int q_tiles) {
+    mlki_cuda_filter_kernel(const mlki_cuda_knn s, int q_tiles) {
   unsigned char *const stages = mlki_cuda_shared();
   const int steps = s.filter.depth / MLKI_CUDA_FILTER_STEP;
   const int64_t q0 = (int64_t)(blockIdx.x % (unsigned)q_tiles) * MLKI_CUDA_FILTER_TILE,
@@ -8251,7 +8270,7 @@ static __global__ void __launch_bounds__(MLKI_CUDA_PAIR_THREADS, 2)
     mlki_cuda_cp_commit();
     mlki_cuda_filter_step(stages + 2 * (step % MLKI_CUDA_FILTER_STAGES) * MLKI_CUDA_FILTER_HALF, acc);
   }
-  mlki_cuda_filter_put(s, visit, q0, x0, acc);
+  mlki_cuda_filter_put(s, q0, x0, acc);
 }
 
 /* Does the filter pay, and how large are its operands? */
@@ -8270,6 +8289,7 @@ static void mlki_cuda_filter_carve(mlki_cuda_call *call, mlki_cuda_knn *s, int64
   const bool centered = s->metric == MLK_L2SQ || s->metric == MLK_L2;
   f->q = mlki_cuda_carve<uint16_t>(call, padded * f->depth), f->x = mlki_cuda_carve<uint16_t>(call, f->rows * f->depth);
   f->q_terms = mlki_cuda_carve<float2>(call, padded), f->x_terms = mlki_cuda_carve<float2>(call, f->rows);
+  f->x_rows = mlki_cuda_carve<unsigned>(call, f->rows);
   f->q_norm = mlki_cuda_carve<float>(call, s->queries);
   f->center = centered ? mlki_cuda_carve<float>(call, s->x.d) : NULL;
   const double p = 1.01 * (0x1p-11 + sqrt(d) * 0x1p-25 + 4 * u), e = ((double)f->depth + 16) * 0x1p-22;
@@ -8288,7 +8308,7 @@ static void mlki_cuda_filter_launch(mlki_cuda_call *call, const mlki_cuda_pairs 
   const int64_t q_tiles = mlki_cuda_ceil_div(a->knn.queries, tile);
   mlki_cuda_launch(call, tiles * tile / 8, 256, 0, mlki_cuda_filter_rows_kernel, a->knn, a->visit, tiles * tile);
   mlki_cuda_launch(call, tiles * q_tiles, MLKI_CUDA_PAIR_THREADS, 2 * MLKI_CUDA_FILTER_STAGES * MLKI_CUDA_FILTER_HALF,
-                   mlki_cuda_filter_kernel, a->knn, a->visit, (int)q_tiles);
+                   mlki_cuda_filter_kernel, a->knn, (int)q_tiles);
 }
 
 /* Once for a batch; the center, a call's, with the first. */
