@@ -73,7 +73,9 @@
                memory.
 
    STREAMS     A call queues kernels on the context's stream and returns; it neither waits nor allocates once the
-               workspace is large enough (plan, mlk_reserve, run), so calls can be captured in a graph.
+               workspace is large enough (plan, mlk_reserve, run), so calls can be captured in a graph. A graph keeps
+               the addresses of operands and workspace: reserve for the largest call before the first capture, run
+               what is captured once before (kernels are loaded then), and replay graphs of a context one at a time.
 
    ERRORS      What the host can see is checked before anything runs, as on the CPU. What only the device can see (an id
                out of its range) is told by mlk_sync or a later call; that element takes no part. So is that
@@ -790,9 +792,15 @@ mlki_cuda_fail(char *error, mlk_status status, const char *format, ...) {
   return status;
 }
 
+/* Did it go well? An error that is dealt with here is not left for the program's own cudaGetLastError. */
+static bool mlki_cuda_went(cudaError_t code) {
+  if (code != cudaSuccess) (void)cudaGetLastError();
+  return code == cudaSuccess;
+}
+
 /* place: what was being done, in words. */
 static mlk_status mlki_cuda_check(char *error, cudaError_t code, const char *place) {
-  if (code == cudaSuccess) return MLK_OK;
+  if (mlki_cuda_went(code)) return MLK_OK;
   return mlki_cuda_fail(error, code == cudaErrorMemoryAllocation ? MLK_ERR_MEMORY : MLK_ERR_SYSTEM, "cuda: %s: %s (%s)",
                         place, cudaGetErrorString(code), cudaGetErrorName(code));
 }
@@ -805,6 +813,18 @@ template <class T> static T *mlki_cuda_carve(mlki_cuda_call *call, int64_t count
 }
 
 template <class T> struct mlki_cuda_same { typedef T type; };
+
+#define MLKI_CUDA_STATIC 4096 /* bytes of static shared memory, at most, of a kernel that has dynamic one too */
+
+/* Lets a kernel have more than 48 KiB of shared memory, which is of both kinds together. What is set here holds for the
+   device's other contexts and threads too: so a kernel gets the same each time, all there is, whatever this call needs,
+   and no thread takes back what another is about to launch with. */
+static cudaError_t mlki_cuda_let_share(const mlki_cuda_device *device, const void *kernel, size_t shared) {
+  const int all = device->shared_bytes - MLKI_CUDA_STATIC;
+  if (shared <= (48 << 10) - MLKI_CUDA_STATIC) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              (int)shared > all ? (int)shared : all);
+}
 
 /* Queues grid blocks of block threads of a kernel, with shared bytes of dynamic shared memory; for a plan only counts.
    No blocks: nothing. After a failure nothing more is launched. */
@@ -819,19 +839,17 @@ static void mlki_cuda_launch(mlki_cuda_call *call, int64_t grid, int block, size
   }
   call->launches++;
   if (!call->run) return;
+  const cudaStream_t stream = call->device->stream;
+  cudaError_t code = mlki_cuda_let_share(call->device, (const void *)kernel, shared);
+  if (code == cudaSuccess) {
 #if defined(MLK_CUDA_EMULATOR)
-  const cudaError_t code = mlkt_emu_launch_kernel(kernel, false, dim3((unsigned)grid), dim3((unsigned)block), shared,
-                                                  call->device->stream, [=] { kernel(arguments...); });
+    code = mlkt_emu_launch_kernel(kernel, true, dim3((unsigned)grid), dim3((unsigned)block), shared, stream,
+                                  [=] { kernel(arguments...); });
 #else
-  void *values[] = {(void *)&arguments...};
-  cudaError_t code = cudaSuccess;
-  if (shared > 48 << 10)
-    code = cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-  if (code == cudaSuccess)
-    code = cudaLaunchKernel((const void *)kernel, dim3((unsigned)grid), dim3((unsigned)block), values, shared,
-                            call->device->stream);
+    void *values[] = {(void *)&arguments...};
+    code = cudaLaunchKernel((const void *)kernel, dim3((unsigned)grid), dim3((unsigned)block), values, shared, stream);
 #endif
-  if (code != cudaSuccess) (void)cudaGetLastError();
+  }
   call->status = mlki_cuda_check(call->error, code, "a kernel was not launched");
 }
 
@@ -12303,7 +12321,7 @@ static mlk_status mlki_cuda_is_host(char *error, const void *p, int *host) {
   const cudaError_t code = cudaPointerGetAttributes(&attributes, p);
   *host = 0;
   if (code == cudaErrorInvalidValue) { /* of old drivers, for memory they have never seen */
-    (void)cudaGetLastError();
+    (void)mlki_cuda_went(code);
     *host = 1;
     return MLK_OK;
   }
@@ -12497,18 +12515,17 @@ struct mlki_cuda_here {
   cudaError_t code;
   explicit mlki_cuda_here(const mlki_cuda_device *device) : before(device->index), code(cudaGetDevice(&before)) {
     if (code == cudaSuccess && before != device->index) code = cudaSetDevice(device->index);
+    (void)mlki_cuda_went(code);
   }
   ~mlki_cuda_here() {
     int now = before;
-    if (cudaGetDevice(&now) == cudaSuccess && now != before) (void)cudaSetDevice(before);
+    if (mlki_cuda_went(cudaGetDevice(&now)) && now != before) (void)mlki_cuda_went(cudaSetDevice(before));
   }
 };
 
 static int mlki_cuda_devices(void) {
   int count = 0;
-  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
-  (void)cudaGetLastError();
-  return 0;
+  return mlki_cuda_went(cudaGetDeviceCount(&count)) ? count : 0;
 }
 
 /* What mma.sync reaches of wgmma's products (Luo et al., arXiv 2402.13499). */
@@ -12522,7 +12539,7 @@ static int mlki_cuda_tensor_lanes(int cc) {
 
 static int mlki_cuda_attribute(const mlki_cuda_device *device, cudaDeviceAttr attribute) {
   int value = 0;
-  if (cudaDeviceGetAttribute(&value, attribute, device->index) != cudaSuccess) (void)cudaGetLastError();
+  (void)mlki_cuda_went(cudaDeviceGetAttribute(&value, attribute, device->index));
   return value;
 }
 
@@ -12537,7 +12554,7 @@ static mlk_status mlki_cuda_describe(mlki_cuda_device *device, char *error) {
   device->shared_bytes = (int)properties.sharedMemPerBlockOptin;
   device->l2_bytes = properties.l2CacheSize;
   int driver = 0;
-  if (cudaDriverGetVersion(&driver) != cudaSuccess) (void)cudaGetLastError();
+  (void)mlki_cuda_went(cudaDriverGetVersion(&driver));
   device->long_lists = driver >= 12010;
   snprintf(device->name, sizeof device->name, "%s", properties.name);
   snprintf(device->isa, sizeof device->isa, "sm_%d", device->cc);
@@ -12558,11 +12575,10 @@ static mlki_cuda_encode mlki_cuda_encode_of_driver(void) {
 #if CUDART_VERSION >= 12050
   void *entry = NULL;
   cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-  if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found) ==
-          cudaSuccess &&
+  if (mlki_cuda_went(
+          cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found)) &&
       found == cudaDriverEntryPointSuccess)
     return (mlki_cuda_encode)entry;
-  (void)cudaGetLastError();
 #endif
   return NULL;
 }
@@ -12631,7 +12647,7 @@ static mlk_status mlki_cuda_room(mlki_cuda_device *device, uint64_t bytes, char 
 static void mlki_cuda_close(void *state) {
   mlki_cuda_device *device = (mlki_cuda_device *)state;
   const mlk_allocator a = device->allocator;
-  if (device->wrong) (void)cudaFreeHost(device->wrong);
+  if (device->wrong) (void)mlki_cuda_went(cudaFreeHost(device->wrong));
   if (a.free) {
     if (device->room) a.free(a.user, device->room, (size_t)device->room_bytes);
     a.free(a.user, device, sizeof *device);
@@ -12710,8 +12726,7 @@ static mlk_status mlki_cuda_alloc(void *state, uint64_t bytes, int shared, void 
   cudaError_t code = here.code;
   if (code == cudaSuccess)
     code = shared ? cudaMallocManaged(memory, (size_t)bytes, cudaMemAttachGlobal) : cudaMalloc(memory, (size_t)bytes);
-  if (code == cudaSuccess) return MLK_OK;
-  (void)cudaGetLastError();
+  if (mlki_cuda_went(code)) return MLK_OK;
   *memory = NULL;
   return code == cudaErrorMemoryAllocation
              ? mlki_cuda_fail(error, MLK_ERR_MEMORY, "cuda: the device could not give %llu bytes",
@@ -12721,7 +12736,7 @@ static mlk_status mlki_cuda_alloc(void *state, uint64_t bytes, int shared, void 
 
 static void mlki_cuda_free(void *state, void *memory) {
   mlki_cuda_here here((const mlki_cuda_device *)state);
-  if (cudaFree(memory) != cudaSuccess) (void)cudaGetLastError();
+  (void)mlki_cuda_went(cudaFree(memory));
 }
 
 static mlk_status mlki_cuda_copy(void *state, void *to, const void *from, uint64_t bytes, char *error) {
@@ -12770,8 +12785,7 @@ static mlk_status mlki_cuda_share(void *state, void *memory, void *to, char *err
   const mlk_status status = mlki_cuda_check(error, here.code, "choosing the device");
   if (status) return status;
   handle.process = mlki_cuda_process(), handle.device = device->index, handle.memory = memory;
-  handle.open = cudaIpcGetMemHandle(&handle.ipc, memory) == cudaSuccess; /* not everywhere; threads do without */
-  if (!handle.open) (void)cudaGetLastError();
+  handle.open = mlki_cuda_went(cudaIpcGetMemHandle(&handle.ipc, memory)); /* not everywhere; threads do without */
   memcpy(to, &handle, sizeof handle);
   return MLK_OK;
 }
@@ -12787,8 +12801,7 @@ static mlk_status mlki_cuda_attach(void *state, const void *from, void **memory,
   if (handle.process == mlki_cuda_process()) {
     const cudaError_t code = handle.device == device->index ? cudaSuccess
                                                             : cudaDeviceEnablePeerAccess(handle.device, 0);
-    if (code != cudaSuccess) (void)cudaGetLastError();
-    if (code != cudaSuccess && code != cudaErrorPeerAccessAlreadyEnabled)
+    if (!mlki_cuda_went(code) && code != cudaErrorPeerAccessAlreadyEnabled)
       return mlki_cuda_check(error, code, "reading another device's memory; MLK_PARTS_HOST does without");
     *memory = handle.memory;
     return MLK_OK;
@@ -12797,7 +12810,6 @@ static mlk_status mlki_cuda_attach(void *state, const void *from, void **memory,
     return mlki_cuda_fail(error, MLK_ERR_SYSTEM,
                           "cuda: the other process could not share its memory; MLK_PARTS_HOST does without");
   const cudaError_t code = cudaIpcOpenMemHandle(memory, handle.ipc, cudaIpcMemLazyEnablePeerAccess);
-  if (code != cudaSuccess) (void)cudaGetLastError();
   return mlki_cuda_check(error, code, "opening another process's memory; MLK_PARTS_HOST does without");
 }
 
@@ -12805,7 +12817,7 @@ static void mlki_cuda_detach(void *state, const void *from, void *memory) {
   mlki_cuda_handle handle;
   memcpy(&handle, from, sizeof handle);
   mlki_cuda_here here((const mlki_cuda_device *)state);
-  if (handle.process != mlki_cuda_process() && cudaIpcCloseMemHandle(memory) != cudaSuccess) (void)cudaGetLastError();
+  if (handle.process != mlki_cuda_process()) (void)mlki_cuda_went(cudaIpcCloseMemHandle(memory));
 }
 
 /* Runs an operator, or plans it. */
@@ -12914,20 +12926,20 @@ static mlk_status mlki_cuda_time(const mlki_cuda_device *device, char *error, F 
   mlk_status status = mlki_cuda_check(error, cudaEventCreate(&start), "making an event");
   if (status) return status;
   if ((status = mlki_cuda_check(error, cudaEventCreate(&stop), "making an event")) != MLK_OK) {
-    (void)cudaEventDestroy(start);
+    (void)mlki_cuda_went(cudaEventDestroy(start));
     return status;
   }
   *seconds = 1e30;
   for (int i = 0; i < 6 && status == MLK_OK; i++) {
-    (void)cudaEventRecord(start, device->stream);
-    status = queue();
-    (void)cudaEventRecord(stop, device->stream);
+    status = mlki_cuda_check(error, cudaEventRecord(start, device->stream), "measuring");
+    if (status == MLK_OK) status = queue();
+    if (status == MLK_OK) status = mlki_cuda_check(error, cudaEventRecord(stop, device->stream), "measuring");
     if (status == MLK_OK) status = mlki_cuda_check(error, cudaEventSynchronize(stop), "measuring");
     if (status == MLK_OK)
       status = mlki_cuda_check(error, cudaEventElapsedTime(&milliseconds, start, stop), "measuring");
     if (milliseconds > 0 && milliseconds * 1e-3 < *seconds) *seconds = milliseconds * 1e-3;
   }
-  (void)cudaEventDestroy(start), (void)cudaEventDestroy(stop);
+  (void)mlki_cuda_went(cudaEventDestroy(start)), (void)mlki_cuda_went(cudaEventDestroy(stop));
   return status;
 }
 
@@ -12965,7 +12977,7 @@ static mlk_status mlki_cuda_measure(void *state, const mlk_ceilings *known, mlk_
               "measuring");
         },
         &copy);
-  (void)cudaFree(memory);
+  (void)mlki_cuda_went(cudaFree(memory));
   if (status) return status;
   device->flops = 16.0 * rounds * threads * blocks / spin;
   device->bandwidth = 2.0 * (double)half / copy;

@@ -3146,6 +3146,7 @@ void mlkt_emu_fail(uint64_t nth, int error) {
   mlkt_emu::m().set.fail_error = cudaError_t(error);
 }
 void mlkt_emu_stick(int error) { mlkt_emu::m().set.sticky = cudaError_t(error); }
+int mlkt_emu_last_error(void) { return cudaGetLastError(); }
 uint64_t mlkt_emu_count(mlkt_emu_what what) {
   mlkt_emu::machine &e = mlkt_emu::m();
   switch (what) {

@@ -56,6 +56,8 @@ void mlkt_emu_ipc(int possible);
 void mlkt_emu_fail(uint64_t nth, int error);
 /* Every call gives error from now on, as after a kernel's fault, until mlkt_emu_reset or mlkt_emu_stick(0). */
 void mlkt_emu_stick(int error);
+/* cudaGetLastError: the calling thread's last error, once. */
+int mlkt_emu_last_error(void);
 
 typedef enum mlkt_emu_what {
   MLKT_EMU_CALLS,            /* runtime calls that could fail, launches included */

@@ -525,6 +525,7 @@ static void check_failure(mlk_context *ctx, mlk_status status, int error) {
   CHECK_MSG(strstr(mlk_last_error(ctx), error == OUT_OF_MEMORY ? "" : "cudaErrorLaunchFailure") != NULL &&
                 mlk_last_error(ctx)[0],
             "it says \"%s\"", mlk_last_error(ctx));
+  CHECK_EQ_I64(mlkt_emu_last_error(), 0); /* nothing is left for the program's own checks */
 }
 
 /* A fresh context, and its first call of op with the nth call of the runtime failing; then one without. Gives 0 when
@@ -672,6 +673,7 @@ static void failing_open(void) {
     mlk_close(ctx);
     failed = mlkt_emu_count(MLKT_EMU_CALLS) - calls >= n;
     mlkt_emu_fail(0, 0);
+    CHECK_EQ_I64(mlkt_emu_last_error(), 0);
     CHECK_EQ_I64(mlkt_emu_count(MLKT_EMU_LIVE_BLOCKS), 0);
   }
   CHECK_MSG(n > 10 && n < 100, "%d calls", (int)n);
