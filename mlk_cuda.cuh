@@ -578,7 +578,8 @@ template <int left, int count> MLKI_CUDA_DEVICE void mlki_cuda_wgmma_wait(float 
 }
 
 /* D += A B by the warpgroup, behind the threads' backs (9.7.15.5.2): A of 64 x 16 and B of 16 x 256 or 128 elements of
-   f16 or bf16, sums in f32. a_lines, b_lines: what lies side by side is A's rows or B's columns instead of terms. Lane
+   f16 or bf16, sums in f32; adds 0: D = A B, where no products on D are under way. a_lines, b_lines: what lies side by
+   side is A's rows or B's columns instead of terms. Lane
    l of warp w holds of D in d[i] row 16 w + l / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (l % 4) + i
    % 2 (9.7.15.5.1.1.1). */
 #if !defined(MLK_CUDA_EMULATOR)
@@ -599,10 +600,10 @@ template <int left, int count> MLKI_CUDA_DEVICE void mlki_cuda_wgmma_wait(float 
   "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, "           \
   "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, "             \
   "%121, %122, %123, %124, %125, %126, %127"
-/* matrices: the names of a, b and the two flags; the predicate says that D is added to */
-#define MLKI_CUDA_WGMMA(shape, names, matrices, ...)                                                                   \
-  asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\nwgmma.mma_async.sync.aligned." shape " {" names "}, " matrices \
-               "\n}" __VA_ARGS__)
+/* matrices: the names of a, b and the two flags; adds: that of a number, 0: D is not added to but set */
+#define MLKI_CUDA_WGMMA(shape, names, adds, matrices, ...)                                                             \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, " adds ", 0;\nwgmma.mma_async.sync.aligned." shape " {" names         \
+               "}, " matrices "\n}" __VA_ARGS__)
 #endif
 
 template <int dtype, bool a_lines, bool b_lines>
@@ -611,29 +612,30 @@ MLKI_CUDA_DEVICE void mlki_cuda_wgmma(float (&d)[128], uint64_t a, uint64_t b) {
   mlkt_emu_wgmma(d, 256, a, b, dtype == MLK_BF16, a_lines, b_lines);
 #else
   if (dtype == MLK_F16)
-    MLKI_CUDA_WGMMA("m64n256k16.f32.f16.f16", MLKI_CUDA_NAMES_128, "%128, %129, p, 1, 1, %130, %131;",
+    MLKI_CUDA_WGMMA("m64n256k16.f32.f16.f16", MLKI_CUDA_NAMES_128, "1", "%128, %129, p, 1, 1, %130, %131;",
                     : MLKI_CUDA_64_OF(d, 0), MLKI_CUDA_64_OF(d, 64)
                     : "l"(a), "l"(b), "n"(a_lines), "n"(b_lines));
   else
-    MLKI_CUDA_WGMMA("m64n256k16.f32.bf16.bf16", MLKI_CUDA_NAMES_128, "%128, %129, p, 1, 1, %130, %131;",
+    MLKI_CUDA_WGMMA("m64n256k16.f32.bf16.bf16", MLKI_CUDA_NAMES_128, "1", "%128, %129, p, 1, 1, %130, %131;",
                     : MLKI_CUDA_64_OF(d, 0), MLKI_CUDA_64_OF(d, 64)
                     : "l"(a), "l"(b), "n"(a_lines), "n"(b_lines));
 #endif
 }
 
 template <int dtype, bool a_lines, bool b_lines>
-MLKI_CUDA_DEVICE void mlki_cuda_wgmma(float (&d)[64], uint64_t a, uint64_t b) {
+MLKI_CUDA_DEVICE void mlki_cuda_wgmma(float (&d)[64], uint64_t a, uint64_t b, int adds = 1) {
 #if defined(MLK_CUDA_EMULATOR)
+  for (int i = 0; !adds && i < 64; i++) d[i] = 0.0f;
   mlkt_emu_wgmma(d, 128, a, b, dtype == MLK_BF16, a_lines, b_lines);
 #else
   if (dtype == MLK_F16)
-    MLKI_CUDA_WGMMA("m64n128k16.f32.f16.f16", MLKI_CUDA_NAMES_64, "%64, %65, p, 1, 1, %66, %67;",
+    MLKI_CUDA_WGMMA("m64n128k16.f32.f16.f16", MLKI_CUDA_NAMES_64, "%68", "%64, %65, p, 1, 1, %66, %67;",
                     : MLKI_CUDA_64_OF(d, 0)
-                    : "l"(a), "l"(b), "n"(a_lines), "n"(b_lines));
+                    : "l"(a), "l"(b), "n"(a_lines), "n"(b_lines), "r"(adds));
   else
-    MLKI_CUDA_WGMMA("m64n128k16.f32.bf16.bf16", MLKI_CUDA_NAMES_64, "%64, %65, p, 1, 1, %66, %67;",
+    MLKI_CUDA_WGMMA("m64n128k16.f32.bf16.bf16", MLKI_CUDA_NAMES_64, "%68", "%64, %65, p, 1, 1, %66, %67;",
                     : MLKI_CUDA_64_OF(d, 0)
-                    : "l"(a), "l"(b), "n"(a_lines), "n"(b_lines));
+                    : "l"(a), "l"(b), "n"(a_lines), "n"(b_lines), "r"(adds));
 #endif
 }
 
@@ -7897,7 +7899,7 @@ MLKI_CUDA_DEVICE float mlki_cuda_filter_limit(const mlki_cuda_knn &s, int q, flo
     const double squared = s.metric == MLK_L2 ? __dmul_rn(__dmul_rn(k, k), 1.0 + 0x1p-22) : k;
     limit = __dadd_rn(__dmul_rn(squared, __dadd_rn(1.0, f.relative)), f.underflow);
     limit = __dadd_rn(limit, -__dmul_rn(f.keep, norm));
-    limit = __ddiv_rn(limit, 2.0 * (double)mlki_cuda_filter_length(f.q_norm[q]));
+    limit = __ddiv_rn(limit, __dmul_rn(2.0, (double)mlki_cuda_filter_length(f.q_norm[q])));
   }
   /* more than the rounding of all this, to f32 at last, and of what is done with it */
   limit = __dadd_rn(limit, __dadd_rn(__dmul_rn(fabs(limit), 0x1p-20), 0x1p-120));
@@ -8291,6 +8293,349 @@ static __global__ void __launch_bounds__(MLKI_CUDA_PAIR_THREADS, 2)
   mlki_cuda_filter_put(s, q0, x0, acc);
 }
 
+/* ---- by warpgroups ----
+
+   The same filter from the parts of >>cuda_hopper. A block stays and does tiles of 256 queries x 128 rows: all its
+   queries' rows one after the other, then its next queries. Each of two consumers multiplies 128 queries, in two halves
+   of 64, by the 128 rows that both share, 64 terms a stage, and looks at its sums where they are, in registers.
+
+   With up to 256 terms (held) the queries lie in shared memory as long as they last, and a stage is 16 KiB of rows; the
+   consumers take turns: one multiplies a tile while the other looks at its own, so that the tensor cores go on. Each
+   hands over when it has issued its last products, not when they are done. With more terms a stage has the queries'
+   64 terms as well, and looking is little against multiplying: no turns.
+
+   Of a multiprocessor's clocks, a consumer's tile of 128 x 128 takes 8 d of the tensor cores (4096 operations a clock).
+   Looking takes of each of its four warps 128 x 3 instructions, 16 loads and some 60 more, one a clock: 460. Products
+   read 96 bytes a clock of shared memory's 128, looking 32 KiB in all. So in turns, by the scarcest: d = 64: 512 of the
+   tensor cores, 640 of shared memory, 0.80 of the peak; d = 128: 1024 and 1024; d = 256: 2048 and 1792; d = 768: 6144
+   and (no turns, both look at once) 230 a tile more, 0.96. Rows come from the L2 cache at 16 bytes a clock, above 256
+   terms 48, as matrix products' do. All but the first d are bound by the tensor cores, that is by what of their peak
+   matrix products reach: 0.7 to 0.8.
+
+   Entries found go to a query's buffer by an atomic add, whose answer is waited for when the next entry comes. */
+template <bool held_> struct mlki_cuda_filter_groups {
+  static constexpr bool held = held_;
+  static constexpr int queries = 256, rows = 128, depth = 64, most = 256;    /* most: of terms, held */
+  static constexpr int warps = 8, threads = 384, slots = 4, slot = rows * 8; /* slots: of rows' terms */
+  static constexpr int block = rows * depth * 2;                             /* bytes of 128 lines x 64 terms */
+  static constexpr int stages = held ? 5 : 4, stage = held ? block : 3 * block, bytes_q = held ? 2 * block * 4 : 0;
+  static constexpr int barriers = 2 * stages + 2 * slots + 4;
+  static constexpr int shared_bytes = (int)MLKI_CUDA_WGMMA_EIGHT + bytes_q + stages * stage + slots * slot +
+                                      barriers * 8;
+  static_assert(queries == 2 * rows && shared_bytes <= 227 << 10, "boxes are of 128 lines");
+};
+
+/* A block's tiles: number q_tile x_tiles + x_tile, from unit to last. */
+typedef struct mlki_cuda_filter_walk {
+  unsigned x_tiles, unit, last;
+} mlki_cuda_filter_walk;
+
+#if defined(MLKI_CUDA_HOPPER)
+
+/* What the roles of a block share. q_full, q_empty: of the queries that are held; turn: whose it is to multiply. */
+template <class T> struct mlki_cuda_filter_shared {
+  unsigned char *q, *stages;
+  float4 *terms;
+  uint64_t *full, *empty, *terms_full, *terms_empty, *q_full, *q_empty, *turn;
+  MLKI_CUDA_MEMBER mlki_cuda_filter_shared() {
+    unsigned char *p = mlki_cuda_shared();
+    p += (0u - mlki_cuda_shared_address(p)) % MLKI_CUDA_WGMMA_EIGHT;
+    q = p, stages = q + T::bytes_q;
+    terms = (float4 *)(void *)(stages + T::stages * T::stage);
+    full = (uint64_t *)(void *)((unsigned char *)terms + T::slots * T::slot), empty = full + T::stages;
+    terms_full = empty + T::stages, terms_empty = terms_full + T::slots;
+    q_full = terms_empty + T::slots, q_empty = q_full + 1, turn = q_empty + 1;
+  }
+  MLKI_CUDA_MEMBER void init() const {
+    for (int i = 0; i < T::stages; i++)
+      mlki_cuda_mbarrier_init(full + i, 1), mlki_cuda_mbarrier_init(empty + i, T::warps);
+    for (int i = 0; i < T::slots; i++)
+      mlki_cuda_mbarrier_init(terms_full + i, MLKI_CUDA_WARP), mlki_cuda_mbarrier_init(terms_empty + i, T::warps);
+    mlki_cuda_mbarrier_init(q_full, 1), mlki_cuda_mbarrier_init(q_empty, T::warps);
+    for (int i = 0; i < 2; i++) mlki_cuda_mbarrier_init(turn + i, T::warps / 2);
+    mlki_cuda_mbarrier_fence();
+  }
+};
+
+/* 256 queries x 64 terms. */
+template <class T>
+MLKI_CUDA_DEVICE void mlki_cuda_filter_queries_load(unsigned char *to, const CUtensorMap *q, uint64_t *arrived,
+                                                    unsigned q_tile, int k) {
+  mlki_cuda_box_load(to, q, arrived, k, (int)q_tile * T::queries, 0, 0);
+  mlki_cuda_box_load(to + T::block, q, arrived, k, (int)q_tile * T::queries + T::rows, 0, 0);
+}
+
+/* By one thread: the boxes. */
+template <class T>
+MLKI_CUDA_DEVICE void mlki_cuda_filter_produce(const CUtensorMap *q, const CUtensorMap *x, int depth,
+                                               mlki_cuda_filter_walk walk, const mlki_cuda_filter_shared<T> &shared) {
+  mlki_cuda_ring<T::stages> ring;
+  uint32_t round = 1; /* of the queries */
+  while (walk.unit < walk.last) {
+    const unsigned q_tile = walk.unit / walk.x_tiles, first = q_tile * walk.x_tiles;
+    if (T::held) {
+      mlki_cuda_mbarrier_wait(shared.q_empty, round), round ^= 1;
+      mlki_cuda_mbarrier_expect(shared.q_full, (depth + T::depth - 1) / T::depth * 2 * T::block);
+      for (int k = 0; k < depth; k += T::depth)
+        mlki_cuda_filter_queries_load<T>(shared.q + k / T::depth * 2 * T::block, q, shared.q_full, q_tile, k);
+    }
+    for (; walk.unit < walk.last && walk.unit - first < walk.x_tiles; walk.unit++)
+#pragma unroll 1
+      for (int k = 0; k < depth; k += T::depth) {
+        unsigned char *to = shared.stages + ring.stage * T::stage;
+        uint64_t *full = shared.full + ring.stage;
+        mlki_cuda_mbarrier_wait(shared.empty + ring.stage, ring.round ^ 1);
+        mlki_cuda_mbarrier_expect(full, T::stage);
+        mlki_cuda_box_load(to, x, full, k, (int)(walk.unit - first) * T::rows, 0, 0);
+        if (!T::held) mlki_cuda_filter_queries_load<T>(to + T::block, q, full, q_tile, k);
+        ring.next();
+      }
+  }
+}
+
+/* By a warp: the rows' terms. */
+template <class T>
+MLKI_CUDA_DEVICE void mlki_cuda_filter_terms(const float2 *terms, mlki_cuda_filter_walk walk,
+                                             const mlki_cuda_filter_shared<T> &shared) {
+  const int lane = (int)threadIdx.x % MLKI_CUDA_WARP;
+  mlki_cuda_ring<T::slots> ring;
+  for (; walk.unit < walk.last; walk.unit++, ring.next()) {
+    const float4 *from = (const float4 *)(const void *)(terms + (int64_t)(walk.unit % walk.x_tiles) * T::rows) + lane;
+    float4 *to = shared.terms + ring.stage * (T::slot / 16) + lane;
+    const float4 one = from[0], two = from[MLKI_CUDA_WARP];
+    mlki_cuda_mbarrier_wait(shared.terms_empty + ring.stage, ring.round ^ 1);
+    to[0] = one, to[MLKI_CUDA_WARP] = two;
+    mlki_cuda_mbarrier_arrive(shared.terms_full + ring.stage);
+  }
+}
+
+/* acc = or += the products of sixteens x 16 terms: of 128 queries and 128 rows. */
+template <int sixteens>
+MLKI_CUDA_DEVICE void mlki_cuda_filter_stage(float (&acc)[2][64], uint32_t from_q, uint32_t from_x, int adds) {
+  mlki_cuda_wgmma_fence();
+#pragma unroll
+  for (uint32_t k = 0; k < sixteens; k++)
+#pragma unroll
+    for (uint32_t half = 0; half < 2; half++)
+      mlki_cuda_wgmma<MLK_F16, false, false>(
+          acc[half],
+          mlki_cuda_wgmma_matrix(from_q + half * MLKI_CUDA_WGMMA_BLOCK + k * 32, MLKI_CUDA_WGMMA_BLOCK,
+                                 MLKI_CUDA_WGMMA_EIGHT),
+          mlki_cuda_wgmma_matrix(from_x + k * 32, MLKI_CUDA_WGMMA_BLOCK, MLKI_CUDA_WGMMA_EIGHT), k > 0 ? 1 : adds);
+  mlki_cuda_wgmma_commit();
+}
+
+/* A consumer of a block, number 0 or 1, between tiles. */
+template <class T> struct mlki_cuda_filter_consumer {
+  mlki_cuda_ring<T::stages> ring;
+  mlki_cuda_ring<T::slots> slots;
+  uint32_t number, turns; /* parity of its turns so far */
+  unsigned at, row;       /* the youngest entry: its place in the buffer of query q; row, as x_rows has it */
+  int64_t q;
+
+  MLKI_CUDA_MEMBER explicit mlki_cuda_filter_consumer(int number_)
+      : number((uint32_t)number_), turns(0), at(~0u), row(0), q(0) {}
+
+  MLKI_CUDA_MEMBER static bool speaks() { return threadIdx.x % MLKI_CUDA_WARP == 0; } /* for its warp */
+
+  MLKI_CUDA_MEMBER void begin_turn(const mlki_cuda_filter_shared<T> &shared) {
+    if (T::held) mlki_cuda_mbarrier_wait(shared.turn + number, turns ^ number ^ 1);
+    turns ^= 1;
+  }
+  MLKI_CUDA_MEMBER void end_turn(const mlki_cuda_filter_shared<T> &shared) const {
+    if (T::held && speaks()) mlki_cuda_mbarrier_arrive(shared.turn + (number ^ 1));
+  }
+
+  /* acc = a tile's products. */
+  MLKI_CUDA_MEMBER void multiply(float (&acc)[2][64], int depth, const mlki_cuda_filter_shared<T> &shared) {
+    const uint32_t stages = mlki_cuda_shared_address(shared.stages), mine = number * (uint32_t)T::block;
+    const uint32_t held = mlki_cuda_shared_address(shared.q) + mine;
+    uint64_t *before = NULL; /* of the stage whose products may be under way */
+    begin_turn(shared);
+#pragma unroll 1
+    for (int k = 0; k < depth; k += T::depth) {
+      const uint32_t from_x = stages + (uint32_t)(ring.stage * T::stage);
+      const uint32_t from_q = T::held ? held + (uint32_t)(k / T::depth * 2 * T::block)
+                                      : from_x + (uint32_t)T::block + mine;
+      mlki_cuda_mbarrier_wait(shared.full + ring.stage, ring.round);
+      if (depth - k > T::depth / 2)
+        mlki_cuda_filter_stage<T::depth / 16>(acc, from_q, from_x, k);
+      else
+        mlki_cuda_filter_stage<T::depth / 32>(acc, from_q, from_x, k);
+      if (k + T::depth >= depth) end_turn(shared);
+      mlki_cuda_wgmma_wait<1>(acc[0]);
+      if (before && speaks()) mlki_cuda_mbarrier_arrive(before);
+      before = shared.empty + ring.stage;
+      ring.next();
+    }
+    mlki_cuda_wgmma_wait<0>(acc[0]), mlki_cuda_wgmma_wait<0>(acc[1]);
+    if (speaks()) mlki_cuda_mbarrier_arrive(before);
+  }
+
+  /* Bits of the pairs that are not far: those of the thread's four queries with its 32 rows, the first highest. */
+  MLKI_CUDA_MEMBER void look(unsigned (&near)[4], const float (&acc)[2][64], const float2 (&q_terms)[4],
+                             const mlki_cuda_filter_shared<T> &shared) {
+    const float4 *terms = shared.terms + slots.stage * (T::slot / 16) + threadIdx.x % 4;
+    mlki_cuda_mbarrier_wait(shared.terms_full + slots.stage, slots.round);
+#pragma unroll
+    for (int i = 0; i < 4; i++) near[i] = 0;
+#pragma unroll
+    for (int j = 0; j < 16; j++) {
+      const float4 x = terms[4 * j];
+#pragma unroll
+      for (int e = 0; e < 2; e++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const float t = mlki_cuda_filter_far(q_terms[i], e ? make_float2(x.z, x.w) : make_float2(x.x, x.y),
+                                               acc[i / 2][4 * j + i % 2 * 2 + e]);
+          near[i] = __funnelshift_l(__float_as_uint(t), near[i], 1);
+        }
+    }
+    __syncwarp();
+    if (speaks()) mlki_cuda_mbarrier_arrive(shared.terms_empty + slots.stage);
+    slots.next();
+  }
+
+  /* The youngest entry to its place. */
+  MLKI_CUDA_MEMBER void settle(const mlki_cuda_knn &s) {
+    if (at < (unsigned)s.capacity)
+      s.found[q * s.capacity + at] = row == MLKI_CUDA_FILTER_NO_ROW ? MLKI_CUDA_KNN_NONE : (uint64_t)row << 1;
+    at = ~0u;
+  }
+
+  /* The pairs of bits: queries q0 + 8 (i % 2) + 64 (i / 2), rows x0 + 4 (bit - bit % 2) + bit % 2. */
+  MLKI_CUDA_MEMBER void keep(const mlki_cuda_knn &s, unsigned (&near)[4], int64_t q0, int64_t x0) {
+    while (near[0] | near[1] | near[2] | near[3]) {
+      const int i = near[0] ? 0 : near[1] ? 1 : near[2] ? 2 : 3;
+      const int bit = __clz((int)(near[0] ? near[0] : near[1] ? near[1] : near[2] ? near[2] : near[3]));
+#pragma unroll
+      for (int other = 0; other < 4; other++)
+        if (other == i) near[other] &= ~(0x80000000u >> bit);
+      if (q0 + i % 2 * 8 + i / 2 * 64 >= s.queries) continue;
+      settle(s);
+      q = q0 + i % 2 * 8 + i / 2 * 64;
+      row = s.filter.x_rows[x0 + (bit - bit % 2) * 4 + bit % 2];
+      at = atomicAdd(s.counts + q, 1u);
+    }
+  }
+
+  /* A tile that the other consumer does alone: there are no more queries. */
+  MLKI_CUDA_MEMBER void pass(int depth, const mlki_cuda_filter_shared<T> &shared) {
+    begin_turn(shared), end_turn(shared);
+    for (int k = 0; k < depth; k += T::depth, ring.next()) {
+      mlki_cuda_mbarrier_wait(shared.full + ring.stage, ring.round);
+      __syncwarp();
+      if (speaks()) mlki_cuda_mbarrier_arrive(shared.empty + ring.stage);
+    }
+    mlki_cuda_mbarrier_wait(shared.terms_full + slots.stage, slots.round);
+    __syncwarp();
+    if (speaks()) mlki_cuda_mbarrier_arrive(shared.terms_empty + slots.stage);
+    slots.next();
+  }
+};
+
+template <class T>
+MLKI_CUDA_DEVICE void mlki_cuda_filter_consume(const mlki_cuda_knn &s, int number, mlki_cuda_filter_walk walk,
+                                               const mlki_cuda_filter_shared<T> &shared) {
+  const int lane = (int)threadIdx.x % MLKI_CUDA_WARP, warp = (int)threadIdx.x / MLKI_CUDA_WARP % 4;
+  const int depth = s.filter.depth;
+  mlki_cuda_filter_consumer<T> me(number);
+  uint32_t round = 0; /* of the queries */
+  while (walk.unit < walk.last) {
+    const unsigned q_tile = walk.unit / walk.x_tiles, first = q_tile * walk.x_tiles;
+    const int64_t mine = (int64_t)q_tile * T::queries + number * T::rows, q0 = mine + warp * 16 + lane / 4;
+    float2 q_terms[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      q_terms[i] = mine < s.queries ? s.filter.q_terms[q0 + i % 2 * 8 + i / 2 * 64] : make_float2(0.0f, 0.0f);
+    if (T::held) mlki_cuda_mbarrier_wait(shared.q_full, round), round ^= 1;
+    for (; walk.unit < walk.last && walk.unit - first < walk.x_tiles; walk.unit++) {
+      if (mine < s.queries) {
+        float acc[2][64];
+        unsigned near[4];
+        me.multiply(acc, depth, shared);
+        me.look(near, acc, q_terms, shared);
+        me.keep(s, near, q0, (int64_t)(walk.unit - first) * T::rows + lane % 4 * 2);
+        __syncwarp();
+      } else {
+        me.pass(depth, shared);
+      }
+    }
+    if (T::held && me.speaks()) mlki_cuda_mbarrier_arrive(shared.q_empty);
+  }
+  me.settle(s);
+}
+#endif /* MLKI_CUDA_HOPPER */
+
+template <class T>
+static __global__ void __launch_bounds__(T::threads, 1)
+    mlki_cuda_filter_groups_kernel(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap x,
+                                   const mlki_cuda_knn s, unsigned q_tiles, unsigned x_tiles) {
+#if defined(MLKI_CUDA_HOPPER)
+  const mlki_cuda_filter_shared<T> shared;
+  const int group = (int)threadIdx.x / 128, warp = (int)threadIdx.x / MLKI_CUDA_WARP;
+  const uint64_t units = (uint64_t)q_tiles * x_tiles;
+  mlki_cuda_filter_walk walk;
+  walk.x_tiles = x_tiles;
+  walk.unit = (unsigned)(units * blockIdx.x / gridDim.x), walk.last = (unsigned)(units * (blockIdx.x + 1) / gridDim.x);
+  mlki_cuda_knn_begin(s);
+  if (threadIdx.x == 0) {
+    mlki_cuda_box_prefetch(&q), mlki_cuda_box_prefetch(&x);
+    shared.init();
+  }
+  __syncthreads();
+  if (group == 0) {
+    mlki_cuda_registers_give<40>();
+    if (threadIdx.x == 0) mlki_cuda_filter_produce<T>(&q, &x, s.filter.depth, walk, shared);
+    if (warp == 1) mlki_cuda_filter_terms<T>(s.filter.x_terms, walk, shared);
+  } else {
+    mlki_cuda_registers_take<232>();
+    mlki_cuda_filter_consume<T>(s, group - 1, walk, shared);
+  }
+#endif
+}
+
+/* What the copy engine is told of the filter's rows, a call's queries and a chunk's. */
+typedef struct mlki_cuda_filter_boxes {
+  CUtensorMap q, x;
+} mlki_cuda_filter_boxes;
+
+static bool mlki_cuda_filter_encode(const mlki_cuda_call *call, CUtensorMap *map, const mlki_cuda_filter *f,
+                                    uint16_t *memory, int64_t lines) {
+  const cuuint64_t row = (cuuint64_t)f->depth * 2, all = row * (cuuint64_t)lines;
+  const cuuint64_t sizes[4] = {(cuuint64_t)f->depth, (cuuint64_t)lines, 1, 1}, strides[3] = {row, all, all};
+  return mlki_cuda_boxes_encode(call, map, MLK_F16, memory, sizes, strides, mlki_cuda_filter_groups<true>::rows);
+}
+
+/* Shares of the peak that the filter reaches: by warps; by warpgroups, whose consumers come in pairs. */
+#define MLKI_CUDA_FILTER_BY_WARPS  0.65
+#define MLKI_CUDA_FILTER_BY_GROUPS 0.7
+
+/* Is the filter quicker by warpgroups, and does the driver take its rows? The longest chunk decides. */
+static bool mlki_cuda_filter_by_groups(const mlki_cuda_call *call, const mlki_cuda_knn *s,
+                                       mlki_cuda_filter_boxes *boxes) {
+  typedef mlki_cuda_filter_groups<false> T;
+  const mlki_cuda_filter *f = &s->filter;
+  memset(boxes, 0, sizeof *boxes);
+  if (!mlki_cuda_has_wgmma(call)) return false;
+  const int64_t along = mlki_cuda_ceil_div(f->rows, T::rows), across = mlki_cuda_ceil_div(s->queries, T::rows);
+  const double warps = (double)mlki_cuda_ceil_div(along * across, call->device->sms) /
+                       (MLKI_CUDA_FILTER_BY_WARPS * call->device->tensor_flops);
+  const double groups = (double)(mlki_cuda_ceil_div(along * mlki_cuda_ceil_div(across, 2), call->device->sms) *
+                                 mlki_cuda_min(across, 2)) /
+                        (MLKI_CUDA_FILTER_BY_GROUPS * call->device->wgmma_flops);
+  return groups < warps && mlki_cuda_filter_encode(call, &boxes->q, f, f->q, across * T::rows) &&
+         mlki_cuda_filter_encode(call, &boxes->x, f, f->x, f->rows);
+}
+
+template <class T>
+static void mlki_cuda_filter_groups_launch(mlki_cuda_call *call, const mlki_cuda_filter_boxes *boxes,
+                                           const mlki_cuda_knn *s, int64_t x_tiles) {
+  const int64_t q_tiles = mlki_cuda_ceil_div(s->queries, T::queries);
+  mlki_cuda_launch(call, mlki_cuda_min(q_tiles * x_tiles, call->device->sms), T::threads, T::shared_bytes,
+                   mlki_cuda_filter_groups_kernel<T>, boxes->q, boxes->x, *s, (unsigned)q_tiles, (unsigned)x_tiles);
+}
+
 /* Does the filter pay, and how large are its operands? */
 static void mlki_cuda_filter_carve(mlki_cuda_call *call, mlki_cuda_knn *s, int64_t queries, int64_t rows) {
   mlki_cuda_filter *f = &s->filter;
@@ -8320,13 +8665,19 @@ static void mlki_cuda_filter_carve(mlki_cuda_call *call, mlki_cuda_knn *s, int64
                                                          : (1.02 * h + (3 * d + 64) * u * 1.02) * (1 + 0x1p-23));
 }
 
-/* The chunk through the filter, where the first round of pairs would be. */
-static void mlki_cuda_filter_launch(mlki_cuda_call *call, const mlki_cuda_pairs *a) {
+/* The chunk through the filter, where the first round of pairs would be; boxes NULL: by warps. */
+static void mlki_cuda_filter_launch(mlki_cuda_call *call, const mlki_cuda_pairs *a,
+                                    const mlki_cuda_filter_boxes *boxes) {
   const int64_t tile = MLKI_CUDA_FILTER_TILE, tiles = mlki_cuda_ceil_div(a->visit.count * MLKI_CUDA_KNN_PIECE, tile);
   const int64_t q_tiles = mlki_cuda_ceil_div(a->knn.queries, tile);
   mlki_cuda_launch(call, tiles * tile / 8, 256, 0, mlki_cuda_filter_rows_kernel, a->knn, a->visit, tiles * tile);
-  mlki_cuda_launch(call, tiles * q_tiles, MLKI_CUDA_PAIR_THREADS, 2 * MLKI_CUDA_FILTER_STAGES * MLKI_CUDA_FILTER_HALF,
-                   mlki_cuda_filter_kernel, a->knn, (int)q_tiles);
+  if (!boxes)
+    mlki_cuda_launch(call, tiles * q_tiles, MLKI_CUDA_PAIR_THREADS, 2 * MLKI_CUDA_FILTER_STAGES * MLKI_CUDA_FILTER_HALF,
+                     mlki_cuda_filter_kernel, a->knn, (int)q_tiles);
+  else if (a->knn.filter.depth <= mlki_cuda_filter_groups<true>::most)
+    mlki_cuda_filter_groups_launch<mlki_cuda_filter_groups<true>>(call, boxes, &a->knn, tiles);
+  else
+    mlki_cuda_filter_groups_launch<mlki_cuda_filter_groups<false>>(call, boxes, &a->knn, tiles);
 }
 
 /* Once for a batch; the center, a call's, with the first. */
@@ -8384,10 +8735,11 @@ static int64_t mlki_cuda_knn_chunk(const mlki_cuda_knn *s, int64_t seen) {
 }
 
 /* One chunk of the batch: rounds until every query has what it may get from it. */
-static void mlki_cuda_knn_chunk_launch(mlki_cuda_call *call, mlki_cuda_pairs *a, bool filtered) {
+static void mlki_cuda_knn_chunk_launch(mlki_cuda_call *call, mlki_cuda_pairs *a, bool filtered,
+                                       const mlki_cuda_filter_boxes *boxes) {
   for (a->turn = 0; a->turn < MLKI_CUDA_KNN_ROUNDS; a->turn++) {
     if (filtered && a->turn == 0)
-      mlki_cuda_filter_launch(call, a);
+      mlki_cuda_filter_launch(call, a, boxes);
     else
       mlki_cuda_pairs_launch(call, a);
     mlki_cuda_select_launch(call, a, !filtered || a->turn > 0);
@@ -8396,7 +8748,8 @@ static void mlki_cuda_knn_chunk_launch(mlki_cuda_call *call, mlki_cuda_pairs *a,
 }
 
 /* The filter needs full lists, so the first rows come by pairs. */
-static void mlki_cuda_knn_batch(mlki_cuda_call *call, mlki_cuda_pairs *a, int64_t rows) {
+static void mlki_cuda_knn_batch(mlki_cuda_call *call, mlki_cuda_pairs *a, int64_t rows,
+                                const mlki_cuda_filter_boxes *boxes) {
   const mlki_cuda_knn *s = &a->knn;
   int64_t seen = 0;
   mlki_cuda_launch(call, mlki_cuda_ceil_div(a->knn.queries, 256), 256, 0, mlki_cuda_knn_start_kernel, a->knn);
@@ -8410,7 +8763,7 @@ static void mlki_cuda_knn_batch(mlki_cuda_call *call, mlki_cuda_pairs *a, int64_
       int64_t chunk = mlki_cuda_knn_chunk(s, seen);
       if (filtered) chunk = mlki_cuda_min(chunk, s->filter.rows);
       a->visit.count = mlki_cuda_min(chunk / MLKI_CUDA_KNN_PIECE, a->visit.pieces - a->visit.at);
-      mlki_cuda_knn_chunk_launch(call, a, filtered);
+      mlki_cuda_knn_chunk_launch(call, a, filtered, boxes);
       seen += a->visit.count * MLKI_CUDA_KNN_PIECE;
     }
   }
@@ -8420,6 +8773,7 @@ static mlk_status mlki_cuda_knn_run(mlki_cuda_call *call, const mlk_knn_desc *de
   const int64_t queries = desc->queries.shape[0], rows = desc->base.shape[0];
   const mlki_cuda_view ids = mlki_cuda_view_of(&desc->ids), distances = mlki_cuda_view_of(&desc->distances);
   mlki_cuda_pairs a;
+  mlki_cuda_filter_boxes boxes;
   if (queries == 0 || desc->k == 0) return MLK_OK;
   memset(&a, 0, sizeof a);
   a.q = mlki_cuda_rows_of(&desc->queries), a.x = mlki_cuda_rows_of(&desc->base), a.metric = desc->metric;
@@ -8427,11 +8781,15 @@ static mlk_status mlki_cuda_knn_run(mlki_cuda_call *call, const mlk_knn_desc *de
   mlki_cuda_knn_sizes(&a.knn, queries);
   mlki_cuda_filter_carve(call, &a.knn, queries, rows);
   mlki_cuda_knn_carve(call, &a.knn);
+  const bool by_groups = a.knn.filter.depth && mlki_cuda_filter_by_groups(call, &a.knn, &boxes);
   call->work = mlki_cuda_pairs_seconds(call, desc->metric);
   if (a.knn.filter.depth) /* and the base once more, for rows in f16 */
-    call->work = (double)call->io->flops / call->device->tensor_flops +
+    call->work = (double)call->io->flops / (by_groups ? call->device->wgmma_flops : call->device->tensor_flops) +
                  (double)call->io->bytes * (double)mlki_cuda_ceil_div(queries, a.knn.queries) / call->device->bandwidth;
-  call->io->variant = a.knn.filter.depth ? "mma_filter" : queries <= MLKI_CUDA_KNN_SCAN ? "scan" : "tiles";
+  call->io->variant = by_groups                       ? "wgmma_filter"
+                      : a.knn.filter.depth            ? "mma_filter"
+                      : queries <= MLKI_CUDA_KNN_SCAN ? "scan"
+                                                      : "tiles";
   const int64_t batch = a.knn.queries;
   const float *const first_query = a.q.p;
   for (int64_t q0 = 0; q0 < (call->run ? queries : 1); q0 += batch) {
@@ -8439,7 +8797,7 @@ static mlk_status mlki_cuda_knn_run(mlki_cuda_call *call, const mlk_knn_desc *de
     if (call->run) a.q.p = first_query + q0 * a.q.rs;
     a.knn.q = a.q;
     mlki_cuda_filter_start(call, &a.knn, rows, q0 == 0);
-    mlki_cuda_knn_batch(call, &a, rows);
+    mlki_cuda_knn_batch(call, &a, rows, by_groups ? &boxes : NULL);
     mlki_cuda_launch(call, mlki_cuda_min(mlki_cuda_ceil_div(a.knn.queries * desc->k, 256), MLKI_CUDA_GRID), 256, 0,
                      mlki_cuda_knn_emit_kernel, a.knn, desc->k, desc->first_id,
                      (int64_t *)(void *)ids.p + (call->run ? q0 * ids.stride[0] : 0), ids.stride[0],

@@ -159,6 +159,9 @@ tensor_cores() {
     echo "wgmma\.mma_async\.sync\.aligned\.m64n256k16\.f32\.f16 wgmma\.mma_async\.sync\.aligned\.m64n256k16\.f32\.bf16" \
       "wgmma\.mma_async\.sync\.aligned\.m64n128k16 cp\.async\.bulk\.tensor mbarrier\.try_wait mbarrier\.arrive\.expect_tx" \
       "setmaxnreg\.inc setmaxnreg\.dec"
+  [ "$1.$2" != knn.90a ] ||
+    echo "wgmma\.mma_async\.sync\.aligned\.m64n128k16\.f32\.f16 cp\.async\.bulk\.tensor mbarrier\.try_wait mbarrier\.arrive\.expect_tx" \
+      "setmaxnreg\.inc setmaxnreg\.dec"
   case $1.$2 in
     matmul.75 | conv.75 | attention.75 | knn.75) echo "ldmatrix $mma\.m16n8k8\.row\.col\.f32\.f16\.f16\.f32" ;;
     matmul.* | conv.* | attention.*) echo "ldmatrix cp\.async\.c[ag]\.shared\.global cp\.async\.wait_group $mma\.m16n8k16\.row\.col\.f32\.f16" \

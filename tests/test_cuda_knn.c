@@ -11,6 +11,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#if defined(MLKT_CUDA_EMULATED)
+#include "cuda_emulator_control.h"
+#endif
+
 static void *need(size_t bytes) {
   void *memory = malloc(bytes ? bytes : 1);
   if (!memory) {
@@ -257,28 +261,36 @@ static void test_rounding(void) {
   both_close(&b);
 }
 
-/* Which way a call goes is told by its plan; the same question all ways. */
+static mlk_plan plan_of(both *b, mlk_metric metric, int64_t queries, int64_t rows, int64_t dim, int64_t k) {
+  float *some = (float *)need(64 * sizeof *some), *distances = (float *)need((size_t)(queries * k) * sizeof *distances);
+  int64_t *ids = (int64_t *)need((size_t)(queries * k) * sizeof *ids);
+  const mlk_knn_desc d = dense_knn(metric, some, queries, some + 32, rows, dim, k, ids, distances);
+  mlk_plan plan;
+  memset(&plan, 0, sizeof plan);
+  CHECK_OK(b->device, mlk_knn_plan(b->device, &d, &plan));
+  free(some);
+  free(distances);
+  free(ids);
+  return plan;
+}
+
+/* Which way a call goes is told by its plan; the same question all ways. By which products the filter goes is the
+   device's: test_groups. */
 static void test_variants(void) {
   static const struct {
     int64_t queries, rows, dim;
     const char *variant;
-  } ways[] = {{1, 3000, 40, "scan"},        {3, 3000, 40, "scan"},  {8, 2500, 7, "scan"}, {40, 4500, 40, "mma_filter"},
-              {130, 5000, 9, "mma_filter"}, {40, 200, 40, "tiles"}, {64, 0, 16, "tiles"}, {17, 300, 8200, "tiles"}};
+  } ways[] = {{1, 3000, 40, "scan"},    {3, 3000, 40, "scan"},  {8, 2500, 7, "scan"}, {40, 4500, 40, "filter"},
+              {130, 5000, 9, "filter"}, {40, 200, 40, "tiles"}, {64, 0, 16, "tiles"}, {17, 300, 8200, "tiles"}};
   mlkt_rng rng = mlkt_rng_case();
   int i, m;
   both b;
   if (!both_open(&b)) return;
   for (i = 0; i < COUNT_OF(ways); i++)
     for (m = 0; m < MLK_METRIC_COUNT; m++) {
-      int64_t ids[130 * 4];
-      float distances[130 * 4], *some = (float *)need(64 * sizeof *some);
-      mlk_knn_desc d = dense_knn((mlk_metric)m, some, ways[i].queries, some + 32, ways[i].rows, ways[i].dim, 4, ids,
-                                 distances);
-      mlk_plan plan;
-      memset(&plan, 0, sizeof plan);
-      CHECK_OK(b.device, mlk_knn_plan(b.device, &d, &plan));
-      CHECK_EQ_STR(plan.variant, ways[i].variant);
-      free(some);
+      const mlk_plan plan = plan_of(&b, (mlk_metric)m, ways[i].queries, ways[i].rows, ways[i].dim, 4);
+      const char *const way = strstr(plan.variant, "filter");
+      CHECK_EQ_STR(way ? way : plan.variant, ways[i].variant);
       if (mlkt_sampled() && (i + m) % 4) continue;
       ask_made(&b, &rng, 0, (mlk_metric)m, ways[i].queries, ways[i].rows, ways[i].dim, 4);
     }
@@ -373,6 +385,99 @@ static void test_boundaries(void) {
   both_close(&b);
 }
 
+/* What an H200 is predicted to do: filter by warpgroups, no faster than its products, nor in five times their time and
+   that of reading (in the emulator chunks and shards are too short for that). */
+static void test_groups_planned(void) {
+  static const int64_t dims[] = {64, 128, 256, 768};
+#if defined(MLKT_CUDA_EMULATED)
+  const double most = HUGE_VAL;
+#else
+  const double most = 5;
+#endif
+  mlk_device_figures h200;
+  mlk_context_desc open;
+  both b;
+  int i;
+  if (!both_open(&b)) return;
+  mlk_close(b.device);
+  b.device = NULL;
+  memset(&h200, 0, sizeof h200);
+  h200.name = "H200", h200.compute_capability = 90, h200.multiprocessors = 132;
+  h200.flops = 67e12, h200.tensor_flops = 990e12, h200.bandwidth = 4.8e12, h200.memory_bytes = UINT64_C(141) << 30;
+  open = mlkt_context_desc(MLK_ISA_BEST, 1);
+  open.figures = &h200;
+  if (CHECK_STATUS(NULL, mlk_open(&b.device, &open), MLK_OK))
+    for (i = 0; i < COUNT_OF(dims); i++) {
+      const double products = 2.0 * 10000 * 1e6 * (double)dims[i] / h200.tensor_flops;
+      const double reading = 4.0 * 1e6 * (double)dims[i] / h200.bandwidth;
+      const mlk_plan plan = plan_of(&b, MLK_L2SQ, 10000, 1000000, dims[i], 10);
+      CHECK_EQ_STR(plan.variant, "wgmma_filter");
+      CHECK_MSG(plan.seconds >= products && plan.seconds < most * (products + reading), "D %ld: %g s, at best %g",
+                (long)dims[i], plan.seconds, products);
+    }
+  both_close(&b);
+}
+
+#if defined(MLKT_CUDA_EMULATED)
+/* The same on a device of compute capability 9.0 with so many multiprocessors. Undone by mlkt_emu_reset. */
+static int both_open_hopper(both *b, int multiprocessors) {
+  mlkt_emu_device(1, 90, multiprocessors);
+  return both_open(b);
+}
+
+/* The filter by warpgroups: widths with queries held in shared memory (up to 256 terms) and not, whose last stage is
+   whole or half; numbers of queries that leave a consumer without; blocks that go through several tiles of queries, or
+   part of one; shards; lists short and long; in order and in random orders. */
+static void test_groups(void) {
+  static const struct {
+    int64_t queries, rows, dim, k;
+    int multiprocessors;
+  } points[] = {{9, 700, 1, 1, 3},        {33, 2100, 5, 10, 132}, {100, 900, 33, 40, 1},  {128, 1000, 64, 3, 2},
+                {129, 800, 65, 7, 1},     {257, 700, 100, 5, 1},  {300, 600, 129, 20, 2}, {130, 700, 200, 130, 1},
+                {40, 1000, 256, 1, 2},    {260, 600, 257, 4, 1},  {70, 900, 300, 9, 3},   {140, 700, 768, 10, 1},
+                {60, 2500, 40, 255, 132}, {520, 700, 20, 2, 1},   {17, 4200, 90, 17, 2},  {390, 500, 140, 12, 2}};
+  mlkt_rng rng = mlkt_rng_case();
+  uint64_t index;
+  for (index = 0; index < 4 * (uint64_t)COUNT_OF(points) && !mlkt_hopeless(); index++) {
+    const int at = (int)(index / 4), which = (int)((index * 7 + index / 4) % (uint64_t)COUNT_OF(makers));
+    const mlk_metric metric = (mlk_metric)(index % 4);
+    both b;
+    rng.state += index * UINT64_C(0x9E3779B97F4A7C15);
+    if (mlkt_opt.one_in > 1 && (index + index / 4) % (mlkt_sampled() ? 8 : 4)) continue;
+    mlkt_emu_seed(index % 3 ? 0 : index + 1);
+    if (!both_open_hopper(&b, points[at].multiprocessors)) return;
+    mlkt_note("point %d", at);
+    CHECK_EQ_STR(plan_of(&b, metric, points[at].queries, points[at].rows, points[at].dim, points[at].k).variant,
+                 "wgmma_filter");
+    ask_made(&b, &rng, which, metric, points[at].queries, points[at].rows, points[at].dim, points[at].k);
+    both_close(&b);
+    mlkt_emu_reset();
+  }
+}
+
+/* Without code for warpgroups, or a driver that describes tensors to the copy engine: by warps, in no other room. */
+static void test_groups_refused(void) {
+  uint64_t workspace = 0;
+  int i, m;
+  mlkt_rng rng = mlkt_rng_case();
+  for (i = 0; i < 3; i++)
+    for (m = 0; m < MLK_METRIC_COUNT; m++) {
+      both b;
+      mlk_plan plan;
+      if (m != i && m != 3) continue;
+      mlkt_emu_hopper(i != 1, i != 2);
+      if (!both_open_hopper(&b, 2)) return;
+      plan = plan_of(&b, (mlk_metric)m, 130, 900, 90, 5);
+      CHECK_EQ_STR(plan.variant, i == 0 ? "wgmma_filter" : "mma_filter");
+      if (m == 3 && i == 0) workspace = plan.workspace_bytes;
+      if (m == 3) CHECK_EQ_I64(plan.workspace_bytes, workspace);
+      ask_made(&b, &rng, i, (mlk_metric)m, 130, 900, 90, 5);
+      both_close(&b);
+      mlkt_emu_reset();
+    }
+}
+#endif
+
 const mlkt_case mlkt_cuda_knn_cases[] = {
     {"cuda_knn/filter", test_filter},
     {"cuda_knn/rounding", test_rounding},
@@ -380,5 +485,10 @@ const mlkt_case mlkt_cuda_knn_cases[] = {
     {"cuda_knn/order_of_visits", test_order_of_visits},
     {"cuda_knn/many_neighbours", test_many_neighbours},
     {"cuda_knn/boundaries", test_boundaries},
+    {"cuda_knn/groups_planned", test_groups_planned},
+#if defined(MLKT_CUDA_EMULATED)
+    {"cuda_knn/groups", test_groups},
+    {"cuda_knn/groups_refused", test_groups_refused},
+#endif
     {NULL, NULL},
 };
