@@ -6005,7 +6005,7 @@ MLKI_CUDA_DEVICE void mlki_cuda_tc_values_tf32(int thread, const float (*p)[N][4
 
 /* The same in 16 bits. */
 template <int dtype, int DP, int MT, int N>
-MLKI_CUDA_DEVICE void mlki_cuda_tc_values(int thread, const float (*p)[N][4], char *values, float (*o)[DP / 8][4]) {
+MLKI_CUDA_DEVICE void mlki_cuda_tc_values_16(int thread, const float (*p)[N][4], char *values, float (*o)[DP / 8][4]) {
   const int lane = thread % 32;
 #pragma unroll
   for (int c = 0; c < N / 2; c++) {
@@ -6026,6 +6026,14 @@ MLKI_CUDA_DEVICE void mlki_cuda_tc_values(int thread, const float (*p)[N][4], ch
       }
     }
   }
+}
+
+template <int dtype, int DP, int MT, int N>
+MLKI_CUDA_DEVICE void mlki_cuda_tc_values(int thread, const float (*p)[N][4], char *values, float (*o)[DP / 8][4]) {
+  if constexpr (dtype == MLK_F32)
+    mlki_cuda_tc_values_tf32<DP, MT, N>(thread, p, values, o);
+  else
+    mlki_cuda_tc_values_16<dtype, DP, MT, N>(thread, p, values, o);
 }
 
 /* tanh x = 1 - 2 / (e^2x + 1), within 2^-21: no more is left of a score. */
@@ -6273,10 +6281,7 @@ static __global__ void __launch_bounds__(MLKI_CUDA_TC_THREADS,
       if (masked) mlki_cuda_tc_mask<MT>(a, k, j0, span.end, stage, s);
       if (broken) mlki_cuda_tc_poison<MT>(bad, s);
       mlki_cuda_tc_softmax<DP, MT>(c, s, m, l, o);
-      if constexpr (dtype == MLK_F32)
-        mlki_cuda_tc_values_tf32<DP, MT, C::keys / 8>((int)threadIdx.x, s, values, o);
-      else
-        mlki_cuda_tc_values<dtype, DP, MT, C::keys / 8>((int)threadIdx.x, s, values, o);
+      mlki_cuda_tc_values<dtype, DP, MT, C::keys / 8>((int)threadIdx.x, s, values, o);
     }
     if (broken) {
       __syncthreads();
@@ -6904,6 +6909,10 @@ template <int mode, int EV> static void mlki_cuda_at_grad_launch(mlki_cuda_call 
    Registers for sums of D elements decide the rest: MT = 2 halves what is read of others, and does not fit dk and dv at
    D = 128. Two blocks a multiprocessor (sm_90), so that one's exponentials are under the other's products. D = 256
    makes dk and dv in passes of their own. Tasks of a head are neighbours: what they go through is in L2.
+   f32 in tf32, as the forward call does it: items are rounded once, others where they lie, by the thread that brought
+   them. For five products of 16 x 8 x 8 that is 1,664 bytes at D = 64, and 3,328 at D = 128, where 16 others at a time
+   leave room for two blocks on sm_90, and for one where a block has 99 KiB (sm_86, 89, 120): 177 and 88 TFLOP/s on that
+   H200, whose f32 multiply-adds end at 41. D = 256 would take 192 KiB, sm_90's, for eight products of MT = 1: 72.
    Bounds: docs/numerics.md. */
 
 typedef enum mlki_cuda_gtc_mode {
@@ -6913,9 +6922,9 @@ typedef enum mlki_cuda_gtc_mode {
   MLKI_CUDA_GTC_V      /* dv */
 } mlki_cuda_gtc_mode;
 
-template <int DP, int MT, int C> struct mlki_cuda_gtc {
-  static constexpr int items = 64 * MT, pieces = DP / 8, per = MLKI_CUDA_TC_THREADS / pieces; /* rows brought at once */
-  static constexpr int item_bytes = items * DP * 2, other_bytes = C * DP * 2;
+template <int dtype, int DP, int MT, int C> struct mlki_cuda_gtc {
+  static constexpr int size = dtype == MLK_F32 ? 4 : 2, items = 64 * MT;
+  static constexpr int item_bytes = items * DP * size, other_bytes = C * DP * size;
   static constexpr int limits = items > 2 * C ? items : 2 * C;          /* of all items, or of others in two tiles */
   static constexpr int stage_bytes = 4 * MT * C * MLKI_CUDA_TC_THREADS; /* of products, if scores are more than that */
   static constexpr int shared_bytes = 2 * item_bytes + 4 * other_bytes + limits * (int)sizeof(mlki_cuda_gtc_limits);
@@ -6968,22 +6977,22 @@ MLKI_CUDA_DEVICE mlki_cuda_gtc_task mlki_cuda_gtc_task_of(const mlki_cuda_at_gra
 }
 
 /* Brings n rows of q and dout, or keys of k and v, from number first on, those before end, to two tiles. */
-template <int DP, int n, bool keys>
+template <int size, int DP, int n, bool keys>
 MLKI_CUDA_DEVICE void mlki_cuda_gtc_bring(const mlki_cuda_at_grad &d, const mlki_cuda_gtc_how &how,
                                           const mlki_cuda_gtc_task &task, int first, int end, char *x, char *y) {
   const mlki_cuda_at_operand &from_x = keys ? d.a.k : d.a.q, &from_y = keys ? d.a.v : d.dout;
-  const int pieces = DP / 8, c = (int)threadIdx.x % pieces;
+  const int pieces = DP * size / 16, c = (int)threadIdx.x % pieces;
 #pragma unroll(DP > 128 ? 1 : 2)
   for (int r = (int)threadIdx.x / pieces; r < n; r += MLKI_CUDA_TC_THREADS / pieces) {
     const char *at_x = NULL, *at_y = NULL;
     if (first + r < end) {
       uint32_t head = (uint32_t)(first + r);
       const int64_t i = keys ? first + r : (int64_t)mlki_cuda_divide(how.group, &head), h = keys ? 0 : (int64_t)head;
-      at_x = (keys ? task.keys : task.rows)[0] + 2 * (h * from_x.stride[1] + i * from_x.stride[2]);
-      at_y = (keys ? task.keys : task.rows)[1] + 2 * (h * from_y.stride[1] + i * from_y.stride[2]);
+      at_x = (keys ? task.keys : task.rows)[0] + size * (h * from_x.stride[1] + i * from_x.stride[2]);
+      at_y = (keys ? task.keys : task.rows)[1] + size * (h * from_y.stride[1] + i * from_y.stride[2]);
     }
-    mlki_cuda_tc_bring<2, DP>(from_x, keys ? how.k : how.q, at_x, r, c, d.a.d, x);
-    mlki_cuda_tc_bring<2, DP>(from_y, keys ? how.v : how.dout, at_y, r, c, d.a.e, y);
+    mlki_cuda_tc_bring<size, DP>(from_x, keys ? how.k : how.q, at_x, r, c, d.a.d, x);
+    mlki_cuda_tc_bring<size, DP>(from_y, keys ? how.v : how.dout, at_y, r, c, d.a.e, y);
   }
 }
 
@@ -6999,16 +7008,16 @@ MLKI_CUDA_DEVICE void mlki_cuda_gtc_bring_limits(const mlki_cuda_at_grad &d, con
 
 /* Has the thread brought elements to a tile of n others that are not finite? With clean they become 0. */
 template <int dtype, int DP, int n> MLKI_CUDA_DEVICE int mlki_cuda_gtc_broken(char *tile, bool clean) {
-  const int pieces = DP / 8, c = (int)threadIdx.x % pieces;
+  const int size = dtype == MLK_F32 ? 4 : 2, pieces = DP * size / 16, c = (int)threadIdx.x % pieces;
   const uint32_t exponent = dtype == MLK_F16 ? 0x7c00u : 0x7f80u;
   int broken = 0;
 #pragma unroll 1
   for (int r = (int)threadIdx.x / pieces; r < n; r += MLKI_CUDA_TC_THREADS / pieces) {
-    uint32_t *at = (uint32_t *)(void *)mlki_cuda_tc_at<2, DP>(tile, r, c);
+    uint32_t *at = (uint32_t *)(void *)mlki_cuda_tc_at<size, DP>(tile, r, c);
 #pragma unroll 1
     for (int i = 0; i < 4; i++) {
-      const uint32_t low = (at[i] & exponent) == exponent ? 0u : 0xffffu;
       const uint32_t high = (at[i] >> 16 & exponent) == exponent ? 0u : 0xffff0000u;
+      const uint32_t low = size == 4 ? high >> 16 : (at[i] & exponent) == exponent ? 0u : 0xffffu;
       if (low && high) continue;
       broken = 1;
       if (clean) at[i] &= low | high;
@@ -7140,9 +7149,9 @@ template <int dtype, int DP, int MT, int C, int mode>
 static __global__ void __launch_bounds__(MLKI_CUDA_TC_THREADS, 2)
     mlki_cuda_grad_tc_kernel(const __grid_constant__ mlki_cuda_at_grad d, const mlki_cuda_gtc_how how, int tiles) {
 #if MLKI_CUDA_ARCH >= 750
-  typedef mlki_cuda_gtc<DP, MT, C> G;
+  typedef mlki_cuda_gtc<dtype, DP, MT, C> G;
   if (MLKI_CUDA_ARCH < 800 &&
-      (dtype == MLK_BF16 || G::shared_bytes > 64 << 10 || (DP == 64 && MT == 2 && mode == MLKI_CUDA_GTC_KV)))
+      (dtype != MLK_F16 || G::shared_bytes > 64 << 10 || (DP == 64 && MT == 2 && mode == MLKI_CUDA_GTC_KV)))
     return; /* never asked for there */
   constexpr bool keys = mode != MLKI_CUDA_GTC_Q;
   constexpr int N = C / 8;
@@ -7166,7 +7175,7 @@ static __global__ void __launch_bounds__(MLKI_CUDA_TC_THREADS, 2)
 #pragma unroll
   for (int i = 0; i < MT * DP / 2; i++) sum_e[i / (DP / 2)][i / 4 % (DP / 8)][i % 4] = 0.0f;
   if (k.from < k.to) {
-    mlki_cuda_gtc_bring<DP, G::items, keys>(d, how, task, k.first, k.items, x0, x1);
+    mlki_cuda_gtc_bring<G::size, DP, G::items, keys>(d, how, task, k.first, k.items, x0, x1);
     if (!keys) mlki_cuda_gtc_bring_limits<G::items>(d, task, k.first, k.items, limits);
   }
   for (int at = k.from - C, half = 1; at < k.to; at += C, half ^= 1) { /* at first only brings */
@@ -7176,10 +7185,12 @@ static __global__ void __launch_bounds__(MLKI_CUDA_TC_THREADS, 2)
     const int other = at + lane % 4 * 2;
     float s[MT][N][4], t[MT][N][4];
     mlki_cuda_cp_wait<0>();
+    if (dtype == MLK_F32 && at == k.from) mlki_cuda_tc_round<DP>(x0, 2 * G::items);
+    if (dtype == MLK_F32 && at >= k.from) mlki_cuda_tc_round<DP>(y0, 2 * C);
     __syncthreads(); /* these others are there, and nobody reads those before them */
     if (at + C < k.to) {
       char *next = ring + (half ^ 1) * 2 * G::other_bytes;
-      mlki_cuda_gtc_bring<DP, C, !keys>(d, how, task, at + C, k.others, next, next + G::other_bytes);
+      mlki_cuda_gtc_bring<G::size, DP, C, !keys>(d, how, task, at + C, k.others, next, next + G::other_bytes);
       if (keys) mlki_cuda_gtc_bring_limits<C>(d, task, at + C, k.others, limits + (half ^ 1) * C);
     }
     mlki_cuda_cp_commit();
@@ -7233,33 +7244,40 @@ static __global__ void __launch_bounds__(MLKI_CUDA_TC_THREADS, 2)
 }
 
 /* Dynamic shared memory of a block: with scores that are more than products, stages for them. */
-template <int DP, int MT, int C> static int mlki_cuda_gtc_shared(const mlki_cuda_at_grad &d) {
-  typedef mlki_cuda_gtc<DP, MT, C> G;
+template <int dtype, int DP, int MT, int C> static int mlki_cuda_gtc_shared(const mlki_cuda_at_grad &d) {
+  typedef mlki_cuda_gtc<dtype, DP, MT, C> G;
   return G::shared_bytes + (d.a.plain ? 0 : G::stage_bytes);
 }
-template <int DP, int MT, int C>
+template <int dtype, int DP, int MT, int C>
 static bool mlki_cuda_gtc_room(const mlki_cuda_call *call, const mlki_cuda_at_grad &d) {
-  return mlki_cuda_gtc_shared<DP, MT, C>(d) + (int)sizeof(mlki_cuda_gtc_task) + 64 <= call->device->shared_bytes;
+  return mlki_cuda_gtc_shared<dtype, DP, MT, C>(d) + (int)sizeof(mlki_cuda_gtc_task) + 64 <= call->device->shared_bytes;
 }
 
 template <int dtype, int DP, int MT, int C, int mode>
 static void mlki_cuda_gtc_launch(mlki_cuda_call *call, const mlki_cuda_at_grad &d) {
   const int64_t items = mode == MLKI_CUDA_GTC_Q ? (int64_t)d.a.s * d.a.group : d.a.packed_k ? d.a.t : d.axis;
   const int64_t heads = (int64_t)d.a.batch * d.a.groups;
-  const int64_t tiles = mlki_cuda_ceil_div(items, mlki_cuda_gtc<DP, MT, C>::items);
+  const int64_t tiles = mlki_cuda_ceil_div(items, mlki_cuda_gtc<dtype, DP, MT, C>::items);
   mlki_cuda_gtc_how how;
   how.q = mlki_cuda_at_pieces(&d.a.q, d.a.d), how.k = mlki_cuda_at_pieces(&d.a.k, d.a.d);
   how.v = mlki_cuda_at_pieces(&d.a.v, d.a.e), how.dout = mlki_cuda_at_pieces(&d.dout, d.a.e);
   how.group = mlki_cuda_divider_of(mlki_cuda_max(d.a.group, 1));
-  mlki_cuda_launch(call, heads * tiles, MLKI_CUDA_TC_THREADS, (size_t)mlki_cuda_gtc_shared<DP, MT, C>(d),
+  mlki_cuda_launch(call, heads * tiles, MLKI_CUDA_TC_THREADS, (size_t)mlki_cuda_gtc_shared<dtype, DP, MT, C>(d),
                    mlki_cuda_grad_tc_kernel<dtype, DP, MT, C, mode>, d, how, (int)tiles);
 }
 
 /* Are the operands and the device such that tensor cores make dq, dk and dv? */
 static bool mlki_cuda_gtc_fits(const mlki_cuda_call *call, const mlki_cuda_at_grad &d) {
   const int width = d.a.d > d.a.e ? d.a.d : d.a.e;
-  if (d.a.q.dtype == MLK_F32 || (d.a.q.dtype == MLK_BF16 && call->device->tier < 800)) return false;
-  return width <= 128 || (width <= 256 && mlki_cuda_gtc_room<256, 1, 16>(call, d));
+  if (d.a.q.dtype == MLK_F32) {
+    const bool all = d.a.k.dtype == MLK_F32 && d.a.v.dtype == MLK_F32 && d.dout.dtype == MLK_F32;
+    if (call->io->numerics != MLK_FAST || call->device->tier < 800 || !all) return false;
+    if (call->device->tensor_flops / 2 <= call->device->flops) return false; /* both make seven products */
+    if (width <= 64) return mlki_cuda_gtc_room<MLK_F32, 64, 2, 32>(call, d);
+    return width <= 128 && mlki_cuda_gtc_room<MLK_F32, 128, 1, 16>(call, d);
+  }
+  if (d.a.q.dtype == MLK_BF16 && call->device->tier < 800) return false;
+  return width <= 128 || (width <= 256 && mlki_cuda_gtc_room<MLK_F16, 256, 1, 16>(call, d));
 }
 
 /* dq, dk and dv by tensor cores. Small tiles are for devices, and scores, that leave too little shared memory; before
@@ -7269,11 +7287,12 @@ template <int dtype> static void mlki_cuda_gtc_run(mlki_cuda_call *call, const m
   const bool dkv = d.dk.p || d.dv.p;
   call->io->variant = "mma";
   call->work = 1.4 * (double)call->io->flops / call->device->tensor_flops; /* 7 products, of which 5 count */
-  if (width <= 64 && mlki_cuda_gtc_room<64, 2, 32>(call, d)) {
+  if (width <= 64 && mlki_cuda_gtc_room<dtype, 64, 2, 32>(call, d)) {
     if (d.dq.p) mlki_cuda_gtc_launch<dtype, 64, 2, 32, MLKI_CUDA_GTC_Q>(call, d);
     if (dkv && call->device->tier >= 800) mlki_cuda_gtc_launch<dtype, 64, 2, 32, MLKI_CUDA_GTC_KV>(call, d);
     if (dkv && call->device->tier < 800) mlki_cuda_gtc_launch<MLK_F16, 64, 1, 32, MLKI_CUDA_GTC_KV>(call, d);
-  } else if (width <= 128 && mlki_cuda_gtc_room<128, 2, 32>(call, d) && mlki_cuda_gtc_room<128, 1, 48>(call, d)) {
+  } else if (width <= 128 && mlki_cuda_gtc_room<dtype, 128, 2, 32>(call, d) &&
+             mlki_cuda_gtc_room<dtype, 128, 1, 48>(call, d)) {
     if (d.dq.p) mlki_cuda_gtc_launch<dtype, 128, 2, 32, MLKI_CUDA_GTC_Q>(call, d);
     if (dkv) mlki_cuda_gtc_launch<dtype, 128, 1, 48, MLKI_CUDA_GTC_KV>(call, d);
   } else if (width <= 128) {
@@ -7283,6 +7302,20 @@ template <int dtype> static void mlki_cuda_gtc_run(mlki_cuda_call *call, const m
     if (d.dq.p) mlki_cuda_gtc_launch<dtype, 256, 1, 16, MLKI_CUDA_GTC_Q>(call, d);
     if (d.dk.p) mlki_cuda_gtc_launch<dtype, 256, 1, 16, MLKI_CUDA_GTC_K>(call, d);
     if (d.dv.p) mlki_cuda_gtc_launch<dtype, 256, 1, 16, MLKI_CUDA_GTC_V>(call, d);
+  }
+}
+
+/* The same of f32 in tf32. */
+static void mlki_cuda_gtc_run_tf32(mlki_cuda_call *call, const mlki_cuda_at_grad &d) {
+  const bool dkv = d.dk.p || d.dv.p;
+  call->io->variant = "tf32";
+  call->work = 1.4 * (double)call->io->flops / (call->device->tensor_flops / 2);
+  if (d.a.d <= 64 && d.a.e <= 64) {
+    if (d.dq.p) mlki_cuda_gtc_launch<MLK_F32, 64, 2, 32, MLKI_CUDA_GTC_Q>(call, d);
+    if (dkv) mlki_cuda_gtc_launch<MLK_F32, 64, 2, 32, MLKI_CUDA_GTC_KV>(call, d);
+  } else {
+    if (d.dq.p) mlki_cuda_gtc_launch<MLK_F32, 128, 1, 16, MLKI_CUDA_GTC_Q>(call, d);
+    if (dkv) mlki_cuda_gtc_launch<MLK_F32, 128, 1, 16, MLKI_CUDA_GTC_KV>(call, d);
   }
 }
 
@@ -7325,6 +7358,8 @@ static mlk_status mlki_cuda_attention_grad(mlki_cuda_call *call, const mlk_atten
   mlki_cuda_launch(call, mlki_cuda_ceil_div(rows, 16), 256, 0, mlki_cuda_at_delta_kernel, d, rows);
   if (!tensor)
     mlki_cuda_at_grad_tiles(call, d);
+  else if (d.a.q.dtype == MLK_F32)
+    mlki_cuda_gtc_run_tf32(call, d);
   else if (d.a.q.dtype == MLK_F16)
     mlki_cuda_gtc_run<MLK_F16>(call, d);
   else

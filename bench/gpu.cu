@@ -254,12 +254,14 @@ struct attention {
   type t;
   int64_t b, h, g, s, kv, d;
   int causal;
+  sums how;
 };
 
 std::string name_of(const attention &a) {
-  return text("attention/%s/%s/b%lld_h%lld%s_s%lld_d%lld%s", a.kind, name_of(a.t), static_cast<long long>(a.b),
-              static_cast<long long>(a.h), a.g == a.h ? "" : text("g%lld", static_cast<long long>(a.g)).c_str(),
-              static_cast<long long>(a.kv), static_cast<long long>(a.d), a.causal ? "/causal" : "");
+  return text("attention/%s/%s/b%lld_h%lld%s_s%lld_d%lld%s", a.kind, a.how == sums::tf32 ? "tf32" : name_of(a.t),
+              static_cast<long long>(a.b), static_cast<long long>(a.h),
+              a.g == a.h ? "" : text("g%lld", static_cast<long long>(a.g)).c_str(), static_cast<long long>(a.kv),
+              static_cast<long long>(a.d), a.causal ? "/causal" : "");
 }
 
 struct attention_set {
@@ -287,7 +289,7 @@ attention_set attention_operands(const attention &a, arena &memory) {
 }
 
 heads heads_of(const attention &a, const attention_set &s) {
-  const double rounding = a.t == type::f32 ? 1e-4 : a.t == type::f16 ? 0x1p-9 : 0x1p-6;
+  const double rounding = a.how == sums::tf32 ? 0x1p-6 : a.t == type::f32 ? 1e-4 : a.t == type::f16 ? 0x1p-9 : 0x1p-6;
   return {s.forward.q.data,
           s.forward.k.data,
           s.forward.v.data,
@@ -344,7 +346,7 @@ void attention_row(const machine &m, const attention &a, arena &memory, row &r) 
   r.sets = std::min(sets_for(m, r.bytes), 16);
   std::vector<attention_set> sets;
   for (int i = 0; i < r.sets; i++) sets.push_back(attention_operands(a, memory));
-  mlk_context *const ctx = m.strict;
+  mlk_context *const ctx = a.how == sums::tf32 ? m.fast : m.strict;
   std::vector<mlk_attention_desc> forward;
   std::vector<mlk_attention_grad_desc> grads;
   for (const attention_set &s : sets) forward.push_back(s.forward), grads.push_back(s.backward);
@@ -372,11 +374,12 @@ std::vector<attention> attentions() {
           for (const int causal : {0, 1}) {
             if (t != type::bf16 && (s != 4096 || d != 128)) continue;
             const int64_t b = (t == type::f32 ? 4096 : 16384) / s, h = 2048 / d;
-            if (b > 0) all.push_back({kind, t, b, h, h, s, s, d, causal});
+            if (b > 0) all.push_back({kind, t, b, h, h, s, s, d, causal, sums::strict});
+            if (b > 0 && t == type::f32) all.push_back({kind, t, b, h, h, s, s, d, causal, sums::tf32});
           }
   for (const type t : {type::bf16, type::f32})
     for (const int64_t g : {32, 8})
-      for (const int64_t b : {1, 16}) all.push_back({"decode", t, b, 32, g, 1, 8192, 128, 0});
+      for (const int64_t b : {1, 16}) all.push_back({"decode", t, b, 32, g, 1, 8192, 128, 0, sums::strict});
   return all;
 }
 

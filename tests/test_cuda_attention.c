@@ -84,11 +84,19 @@ static void half_put(half_tensor *t) { /* the values to where they are laid out 
       ((uint16_t *)t->half.data)[half_at(t, i)] = to_16(t->f[i], (mlk_dtype)t->half.dtype);
 }
 
-static void half_random(half_tensor *t,
-                        mlkt_rng *rng) { /* multiples of 1/32 in [-2, 2]; of f32 any numbers in [-1/2, 1/2) */
+static void half_grid(half_tensor *t, mlkt_rng *rng) { /* multiples of 1/32 in [-2, 2] */
   int64_t i;
-  for (i = 0; i < count_of(t->shape); i++)
-    t->f[i] = t->half.dtype == MLK_F32 ? mlkt_signed(rng) / 2 : (float)mlkt_int(rng, -64, 64) / 32.0f;
+  for (i = 0; i < count_of(t->shape); i++) t->f[i] = (float)mlkt_int(rng, -64, 64) / 32.0f;
+  half_put(t);
+}
+
+static void half_random(half_tensor *t, mlkt_rng *rng) { /* the same; of f32 any numbers in [-1/2, 1/2) */
+  int64_t i;
+  if (t->half.dtype != MLK_F32) {
+    half_grid(t, rng);
+    return;
+  }
+  for (i = 0; i < count_of(t->shape); i++) t->f[i] = mlkt_signed(rng) / 2;
   half_put(t);
 }
 
@@ -131,9 +139,17 @@ static double unit_of(mlk_dtype dtype) {
   return dtype == MLK_F16 ? 0x1p-11 : dtype == MLK_BF16 ? 0x1p-8 : 0x1p-10 + 0x1p-22;
 }
 
-/* What a score may be off, by docs/numerics.md. products: sums of |q k|; q and k of f32 are rounded, each by 2^-11. */
+/* What a product of two operands loses: those of f32 are rounded to tf32, each by 2^-11. */
+static double operands_of(mlk_dtype dtype) { return dtype == MLK_F32 ? 0x1p-10 + 0x1p-22 : 0; }
+
+/* Sums of |q k|, times scale: no q, k is larger than this makes them; bias, alibi and cap stay below 8. */
+static double products_of(mlk_dtype dtype, int64_t d, double scale) {
+  return (dtype == MLK_F32 ? 0.25 : 4.0) * scale * (double)d + 8.0;
+}
+
+/* What a score may be off, by docs/numerics.md. products: sums of |q k|. */
 static double score_of(mlk_dtype dtype, int64_t d, double products) {
-  return (double)(d + 8) * 0x1p-23 * products + 0x1p-21 + (dtype == MLK_F32 ? (0x1p-10 + 0x1p-22) * products : 0);
+  return ((double)(d + 8) * 0x1p-23 + operands_of(dtype)) * products + 0x1p-21;
 }
 
 /* The bound of an element: gauge is the weighted mean of |v|. */
@@ -192,8 +208,7 @@ static void problem_run(problem *p, pair *ctx, int half_out, const char *what) {
   const int64_t lse_shape[3] = {p->out.shape[0], p->h, p->out.shape[2]}, rows = lse_shape[0] * p->h * lse_shape[2];
   mlk_attention_desc desc = p->desc;
   const float scale = desc.scores.scale != 0.0f ? fabsf(desc.scores.scale) : 1.0f / sqrtf((float)p->d);
-  const double largest = p->dtype == MLK_F32 ? 0.25 : 4.0;              /* of |q k| */
-  const double products = largest * (double)scale * (double)p->d + 8.0; /* bias, alibi and cap stay below 8 */
+  const double products = products_of(p->dtype, p->d, (double)scale);
   mlk_context *device = p->dtype == MLK_F32 ? ctx->fast : ctx->device;
   int64_t i, bad = -1;
   desc.q = p->q.wide, desc.k = p->k.wide, desc.v = p->v.wide;
@@ -532,7 +547,7 @@ enum { DQ, DK, DV, RESULTS };
 /* A call of the gradient on p's operands, with what the forward call made of them on the CPU. */
 typedef struct slope {
   problem p;
-  half_tensor dout, result[RESULTS];   /* results as they are laid out in 16 bits */
+  half_tensor dout, result[RESULTS];   /* results of p's type as they are laid out */
   float *want[RESULTS], *got[RESULTS]; /* as f32, dense */
   double *bound[RESULTS];
   int64_t batch, s, t; /* sequences, queries and keys of the longest */
@@ -566,7 +581,7 @@ static float rounded(float x) {
   return isfinite(x) && fabsf(x) < 0x1p-14f ? 0.0f : isfinite(x) ? ldexpf(rintf(ldexpf(mantissa, 8)), exponent - 8) : x;
 }
 
-/* The forward call on the CPU: out, rounded to 16 bits, and lse. */
+/* The forward call on the CPU: out, rounded to 16 bits if p's type has those, and lse. */
 static void slope_forward(slope *g, pair *ctx) {
   const int64_t lse_shape[3] = {g->p.out.shape[0], g->p.h, g->p.out.shape[2]};
   mlk_attention_desc desc = g->p.desc;
@@ -574,11 +589,11 @@ static void slope_forward(slope *g, pair *ctx) {
   desc.q = g->p.q.wide, desc.k = g->p.k.wide, desc.v = g->p.v.wide;
   desc.out = g->p.out.wide, desc.lse = dense_f32(g->p.lse, 3, lse_shape);
   CHECK_OK(ctx->cpu, mlk_attention(ctx->cpu, &desc));
-  for (i = 0; i < count_of(g->p.out.shape); i++) g->p.out.f[i] = rounded(g->p.out.f[i]);
+  for (i = 0; g->p.dtype != MLK_F32 && i < count_of(g->p.out.shape); i++) g->p.out.f[i] = rounded(g->p.out.f[i]);
   half_put(&g->p.out);
 }
 
-/* The call as f32, or as 16 bits with results of 16 bits or f32. */
+/* The call as dense f32, or of p's type and layout with results likewise or of dense f32. */
 static mlk_attention_grad_desc slope_desc(const slope *g, int half, int half_results) {
   const int64_t lse_shape[3] = {g->p.out.shape[0], g->p.h, g->p.out.shape[2]};
   mlk_attention_grad_desc desc;
@@ -604,6 +619,7 @@ static int64_t row_of(const half_tensor *x, int packed, int64_t b, int64_t h, in
      p   is off by a part r = 4 x of it, where x is what a score is off (see bound_of), and by u when it meets dout
      ds  by p G (r + (E + 8) 2^-23 + 2^-19): the weight; t and delta, each a sum of E products; the soft-cap's
          derivative, 1 - tanh^2 by a tanh within 2^-21; and by u |ds| when it meets k or q
+     t   of f32 by what rounding dout and v loses, which is less than G times that
    and sums of n terms by (n + 8) 2^-23 of their absolute values; f16 has no numbers below 2^-24, and both p and ds are
    off by 2^-25 more there. */
 static void slope_bounds(slope *g, pair *ctx) {
@@ -611,8 +627,9 @@ static void slope_bounds(slope *g, pair *ctx) {
   const mlk_attention_scores *c = &p->desc.scores;
   const int64_t group = p->h / p->g, shape[4] = {g->batch, p->h, g->s, g->t}, pairs = count_of(shape);
   const double scale = fabs(c->scale != 0.0f ? (double)c->scale : 1.0 / sqrt((double)p->d));
-  const double unit = p->dtype == MLK_F16 ? 0x1p-11 : 0x1p-8, least = p->dtype == MLK_F16 ? 0x1p-25 : 0;
-  const double off = 4 * ((double)(p->d + 8) * 0x1p-23 * (4 * scale * (double)p->d + 8) + 0x1p-21);
+  const double unit = unit_of(p->dtype), least = p->dtype == MLK_F16 ? 0x1p-25 : 0;
+  const double off = 4 * score_of(p->dtype, p->d, products_of(p->dtype, p->d, scale));
+  const double each = off + (double)(p->e + 8) * 0x1p-23 + 0x1p-19 + operands_of(p->dtype);
   float *bias = floats(pairs), *ds = floats(pairs), *size = floats(pairs), *copy[4], *weights;
   mlk_attention_grad_desc desc = slope_desc(g, 0, 0);
   half_tensor *made[3] = {&p->v, &p->out, &g->dout};
@@ -641,8 +658,7 @@ static void slope_bounds(slope *g, pair *ctx) {
           const int64_t k = row_of(&p->k, p->offsets_k != NULL, b, h / group, k0, j),
                         v = row_of(&p->v, p->offsets_k != NULL, b, h / group, k0, j);
           const double sum = (double)((t > s * group ? t : s * group) + 8) * 0x1p-23;
-          const double error = scale * (fabs((double)ds[at]) * (unit + sum) + least +
-                                        (double)size[at] * (off + (double)(p->e + 8) * 0x1p-23 + 0x1p-19));
+          const double error = scale * (fabs((double)ds[at]) * (unit + sum) + least + (double)size[at] * each);
           if (size[at] == 0.0f) continue;
           for (e = 0; e < p->d; e++) {
             g->bound[DQ][q + e] += error * fabs((double)p->k.f[k + e]);
@@ -660,7 +676,7 @@ static void slope_bounds(slope *g, pair *ctx) {
 /* Results of the device against the CPU's. A NaN must be one; exact: no rounding is allowed for. */
 static void slope_compare(const slope *g, int half_results, int exact, const char *what) {
   static const char *const names[RESULTS] = {"dq", "dk", "dv"};
-  const double unit = g->p.dtype == MLK_F16 ? 0x1p-11 : 0x1p-8;
+  const double unit = unit_of(g->p.dtype), put = half_results && g->p.dtype != MLK_F32 ? unit : 0; /* when stored */
   int r;
   for (r = 0; r < RESULTS; r++) {
     const int64_t count = count_of(g->result[r].shape);
@@ -668,7 +684,7 @@ static void slope_compare(const slope *g, int half_results, int exact, const cha
     for (i = 0; i < count && bad < 0; i++) {
       const double want = (double)g->want[r][i];
       const double got = (double)(half_results ? half_get(&g->result[r], i) : g->got[r][i]);
-      const double bound = g->bound[r][i] * (1 + unit) + (half_results ? unit * (fabs(want) + 0x1p-14) : 0) + 0x1p-40;
+      const double bound = g->bound[r][i] * (1 + unit) + put * (fabs(want) + 0x1p-14) + 0x1p-40;
       if (exact ? got != want : isnan(want) ? !isnan(got) : !(fabs(got - want) <= bound)) bad = i;
     }
     CHECK_MSG(bad < 0, "%s: element %lld of %s is %g, should be %g within %g", what, (long long)bad, names[r],
@@ -679,11 +695,12 @@ static void slope_compare(const slope *g, int half_results, int exact, const cha
 
 static void slope_device(slope *g, pair *ctx, int half_results) {
   const mlk_attention_grad_desc desc = slope_desc(g, 1, half_results);
+  mlk_context *device = g->p.dtype == MLK_F32 ? ctx->fast : ctx->device;
   int r;
   for (r = 0; r < RESULTS; r++)
     memset(g->got[r], 0x55, (size_t)count_of(g->result[r].shape) * sizeof(float)); /* all are written */
-  CHECK_OK(ctx->device, mlk_attention_grad(ctx->device, &desc));
-  CHECK_OK(ctx->device, mlk_sync(ctx->device));
+  CHECK_OK(device, mlk_attention_grad(device, &desc));
+  CHECK_OK(device, mlk_sync(device));
 }
 
 static void slope_run(slope *g, pair *ctx, int half_results, const char *what) {
@@ -701,17 +718,17 @@ static void run_grad_shapes(void) {
   uint64_t point = 0;
   int n;
   if (pair_open(&ctx))
-    for (n = 0; n < 400 && !mlkt_hopeless(); n++) {
+    for (n = 0; n < 600 && !mlkt_hopeless(); n++) {
       const int64_t s = sizes_s[mlkt_int(&rng, 0, 6)], t = sizes_t[mlkt_int(&rng, 0, 6)];
       const int64_t d = sizes_d[mlkt_int(&rng, 0, 11)], e = mlkt_int(&rng, 0, 2) ? d : sizes_d[mlkt_int(&rng, 0, 9)];
       const int64_t b = mlkt_int(&rng, 1, 2), groups = mlkt_int(&rng, 1, 2), group = mlkt_int(&rng, 1, 4);
       const unsigned bits = mlkt_int(&rng, 0, 1) ? (unsigned)mlkt_int(&rng, 0, 7) : (unsigned)mlkt_int(&rng, 0, 2047);
-      const int layout = (int)mlkt_int(&rng, 0, 3), type = (int)mlkt_int(&rng, 0, 1), half = (int)mlkt_int(&rng, 0, 1);
+      const int layout = (int)mlkt_int(&rng, 0, 3), type = (int)mlkt_int(&rng, 0, 2), half = (int)mlkt_int(&rng, 0, 1);
       slope g;
       if (!mlkt_keep(point++)) continue;
-      mlkt_note("%s B %d, G %d, group %d, S %d, T %d, D %d, E %d, layout %d, bits %u, %s results",
-                type ? "bf16" : "f16", (int)b, (int)groups, (int)group, (int)s, (int)t, (int)d, (int)e, layout, bits,
-                half ? "16-bit" : "f32");
+      mlkt_note("%s B %d, G %d, group %d, S %d, T %d, D %d, E %d, layout %d, bits %u, %s results", dtype_names[type],
+                (int)b, (int)groups, (int)group, (int)s, (int)t, (int)d, (int)e, layout, bits,
+                half ? "own-type" : "dense f32");
       slope_new(&g, dtypes[type], layout, b, groups, group, s, t, d, e, &rng);
       problem_scores(&g.p, bits, &rng);
       slope_run(&g, &ctx, half, "gradient");
@@ -730,18 +747,18 @@ static void run_grad_exact(void) {
   uint64_t point = 0;
   int n, r;
   if (pair_open(&ctx))
-    for (n = 0; n < 400 && !mlkt_hopeless(); n++) {
+    for (n = 0; n < 600 && !mlkt_hopeless(); n++) {
       const int64_t s = sizes[mlkt_int(&rng, 0, 11)], t = sizes[mlkt_int(&rng, 0, 11)],
                     d = sizes_d[mlkt_int(&rng, 0, 6)];
       const int64_t e = sizes_d[mlkt_int(&rng, 0, 6)], groups = mlkt_int(&rng, 1, 2), group = mlkt_int(&rng, 1, 5);
       const unsigned bits = (unsigned)mlkt_int(&rng, 0, 255) & ~(mlkt_int(&rng, 0, 1) ? 0xf8u : 0x10u);
-      const int layout = (int)mlkt_int(&rng, 0, 3), type = (int)mlkt_int(&rng, 0, 1);
+      const int layout = (int)mlkt_int(&rng, 0, 3), type = (int)mlkt_int(&rng, 0, 2);
       mlk_attention_grad_desc desc;
       half_tensor *all[5];
       slope g;
       int64_t i;
       if (!mlkt_keep(point++)) continue;
-      mlkt_note("%s G %d, group %d, S %d, T %d, D %d, E %d, layout %d, bits %u", type ? "bf16" : "f16", (int)groups,
+      mlkt_note("%s G %d, group %d, S %d, T %d, D %d, E %d, layout %d, bits %u", dtype_names[type], (int)groups,
                 (int)group, (int)s, (int)t, (int)d, (int)e, layout, bits);
       slope_new(&g, dtypes[type], layout, 2, groups, group, s, t, d, e, &rng);
       problem_scores(&g.p, bits, &rng);
@@ -772,10 +789,10 @@ static void run_grad_lengths(void) {
   int kind, type;
   if (pair_open(&ctx))
     for (kind = 0; kind < 3; kind++)
-      for (type = 0; type < 2; type++) {
+      for (type = 0; type < 3; type++) {
         const int64_t d = kind == 2 ? 128 : 64;
         slope g;
-        mlkt_note("kind %d, %s", kind, type ? "bf16" : "f16");
+        mlkt_note("kind %d, %s", kind, dtype_names[type]);
         if (kind == 0) {
           slope_new(&g, dtypes[type], 1, 1, 2, 3, 90, 170, d, d, &rng);
           g.p.offsets_q = (int64_t *)calloc(4, 8), g.p.offsets_k = (int64_t *)calloc(4, 8);
@@ -803,12 +820,12 @@ static void run_grad_contagion(void) {
   pair ctx;
   int type, kind;
   if (pair_open(&ctx))
-    for (type = 0; type < 2; type++)
+    for (type = 0; type < 3; type++)
       for (kind = 0; kind < 4; kind++) {
         const int64_t s = 150, t = 150, d = 64, shape[4] = {1, 1, s, t};
         int64_t i;
         slope g;
-        mlkt_note("%s, kind %d", type ? "bf16" : "f16", kind);
+        mlkt_note("%s, kind %d", dtype_names[type], kind);
         slope_new(&g, dtypes[type], 0, 1, 1, 1, s, t, d, d, &rng);
         g.p.mask = (uint8_t *)calloc((size_t)(s * t), 1);
         for (i = 0; i < s * t; i++) g.p.mask[i] = i % t != 3 && (i / t < 90 || i % t != 100);
@@ -834,12 +851,13 @@ static void run_grad_lookup(void) {
   pair ctx;
   int type;
   if (pair_open(&ctx))
-    for (type = 0; type < 2; type++) {
+    for (type = 0; type < 3; type++) {
       const int64_t s = 300, t = 200, d = 64, e = 72;
       int64_t i, j;
       slope g;
-      mlkt_note("%s", type ? "bf16" : "f16");
+      mlkt_note("%s", dtype_names[type]);
       slope_new(&g, dtypes[type], 0, 1, 1, 1, s, t, d, e, &rng);
+      half_grid(&g.p.v, &rng), half_grid(&g.dout, &rng); /* exact sums */
       for (j = 0; j < t; j++)
         for (i = 0; i < d; i++) g.p.k.f[j * d + i] = i < 60 && (j >> i % 10 & 1) ? 1.0f : -1.0f;
       for (j = 0; j < s; j++)
@@ -927,6 +945,95 @@ static void run_grad_calls(void) {
   pair_close(&ctx);
 }
 
+/* What f32 operands of the gradient are multiplied by. Strict: the CPU's bits; fast: the same bits again, whichever
+   results are asked for, and dbias and dsinks with the CPU's. */
+static void run_grad_fast(void) {
+  static const struct {
+    int arch;
+    int64_t d, e;
+    unsigned bits;
+    const char *variant;
+  } calls[] = {{80, 64, 64, 1, "tf32"},
+               {80, 40, 128, 2, "tf32"},
+               {80, 100, 72, 1u | 64u | 256u, "tf32"},
+               {80, 132, 64, 1, "tiles"}, /* tiles of 256 elements: no room */
+               {86, 128, 128, 0, "tf32"},
+               {86, 64, 64, 0, "tf32"},
+               {86, 64, 64, 64, "tiles"}, /* products have to wait in shared memory: no room */
+               {75, 64, 64, 0, "tiles"}};
+  mlkt_rng rng = mlkt_rng_case();
+  size_t n;
+  for (n = 0; n < sizeof calls / sizeof *calls; n++) {
+    pair ctx;
+#if defined(MLKT_CUDA_EMULATED)
+    mlkt_emu_device(1, calls[n].arch, 108);
+#endif
+    if (pair_open(&ctx)) {
+      const int both = (calls[n].bits & 320u) == 320u;
+      mlk_attention_grad_desc desc, some;
+      mlk_plan fast, strict;
+      float *extra[2], *first[RESULTS];
+      int64_t i, wrong, count;
+      slope g;
+      int r;
+      mlkt_note("sm_%d, D %d, E %d, bits %u", calls[n].arch, (int)calls[n].d, (int)calls[n].e, calls[n].bits);
+      slope_new(&g, MLK_F32, 0, 2, 1, 2, 70, 140, calls[n].d, calls[n].e, &rng);
+      problem_scores(&g.p, calls[n].bits, &rng);
+      slope_forward(&g, &ctx);
+      slope_bounds(&g, &ctx);
+      desc = slope_desc(&g, 1, 0);
+      CHECK_OK(ctx.fast, mlk_attention_grad_plan(ctx.fast, &desc, &fast));
+      CHECK_OK(ctx.device, mlk_attention_grad_plan(ctx.device, &desc, &strict));
+      CHECK_MSG(strcmp(strict.variant, "tiles") == 0, "strict: %s", strict.variant);
+      CHECK(strict.bytes == fast.bytes && strict.flops == fast.flops);
+#if defined(MLKT_CUDA_EMULATED) /* others may have less shared memory */
+      CHECK_MSG(strcmp(fast.variant, calls[n].variant) == 0, "fast: %s", fast.variant);
+#endif
+      CHECK_MSG(strcmp(fast.variant, "tf32") != 0 || fast.seconds < strict.seconds, "tensor cores are no faster");
+      for (i = 0; i < 2; i++) extra[i] = floats(i ? g.p.h : g.p.h * 70 * 140);
+      CHECK_OK(ctx.device, mlk_attention_grad(ctx.device, &desc));
+      CHECK_OK(ctx.device, mlk_sync(ctx.device));
+      for (wrong = 0, r = 0; r < RESULTS; r++)
+        for (i = 0; i < count_of(g.result[r].shape); i++) wrong += mlkt_bits(g.want[r][i]) != mlkt_bits(g.got[r][i]);
+      CHECK_MSG(wrong == 0, "strict: %lld elements have other bits than the CPU's", (long long)wrong);
+      slope_device(&g, &ctx, 0);
+      slope_compare(&g, 0, 0, "fast");
+      for (r = 0; r < RESULTS; r++) {
+        count = count_of(g.result[r].shape);
+        first[r] = g.got[r], g.got[r] = floats(count);
+        some = slope_desc(&g, 1, 0);
+        if (r != DQ) some.dq.data = NULL;
+        if (r != DK) some.dk.data = NULL;
+        if (r != DV) some.dv.data = NULL;
+        if (both) some.dbias = some.scores.bias, some.dsinks = some.scores.sinks;
+        if (both) some.dbias.data = extra[0], some.dsinks.data = extra[1];
+        CHECK_OK(ctx.fast, mlk_attention_grad(ctx.fast, &some));
+        CHECK_OK(ctx.fast, mlk_sync(ctx.fast));
+        for (wrong = 0, i = 0; i < count; i++) wrong += mlkt_bits(first[r][i]) != mlkt_bits(g.got[r][i]);
+        CHECK_MSG(wrong == 0, "result %d alone: %lld elements have other bits", r, (long long)wrong);
+        free(first[r]);
+      }
+      if (both) { /* in f32 from what is given, whatever makes the others */
+        float *want[2];
+        for (i = 0; i < 2; i++) want[i] = floats(i ? g.p.h : g.p.h * 70 * 140);
+        some = slope_desc(&g, 0, 0), some.dbias = some.scores.bias, some.dsinks = some.scores.sinks;
+        some.dbias.data = want[0], some.dsinks.data = want[1];
+        CHECK_OK(ctx.cpu, mlk_attention_grad(ctx.cpu, &some));
+        for (wrong = 0, i = 0; i < g.p.h * 70 * 140; i++) wrong += want[0][i] != extra[0][i];
+        for (i = 0; i < g.p.h; i++) wrong += want[1][i] != extra[1][i];
+        CHECK_MSG(wrong == 0, "dbias and dsinks: %lld elements differ", (long long)wrong);
+        for (i = 0; i < 2; i++) free(want[i]);
+      }
+      for (i = 0; i < 2; i++) free(extra[i]);
+      slope_free(&g);
+    }
+    pair_close(&ctx);
+#if defined(MLKT_CUDA_EMULATED)
+    mlkt_emu_reset();
+#endif
+  }
+}
+
 const mlkt_case mlkt_cuda_attention_cases[] = {{"cuda_attention/shapes", run_shapes},
                                                {"cuda_attention/lengths", run_lengths},
                                                {"cuda_attention/lookup", run_lookup},
@@ -941,4 +1048,5 @@ const mlkt_case mlkt_cuda_attention_cases[] = {{"cuda_attention/shapes", run_sha
                                                {"cuda_attention/gradient/contagion", run_grad_contagion},
                                                {"cuda_attention/gradient/lookup", run_grad_lookup},
                                                {"cuda_attention/gradient/calls", run_grad_calls},
+                                               {"cuda_attention/gradient/fast", run_grad_fast},
                                                {NULL, NULL}};
