@@ -5981,7 +5981,9 @@ MLKI_CUDA_DEVICE void mlki_cuda_tc_scores(int thread, char *q, char *keys, float
 template <int DP, int MT, int N>
 MLKI_CUDA_DEVICE void mlki_cuda_tc_values_tf32(int thread, const float (*p)[N][4], char *values,
                                                float (*o)[DP / 8][4]) {
-  const int lane = thread % 32;
+  const int lane = thread % 32, t = lane % 4, half = lane / 16; /* bytes of the lane's key 2 t, unswizzled, and on */
+  char *const at[2] = {values + 2 * t * DP * 4 + lane / 4 % 4 * 4 + half * 16,
+                       values + (2 * t + 1) * DP * 4 + lane / 4 % 4 * 4 + (half ^ 1) * 16};
 #pragma unroll
   for (int c = 0; c < N; c++) {
     uint32_t x[MT][4];
@@ -5993,10 +5995,8 @@ MLKI_CUDA_DEVICE void mlki_cuda_tc_values_tf32(int thread, const float (*p)[N][4
     for (int n = 0; n < DP / 8; n++) {
       uint32_t y[2];
 #pragma unroll
-      for (int i = 0; i < 2; i++) { /* eight pieces on are 128 bytes on, in every row */
-        const char *piece = mlki_cuda_tc_at<4, DP>(values, 8 * c + lane % 4 * 2 + i, n % 4 * 2 + lane / 16);
-        y[i] = ((const uint32_t *)(const void *)(piece + n / 4 * 128))[lane / 4 % 4];
-      }
+      for (int i = 0; i < 2; i++) /* pieces (2 n + half) ^ (2 t + i) of each eight */
+        y[i] = *(const uint32_t *)(const void *)(at[i] + ((n % 4) ^ t) * 32 + c * 32 * DP + n / 4 * 128);
 #pragma unroll
       for (int m = 0; m < MT; m++) mlki_cuda_mma_tf32(o[m][n], x[m], y);
     }
