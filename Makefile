@@ -135,6 +135,10 @@ $(B)/mlk_test_cuda: $(SUITE_O) $(DEVICE_O) $(B)/mlk_cuda.o
 $(B)/$(EMULATED): $(SUITE_O) $(EMULATED_O) $(B)/test_emulated/$(EMULATED).o
 	$(CC) $(CFLAGS) $(EMULATOR_LINK) $(OPENMP) $(PTHREAD) $^ -o $@ $(LIBS) -lstdc++
 
+$(B)/gpu_graphs: tests/gpu_graphs.cu mlk_cuda.cuh mlk.h $(B)/mlk_cuda.o $(B)/test/test_mlk.o
+	$(NVCC) -std=c++17 -Xcompiler -Wall,-Wextra -I. $< $(B)/mlk_cuda.o $(B)/test/test_mlk.o -o $@ \
+	  $(addprefix -Xcompiler ,$(OPENMP) $(PTHREAD)) $(LIBS)
+
 # Examples whose GPU is the emulator, for tests/cuda_examples.sh.
 $(B)/emulated/%: examples/%.c mlk.h mlk_cuda.cuh $(B)/test/test_mlk.o $(B)/test_emulated/$(EMULATED).o Makefile
 	@mkdir -p $(@D)

@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr double peer_slack = 16; // other methods, Winograd's say, lose more than a plain sum
+[[maybe_unused]] constexpr double peer_slack = 16; // other methods, Winograd's say, lose more than a plain sum
 
 // A contender that is one call of MLK.
 template <class Desc>
@@ -74,7 +74,6 @@ void product_row(const machine &m, const product &p, arena &memory, row &r) {
     d.d = view(memory.output(p.m * p.n, p.t), p.t, {p.m, p.n});
     descs.push_back(d);
   }
-  void *const theirs = memory.output(p.m * p.n, p.t);
   const auto checked = [=, &m](const void *out, double slack) {
     const mlk_tensor a = mlki_explicit_strides(descs[0].a), b = mlki_explicit_strides(descs[0].b);
     const matrices what = {a.data,
@@ -97,6 +96,8 @@ void product_row(const machine &m, const product &p, arena &memory, row &r) {
   mlk_context *const ctx = p.how == sums::tf32 ? m.fast : m.strict;
   r.contenders.push_back(mlk_call(variant_of(ctx, descs[0], mlk_matmul_plan), ctx, descs, mlk_matmul,
                                   [=] { return checked(descs[0].d.data, 1.0); }));
+#if defined(BENCH_CUBLAS)
+  void *const theirs = memory.output(p.m * p.n, p.t);
   auto blas = std::make_shared<blas_product>(m, p.t, p.how, p.m, p.n, p.k, p.a_transposed, p.b_transposed);
   contender c;
   c.name = "cublas";
@@ -106,6 +107,7 @@ void product_row(const machine &m, const product &p, arena &memory, row &r) {
   };
   c.check = [=] { return checked(theirs, peer_slack); };
   r.contenders.push_back(c);
+#endif
 }
 
 std::vector<product> products() {
@@ -396,6 +398,7 @@ std::string name_of(const search &s) {
 
 // The peer: the product of all queries with all rows by cuBLAS, timed on as many queries as a GiB of products allows,
 // and one reading of the products at the copy's rate, which no selection can do without.
+#if defined(BENCH_CUBLAS)
 contender product_and_selection(const machine &m, const search &s, sums how, const void *queries, const void *base,
                                 arena &memory) {
   const int64_t part = std::min(s.q, std::max<int64_t>(1, (int64_t{1} << 28) / s.n));
@@ -408,6 +411,7 @@ contender product_and_selection(const machine &m, const search &s, sums how, con
   c.extra = 4.0 * static_cast<double>(s.q) * static_cast<double>(s.n) / m.copy;
   return c;
 }
+#endif
 
 void search_row(const machine &m, const search &s, arena &memory, row &r) {
   r.flops = 2.0 * static_cast<double>(s.q) * static_cast<double>(s.n) * static_cast<double>(s.d);
@@ -428,8 +432,10 @@ void search_row(const machine &m, const search &s, arena &memory, row &r) {
           queries, base, ids, distances, s.q, s.n, s.d, s.k, v);
     });
   }));
+#if defined(BENCH_CUBLAS)
   for (const sums how : {sums::strict, sums::tf32})
     r.contenders.push_back(product_and_selection(m, s, how, queries, base, memory));
+#endif
 }
 
 std::vector<search> searches() {
@@ -540,6 +546,7 @@ struct program {
       results.back().variant = r.contenders.front().name;
       if (!results.back().refused.empty()) wrong++;
       print_result(results.back());
+      write(); // after each: a fault, or who stops the program, takes no row that is done
       CUDA(cudaStreamSynchronize(m.stream));
       r.contenders.clear(); // what they own, before the memory
     }
@@ -582,6 +589,11 @@ struct program {
                 m.properties.name, m.properties.major, m.properties.minor, m.properties.multiProcessorCount,
                 m.properties.l2CacheSize / 1048576.0, m.copy * 1e-9, m.flops * 1e-12, opt.about.c_str());
     return m.copy > 0;
+  }
+
+  bool write() const {
+    return opt.out.empty() ||
+           (write_markdown(opt.out + ".md", m, opt, results) && write_json(opt.out + ".json", m, opt, results));
   }
 
   void all() {
@@ -637,8 +649,7 @@ int main(int argc, char **argv) {
   p.all();
   if (p.opt.list) return 0;
   mlk_close(p.m.fast), mlk_close(p.m.strict);
-  if (!p.opt.out.empty() && (!write_markdown(p.opt.out + ".md", p.m, p.opt, p.results) ||
-                             !write_json(p.opt.out + ".json", p.m, p.opt, p.results))) {
+  if (!p.write()) {
     std::fprintf(stderr, "bench/gpu: %s cannot be written\n", p.opt.out.c_str());
     return 2;
   }

@@ -1,11 +1,13 @@
-// gpu_peers.cuh - of bench/gpu.cu: products by cuBLASLt, convolutions by cuDNN where its headers are.
+// gpu_peers.cuh - of bench/gpu.cu: products by cuBLASLt, convolutions by cuDNN, each where its headers are.
 
 #ifndef MLK_BENCH_GPU_PEERS_CUH
 #define MLK_BENCH_GPU_PEERS_CUH
 
 #include "gpu_util.cuh"
 
+#if defined(BENCH_CUBLAS)
 #include <cublasLt.h>
+#endif
 #if defined(BENCH_CUDNN)
 #include <cudnn.h>
 #endif
@@ -14,6 +16,7 @@
 
 enum class sums { strict, tf32 }; // how f32 operands are multiplied
 
+#if defined(BENCH_CUBLAS)
 // D = A B, row-major; A [M, K] or, transposed, stored as [K, M]; B [K, N] or stored as [N, K]. Of the algorithms that
 // the heuristic offers, the one that is fastest on these operands.
 class blas_product {
@@ -96,6 +99,8 @@ private:
     return chosen;
   }
 };
+
+#endif
 
 // ---- cuDNN ---------------------------------------------------------------------------------------------------------
 

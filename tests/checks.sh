@@ -5,6 +5,7 @@
 #   finish                  waits, prints what failed with its output, then the closing line; status 1 when something failed
 #
 # MLK_JOBS: how many at once (default: the processors). MLK_VERBOSE=1: a line for passed checks too, with their processor time.
+# MLK_LIVE=1: what became of a check is printed when it ends, and so is there when the script is killed.
 
 mlk_jobs=${MLK_JOBS:-$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)}
 mlk_work=$(mktemp -d "${TMPDIR:-/tmp}/mlk_checks.XXXXXX") || exit 2
@@ -27,7 +28,12 @@ check() {
   mlk_names[id]=$name
   wait_for_slot
   mkdir "$mlk_work/$id"
-  ( ( "$@" ) >"$mlk_work/$id/log" 2>&1 </dev/null; echo $? >"$mlk_work/$id/status"; times >"$mlk_work/$id/times" ) &
+  (
+    ( "$@" ) >"$mlk_work/$id/log" 2>&1 </dev/null
+    echo $? >"$mlk_work/$id/status"
+    times >"$mlk_work/$id/times"
+    [ -z "${MLK_LIVE:-}" ] || outcome $id
+  ) &
 }
 
 seconds() { # of processor that check ID took, in its own process and in what it started
@@ -38,15 +44,24 @@ excerpt() { # the ends of a long log
   if [ "$(wc -l <"$1")" -le 30 ]; then cat "$1"; else head -n 14 "$1"; echo ...; tail -n 15 "$1"; fi
 }
 
+outcome() { # what became of check ID
+  local log=$mlk_work/$1/log name=${mlk_names[$1]}
+  case $(cat "$mlk_work/$1/status" 2>/dev/null) in
+    0) [ -z "${MLK_VERBOSE:-}" ] || echo "ok    $name, $(seconds "$1")" ;;
+    77) echo "skip  $name: $(tail -n 1 "$log")" ;;
+    *) printf '%s\n' "FAIL  $name" "$(excerpt "$log" | sed 's/^/      /')" ;;
+  esac
+}
+
 finish() {
-  local id status passed=0 failed=0 skipped=0
+  local id passed=0 failed=0 skipped=0
   wait
   for id in "${!mlk_names[@]}"; do
-    status=$(cat "$mlk_work/$id/status" 2>/dev/null || echo 1)
-    case $status in
-      0) passed=$((passed + 1)); [ -z "${MLK_VERBOSE:-}" ] || echo "ok    ${mlk_names[id]}, $(seconds $id)" ;;
-      77) skipped=$((skipped + 1)); echo "skip  ${mlk_names[id]}: $(tail -n 1 "$mlk_work/$id/log")" ;;
-      *) failed=$((failed + 1)); echo "FAIL  ${mlk_names[id]}"; excerpt "$mlk_work/$id/log" | sed 's/^/      /' ;;
+    [ -n "${MLK_LIVE:-}" ] || outcome "$id"
+    case $(cat "$mlk_work/$id/status" 2>/dev/null) in
+      0) passed=$((passed + 1)) ;;
+      77) skipped=$((skipped + 1)) ;;
+      *) failed=$((failed + 1)) ;;
     esac
   done
   echo "$passed passed, $failed failed, $skipped skipped"

@@ -222,6 +222,12 @@ c_program() { # c_program COMPILER: the C compiler, its linker, no library of C+
 one_file() { # both implementations and the program in one .cu file, by one command; every family
   "$NVCC" -std=c++17 -I. -arch=sm_80 -Werror all-warnings -Xcicc -O1 -Xptxas -O1 examples/07_cuda.cu -o "$out/one" && "$out/one"
 }
+gpu_programs() { # what tests/gpu.sh and bench/gpu.sh build where there is a GPU; without peers
+  local source
+  for source in tests/gpu_graphs.cu bench/gpu.cu; do
+    "$NVCC" -std=c++17 -I. -arch=sm_80 -Werror all-warnings -Xcompiler -Wall,-Wextra -Xcicc -O0 -c "$source" -o "$out/gpu_program.o" || return
+  done
+}
 emulated() { # emulated COMPILER: the host's parts and the kernels in the eyes of another compiler
   "$1" -std=c++17 -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-unknown-pragmas -Werror -fsyntax-only -Itests -I. tests/cuda_backend.cc
 }
@@ -235,6 +241,7 @@ check "base compiles" compiles base
 for family in "${families[@]}"; do check "$family compiles" compiles "$family"; done
 if [ $quick = 0 ] && [ $update = 0 ]; then
   [ $whole = 0 ] || check "both implementations in one .cu file" one_file
+  [ $whole = 0 ] || check "the programs of gpu.sh" gpu_programs
   for cxx in g++ clang++; do
     [ $whole = 1 ] || continue
     if have $cxx; then check "without warnings, $cxx" emulated $cxx; else check "without warnings, $cxx" skip "no $cxx"; fi
