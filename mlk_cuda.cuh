@@ -75,7 +75,8 @@
    STREAMS     A call queues kernels on the context's stream and returns; it neither waits nor allocates once the
                workspace is large enough (plan, mlk_reserve, run), so calls can be captured in a graph. A graph keeps
                the addresses of operands and workspace: reserve for the largest call before the first capture, run
-               what is captured once before (kernels are loaded then), and replay graphs of a context one at a time.
+               what is captured once before (kernels are loaded then), and replay a context's graphs one at a time and
+               not after mlk_close.
 
    ERRORS      What the host can see is checked before anything runs, as on the CPU. What only the device can see (an id
                out of its range) is told by mlk_sync or a later call; that element takes no part. So is that
@@ -13040,7 +13041,11 @@ static mlk_status mlki_cuda_room(mlki_cuda_device *device, uint64_t bytes, char 
 static void mlki_cuda_close(void *state) {
   mlki_cuda_device *device = (mlki_cuda_device *)state;
   const mlk_allocator a = device->allocator;
-  if (device->wrong) (void)mlki_cuda_went(cudaFreeHost(device->wrong));
+  if (device->wrong) { /* kernels that report to it may be queued; the stream may be gone by now */
+    mlki_cuda_here here(device);
+    (void)mlki_cuda_went(cudaDeviceSynchronize());
+    (void)mlki_cuda_went(cudaFreeHost(device->wrong));
+  }
   if (a.free) {
     if (device->room) a.free(a.user, device->room, (size_t)device->room_bytes);
     a.free(a.user, device, sizeof *device);
