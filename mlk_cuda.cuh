@@ -6931,11 +6931,25 @@ template <int dtype, int DP, int MT, int C> struct mlki_cuda_gtc {
   static constexpr int shared_bytes = 2 * item_bytes + 4 * other_bytes + limits * (int)sizeof(mlki_cuda_gtc_limits);
 };
 
-/* How operands are brought. */
+/* How the rows of an operand are found: bytes from one head, and one row, to the next; 16 bytes at a time? */
+typedef struct mlki_cuda_gtc_rows {
+  uint32_t head, row;
+  int wide;
+} mlki_cuda_gtc_rows;
+
 typedef struct mlki_cuda_gtc_how {
-  int q, k, v, dout; /* 16 bytes at a time? */
+  mlki_cuda_gtc_rows q, k, v, dout;
   mlki_cuda_divider group;
 } mlki_cuda_gtc_how;
+
+static mlki_cuda_gtc_rows mlki_cuda_gtc_rows_of(const mlki_cuda_at_operand *o, int count) {
+  const int64_t size = o->dtype == MLK_F32 ? 4 : 2, most = UINT32_MAX / size, head = o->stride[1], row = o->stride[2];
+  const bool narrow = head < 0 || head > most || row < 0 || row > most;
+  mlki_cuda_gtc_rows r;
+  r.head = narrow ? 0 : (uint32_t)(head * size), r.row = narrow ? 0 : (uint32_t)(row * size);
+  r.wide = !narrow && mlki_cuda_at_pieces(o, count);
+  return r;
+}
 
 /* The task at hand, in shared memory. */
 typedef struct mlki_cuda_gtc_task {
@@ -6977,23 +6991,45 @@ MLKI_CUDA_DEVICE mlki_cuda_gtc_task mlki_cuda_gtc_task_of(const mlki_cuda_at_gra
   return task;
 }
 
-/* Brings n rows of q and dout, or keys of k and v, from number first on, those before end, to two tiles. */
+/* Brings n rows of q and dout, or keys of k and v, from number first on, those before end, to two tiles. In the loop of
+   others, whose instructions a warp of sm_90 issues hardly faster than mma.sync takes its products: so an address is
+   one or two multiply-adds of 32 by 32 bits (at D = 64 dk and dv take 569 instructions for 128 products, not 786). */
 template <int size, int DP, int n, bool keys>
 MLKI_CUDA_DEVICE void mlki_cuda_gtc_bring(const mlki_cuda_at_grad &d, const mlki_cuda_gtc_how &how,
                                           const mlki_cuda_gtc_task &task, int first, int end, char *x, char *y) {
   const mlki_cuda_at_operand &from_x = keys ? d.a.k : d.a.q, &from_y = keys ? d.a.v : d.dout;
-  const int pieces = DP * size / 16, c = (int)threadIdx.x % pieces;
-#pragma unroll(DP > 128 ? 1 : 2)
-  for (int r = (int)threadIdx.x / pieces; r < n; r += MLKI_CUDA_TC_THREADS / pieces) {
+  const mlki_cuda_gtc_rows &by_x = keys ? how.k : how.q, &by_y = keys ? how.v : how.dout;
+  constexpr int pieces = DP * size / 16, per = MLKI_CUDA_TC_THREADS / pieces;
+  static_assert(n % per == 0, "as many pieces for each thread");
+  const int c = (int)threadIdx.x % pieces, r0 = (int)threadIdx.x / pieces;
+  const char *base_x = (keys ? task.keys : task.rows)[0], *base_y = (keys ? task.keys : task.rows)[1];
+  if (by_x.wide && by_y.wide) {
+    const bool has_x = 16 / size * c < d.a.d, has_y = 16 / size * c < d.a.e;
+#pragma unroll(n / per > 4 ? 2 : 4)
+    for (int i = 0; i < n / per; i++) {
+      const int r = r0 + i * per, number = first + r < end ? first + r : end - 1;
+      uint32_t head = keys ? 0 : (uint32_t)number;
+      const uint64_t row = keys ? (uint32_t)number : mlki_cuda_divide(how.group, &head);
+      mlki_cuda_cp_async<16>(mlki_cuda_tc_at<size, DP>(x, r, c),
+                             base_x + row * by_x.row + (uint64_t)head * by_x.head + 16 * c,
+                             first + r < end && has_x ? 16 : 0);
+      mlki_cuda_cp_async<16>(mlki_cuda_tc_at<size, DP>(y, r, c),
+                             base_y + row * by_y.row + (uint64_t)head * by_y.head + 16 * c,
+                             first + r < end && has_y ? 16 : 0);
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int r = r0; r < n; r += per) {
     const char *at_x = NULL, *at_y = NULL;
     if (first + r < end) {
       uint32_t head = (uint32_t)(first + r);
       const int64_t i = keys ? first + r : (int64_t)mlki_cuda_divide(how.group, &head), h = keys ? 0 : (int64_t)head;
-      at_x = (keys ? task.keys : task.rows)[0] + size * (h * from_x.stride[1] + i * from_x.stride[2]);
-      at_y = (keys ? task.keys : task.rows)[1] + size * (h * from_y.stride[1] + i * from_y.stride[2]);
+      at_x = base_x + size * (h * from_x.stride[1] + i * from_x.stride[2]);
+      at_y = base_y + size * (h * from_y.stride[1] + i * from_y.stride[2]);
     }
-    mlki_cuda_tc_bring<size, DP>(from_x, keys ? how.k : how.q, at_x, r, c, d.a.d, x);
-    mlki_cuda_tc_bring<size, DP>(from_y, keys ? how.v : how.dout, at_y, r, c, d.a.e, y);
+    mlki_cuda_tc_bring<size, DP>(from_x, by_x.wide, at_x, r, c, d.a.d, x);
+    mlki_cuda_tc_bring<size, DP>(from_y, by_y.wide, at_y, r, c, d.a.e, y);
   }
 }
 
@@ -7003,8 +7039,9 @@ MLKI_CUDA_DEVICE void mlki_cuda_gtc_bring_limits(const mlki_cuda_at_grad &d, con
                                                  int end, mlki_cuda_gtc_limits *to) {
   const mlki_cuda_gtc_limits *from = d.limits + ((int64_t)task.k.q.b * d.a.groups + task.k.g) * d.a.s * d.a.group +
                                      first;
-  for (int r = (int)threadIdx.x; r < n; r += MLKI_CUDA_TC_THREADS)
-    mlki_cuda_cp_async<16>(to + r, first + r < end ? from + r : d.limits, first + r < end ? 16 : 0);
+  const int r = (int)threadIdx.x;
+  static_assert(n <= MLKI_CUDA_TC_THREADS, "one for each thread");
+  if (r < n) mlki_cuda_cp_async<16>(to + r, first + r < end ? from + r : d.limits, first + r < end ? 16 : 0);
 }
 
 /* Has the thread brought elements to a tile of n others that are not finite? With clean they become 0. */
@@ -7260,8 +7297,8 @@ static void mlki_cuda_gtc_launch(mlki_cuda_call *call, const mlki_cuda_at_grad &
   const int64_t heads = (int64_t)d.a.batch * d.a.groups;
   const int64_t tiles = mlki_cuda_ceil_div(items, mlki_cuda_gtc<dtype, DP, MT, C>::items);
   mlki_cuda_gtc_how how;
-  how.q = mlki_cuda_at_pieces(&d.a.q, d.a.d), how.k = mlki_cuda_at_pieces(&d.a.k, d.a.d);
-  how.v = mlki_cuda_at_pieces(&d.a.v, d.a.e), how.dout = mlki_cuda_at_pieces(&d.dout, d.a.e);
+  how.q = mlki_cuda_gtc_rows_of(&d.a.q, d.a.d), how.k = mlki_cuda_gtc_rows_of(&d.a.k, d.a.d);
+  how.v = mlki_cuda_gtc_rows_of(&d.a.v, d.a.e), how.dout = mlki_cuda_gtc_rows_of(&d.dout, d.a.e);
   how.group = mlki_cuda_divider_of(mlki_cuda_max(d.a.group, 1));
   mlki_cuda_launch(call, heads * tiles, MLKI_CUDA_TC_THREADS, (size_t)mlki_cuda_gtc_shared<dtype, DP, MT, C>(d),
                    mlki_cuda_grad_tc_kernel<dtype, DP, MT, C, mode>, d, how, (int)tiles);
