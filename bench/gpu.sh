@@ -53,6 +53,7 @@ peer() { # peer HEADER LIBRARY CALL: prints what to link, if that links
 }
 built() {
   command -v "$NVCC" >/dev/null || { echo "gpu.sh: no nvcc"; return 2; }
+  command -v make >/dev/null || { echo "gpu.sh: no make"; return 2; }
   local blas dnn jobs
   jobs=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
   make -s -j"$jobs" B=$base CC="$CC" NVCC="$NVCC" CUDA=1 CUDA_ARCH="$arch" NVCCFLAGS="-O3 -lineinfo --split-compile=0" \

@@ -58,6 +58,7 @@ makes() { # makes GOAL...
 }
 build() {
   command -v "$NVCC" >/dev/null || { echo "skipped: no nvcc"; return 77; }
+  have make || { echo "skipped: no make"; return 77; }
   nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total,clocks.max.sm --format=csv,noheader
   echo "commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown), $("$NVCC" --version | sed -n 's/.*release/nvcc/p'), sm_$arch, $MLK_JOBS processors, $(date -u '+%Y-%m-%d %H:%M UTC')"
   makes $base/mlk_test_cuda $base/gpu_graphs $base/00_knn_pictures $base/02_fashion_cnn $base/03_gpt $base/07_cuda $base/08_plan \
