@@ -37,6 +37,7 @@
      >>cuda_conv_weights         the weight gradient
      >>cuda_conv_narrow          few channels, packed weights, DBIAS
      >>cuda_conv_mma             on tensor cores
+     >>cuda_conv_hopper          by warpgroups
      >>cuda_conv_calls           the three operators
      >>cuda_attention            attention and its gradient: operands, masks, scores, the state of a row
      >>cuda_attention_tiles      tiles of scores in f32
@@ -89,9 +90,10 @@
                bounds of docs/numerics.md.
 
    TIERS       T0: any device, f32 multiply-adds. T1: mma.sync, f16 from sm_75 on, bf16 and tf32 from sm_80 on. T2:
-               wgmma and the copy engine, for mlk_matmul of f16 and bf16 operands that are aligned to 16 bytes, where
-               the file was compiled for sm_90a (-gencode arch=compute_90a,code=sm_90a). Chosen by what the file was
-               compiled for and what the device is: a kernel that was compiled says which.
+               wgmma and the copy engine, for mlk_matmul, convolution and its gradients of f16 and bf16 operands that
+               are aligned to 16 bytes, where the file was compiled for sm_90a (-gencode
+               arch=compute_90a,code=sm_90a). Chosen by what the file was compiled for and what the device is: a kernel
+               that was compiled says which.
 
    CONFIGURE   Define before including the implementation:
                MLK_CUDA_ONLY_MATMUL, _CONV, _ATTENTION, _KNN, _AVERAGE, _MAPS, _LAYERS
@@ -463,6 +465,13 @@ MLKI_CUDA_DEVICE void mlki_cuda_mbarrier_fence(void) {
 #endif
 }
 
+/* What this thread wrote to shared memory, the copy engine and the tensor cores see, or write over, behind it. */
+MLKI_CUDA_DEVICE void mlki_cuda_async_fence(void) {
+#if !defined(MLK_CUDA_EMULATOR)
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 MLKI_CUDA_DEVICE void mlki_cuda_mbarrier_arrive(uint64_t *barrier) {
 #if defined(MLK_CUDA_EMULATOR)
   mlkt_emu_mbarrier_arrive(barrier);
@@ -510,6 +519,20 @@ MLKI_CUDA_DEVICE void mlki_cuda_box_load(void *to, const CUtensorMap *map, uint6
   asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
                "[%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(mlki_cuda_shared_address(to)),
                "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(mlki_cuda_shared_address(barrier))
+               : "memory");
+#endif
+}
+
+/* The same of five axes. */
+MLKI_CUDA_DEVICE void mlki_cuda_box_load(void *to, const CUtensorMap *map, uint64_t *barrier, int x, int y, int z,
+                                         int w, int v) {
+#if defined(MLK_CUDA_EMULATOR)
+  const int at[5] = {x, y, z, w, v};
+  mlkt_emu_box_load(to, map, barrier, 5, at);
+#else
+  asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+               "[%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(mlki_cuda_shared_address(to)),
+               "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(v), "r"(mlki_cuda_shared_address(barrier))
                : "memory");
 #endif
 }
@@ -578,23 +601,24 @@ template <int left, int count> MLKI_CUDA_DEVICE void mlki_cuda_wgmma_wait(float 
 #endif
 }
 
-/* D += A B by the warpgroup, behind the threads' backs (9.7.15.5.2): A of 64 x 16 and B of 16 x 256 or 128 elements of
-   f16 or bf16, sums in f32; adds 0: D = A B, where no products on D are under way. a_lines, b_lines: what lies side by
-   side is A's rows or B's columns instead of terms. Lane
-   l of warp w holds of D in d[i] row 16 w + l / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (l % 4) + i
-   % 2 (9.7.15.5.1.1.1). */
+/* D += A B by the warpgroup, behind the threads' backs (9.7.15.5.2): A of 64 x 16 and B of 16 x 256, 128 or 64 elements
+   of f16 or bf16, sums in f32; adds 0: D = A B, where no products on D are under way. a_lines, b_lines: what lies side
+   by side is A's rows or B's columns instead of terms. Lane l of warp w holds of D in d[i] row 16 w + l / 4 + 8 (i / 2 %
+   2), column 8 (i / 4) + 2 (l % 4) + i % 2 (9.7.15.5.1.1.1). */
 #if !defined(MLK_CUDA_EMULATOR)
 #define MLKI_CUDA_8_OF(d, i)                                                                                           \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]),          \
       "+f"(d[i + 7])
-#define MLKI_CUDA_64_OF(d, i)                                                                                          \
-  MLKI_CUDA_8_OF(d, i), MLKI_CUDA_8_OF(d, i + 8), MLKI_CUDA_8_OF(d, i + 16), MLKI_CUDA_8_OF(d, i + 24),                \
-      MLKI_CUDA_8_OF(d, i + 32), MLKI_CUDA_8_OF(d, i + 40), MLKI_CUDA_8_OF(d, i + 48), MLKI_CUDA_8_OF(d, i + 56)
-#define MLKI_CUDA_NAMES_64                                                                                             \
+#define MLKI_CUDA_32_OF(d, i)                                                                                          \
+  MLKI_CUDA_8_OF(d, i), MLKI_CUDA_8_OF(d, i + 8), MLKI_CUDA_8_OF(d, i + 16), MLKI_CUDA_8_OF(d, i + 24)
+#define MLKI_CUDA_64_OF(d, i) MLKI_CUDA_32_OF(d, i), MLKI_CUDA_32_OF(d, i + 32)
+#define MLKI_CUDA_NAMES_32                                                                                             \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "               \
-  "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "               \
-  "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "               \
-  "%62, %63"
+  "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define MLKI_CUDA_NAMES_64                                                                                             \
+  MLKI_CUDA_NAMES_32                                                                                                   \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, "             \
+  "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define MLKI_CUDA_NAMES_128                                                                                            \
   MLKI_CUDA_NAMES_64                                                                                                   \
   ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, "             \
@@ -637,6 +661,22 @@ MLKI_CUDA_DEVICE void mlki_cuda_wgmma(float (&d)[64], uint64_t a, uint64_t b, in
     MLKI_CUDA_WGMMA("m64n128k16.f32.bf16.bf16", MLKI_CUDA_NAMES_64, "%68", "%64, %65, p, 1, 1, %66, %67;",
                     : MLKI_CUDA_64_OF(d, 0)
                     : "l"(a), "l"(b), "n"(a_lines), "n"(b_lines), "r"(adds));
+#endif
+}
+
+template <int dtype, bool a_lines, bool b_lines>
+MLKI_CUDA_DEVICE void mlki_cuda_wgmma(float (&d)[32], uint64_t a, uint64_t b) {
+#if defined(MLK_CUDA_EMULATOR)
+  mlkt_emu_wgmma(d, 64, a, b, dtype == MLK_BF16, a_lines, b_lines);
+#else
+  if (dtype == MLK_F16)
+    MLKI_CUDA_WGMMA("m64n64k16.f32.f16.f16", MLKI_CUDA_NAMES_32, "1", "%32, %33, p, 1, 1, %34, %35;",
+                    : MLKI_CUDA_32_OF(d, 0)
+                    : "l"(a), "l"(b), "n"(a_lines), "n"(b_lines));
+  else
+    MLKI_CUDA_WGMMA("m64n64k16.f32.bf16.bf16", MLKI_CUDA_NAMES_32, "1", "%32, %33, p, 1, 1, %34, %35;",
+                    : MLKI_CUDA_32_OF(d, 0)
+                    : "l"(a), "l"(b), "n"(a_lines), "n"(b_lines));
 #endif
 }
 
@@ -778,7 +818,8 @@ typedef struct mlki_cuda_call {
   char *base;    /* of the workspace; NULL: plan */
   uint64_t used; /* of it */
   int launches;
-  double work; /* seconds predicted by the operator itself; 0: the roofline of flops and bytes in f32 */
+  double work;  /* seconds predicted by the operator itself; 0: the roofline of flops and bytes in f32 */
+  double model; /* those of the last product, without regard to bytes */
   mlk_status status;
 } mlki_cuda_call;
 
@@ -1375,7 +1416,7 @@ static inline double mlki_cuda_gemm_seconds(const mlki_cuda_device *device, cons
 }
 
 /* The quickest of the tiles, whole or cut along k, by a model: the same answer for the same device and sizes. Parts are
-   segments, or, loose, any of at least 256 terms. */
+   segments, or, loose 1, a power of two of at least 256 terms each; loose 2: any number of them up to 32 too. */
 static inline mlki_cuda_gemm_form mlki_cuda_gemm_choose(const mlki_cuda_device *device,
                                                         const mlki_cuda_gemm_cost *table, int tiles, double rate,
                                                         int loose, const mlki_cuda_product *p) {
@@ -1384,7 +1425,7 @@ static inline mlki_cuda_gemm_form mlki_cuda_gemm_choose(const mlki_cuda_device *
     const double blocks = (double)p->batches * (double)mlki_cuda_ceil_div(p->m, table[tile].rows) *
                           (double)mlki_cuda_ceil_div(p->n, table[tile].columns);
     int64_t chunk = 0;
-    for (int64_t cut = 1;; cut *= 2) {
+    for (int64_t parts = 2;; parts = loose == 2 && parts < 32 ? parts + 1 : parts * 2) {
       double time = mlki_cuda_gemm_seconds(device, &table[tile], rate,
                                            chunk ? blocks * (double)mlki_cuda_ceil_div(p->k, chunk) : blocks,
                                            chunk ? chunk : p->k);
@@ -1393,7 +1434,7 @@ static inline mlki_cuda_gemm_form mlki_cuda_gemm_choose(const mlki_cuda_device *
                            (double)p->n / device->bandwidth;
       if (best.tile < 0 || time < best.seconds) best.tile = tile, best.chunk = chunk, best.seconds = time;
       if (loose)
-        chunk = mlki_cuda_ceil_div(mlki_cuda_ceil_div(p->k, 2 * cut), 64) * 64;
+        chunk = mlki_cuda_ceil_div(mlki_cuda_ceil_div(p->k, parts), 64) * 64;
       else
         chunk = chunk ? 0 : MLK_SEGMENT;
       if (chunk < 256 || chunk >= p->k) break;
@@ -1448,7 +1489,7 @@ static inline mlki_cuda_product mlki_cuda_product_of(int64_t batches, int64_t m,
 /* What the plan says: the model's time, or that of the bytes. */
 static inline void mlki_cuda_gemm_tell(mlki_cuda_call *call, const char *variant, double seconds) {
   const double memory = (double)call->io->bytes / call->device->bandwidth;
-  call->io->variant = variant;
+  call->io->variant = variant, call->model = seconds;
   call->work = seconds > memory ? seconds : memory;
 }
 
@@ -2244,9 +2285,11 @@ static mlk_status mlki_cuda_reduce(mlki_cuda_call *call, const mlk_reduce_desc *
    A reader for it is a struct that kernels get by value, as a __grid_constant__ parameter:
      static const bool along_terms      as above
      void prefetch() const              by one thread, once, before all else: may fetch what load() will need
-     spot select(int64_t batch) const   what is to be known of a matrix of the batch, once for each tile
-     void load<lines>(unsigned char *to, uint64_t *arrived, spot, int64_t line, int64_t term) const
-                                        by one thread: brings lines x 64 terms from (line, term) on, as above */
+     spot select(int64_t batch, int64_t line, int64_t term) const     where a tile begins
+     void load<lines>(unsigned char *to, uint64_t *arrived, spot &) const     by one thread: brings lines x 64 terms from
+                                        there on, as above, and moves on by as many terms
+     int bytes<lines>() const           that it brings
+     bool holes() const                 it leaves out terms of stages, the same for A and B: these must stay zeros */
 #if defined(MLKI_CUDA_PRODUCTS)
 
 #define MLKI_CUDA_WGMMA_EIGHT 1024u /* bytes of eight rows, after which the pattern repeats */
@@ -2266,13 +2309,14 @@ template <int columns_, int stages_, int raster_> struct mlki_cuda_wgmma_tile {
 
 typedef mlki_cuda_wgmma_tile<256, 4, 16> mlki_cuda_wgmma_wide;
 typedef mlki_cuda_wgmma_tile<128, 6, 12> mlki_cuda_wgmma_large;
+typedef mlki_cuda_wgmma_tile<64, 7, 12> mlki_cuda_wgmma_narrow;
 
 /* The reader of matrices in memory, dense along terms or lines. Axes of map: the dense one, the other one, and two of
    the batch, of size 1 where the operand repeats. */
 template <bool terms> struct mlki_cuda_boxes {
   static constexpr bool along_terms = terms;
   struct spot {
-    int inner, outer;
+    int inner, outer, line, term;
   };
   CUtensorMap map;
   unsigned inner_size;        /* of the batch's inner axis */
@@ -2281,23 +2325,27 @@ template <bool terms> struct mlki_cuda_boxes {
 #if defined(MLKI_CUDA_HOPPER)
   MLKI_CUDA_MEMBER void prefetch() const { mlki_cuda_box_prefetch(&map); }
 
-  MLKI_CUDA_MEMBER spot select(int64_t batch) const {
+  MLKI_CUDA_MEMBER spot select(int64_t batch, int64_t line, int64_t term) const {
     const unsigned outer = (unsigned)batch / inner_size, inner = (unsigned)batch - outer * inner_size;
     spot at;
     at.inner = (int)inner * inner_step, at.outer = (int)outer * outer_step;
+    at.line = (int)line, at.term = (int)term;
     return at;
   }
 
-  template <int lines>
-  MLKI_CUDA_MEMBER void load(unsigned char *to, uint64_t *arrived, const spot &at, int64_t line, int64_t term) const {
+  template <int lines> MLKI_CUDA_MEMBER int bytes() const { return lines * 128; }
+  MLKI_CUDA_MEMBER bool holes() const { return false; }
+
+  template <int lines> MLKI_CUDA_MEMBER void load(unsigned char *to, uint64_t *arrived, spot &at) const {
     if (terms) {
-      mlki_cuda_box_load(to, &map, arrived, (int)term, (int)line, at.inner, at.outer);
+      mlki_cuda_box_load(to, &map, arrived, at.term, at.line, at.inner, at.outer);
     } else {
 #pragma unroll
       for (int l = 0; l < lines; l += 64)
-        mlki_cuda_box_load(to + (uint32_t)l / 64 * MLKI_CUDA_WGMMA_BLOCK, &map, arrived, (int)line + l, (int)term,
-                           at.inner, at.outer);
+        mlki_cuda_box_load(to + (uint32_t)l / 64 * MLKI_CUDA_WGMMA_BLOCK, &map, arrived, at.line + l, at.term, at.inner,
+                           at.outer);
     }
+    at.term += 64;
   }
 #endif
 };
@@ -2329,6 +2377,13 @@ template <class T> struct mlki_cuda_wgmma_shared {
   }
 };
 
+/* Zeros in all stages, by all threads, before the first copy. */
+template <class T> MLKI_CUDA_DEVICE void mlki_cuda_wgmma_clear(const mlki_cuda_wgmma_shared<T> &shared) {
+  for (int i = (int)threadIdx.x * 16; i < T::stages * T::stage; i += T::threads * 16)
+    *(uint4 *)(void *)(shared.stages + i) = make_uint4(0, 0, 0, 0);
+  mlki_cuda_async_fence();
+}
+
 /* By one thread. */
 template <class T, class A, class B>
 MLKI_CUDA_DEVICE void mlki_cuda_wgmma_produce(const A &a, const B &b, const mlki_cuda_product &p, unsigned blocks,
@@ -2336,16 +2391,16 @@ MLKI_CUDA_DEVICE void mlki_cuda_wgmma_produce(const A &a, const B &b, const mlki
   mlki_cuda_ring<T::stages> ring;
   for (unsigned block = blockIdx.x; block < blocks; block += gridDim.x) {
     const mlki_cuda_gemm_place at = mlki_cuda_gemm_place_of(p, T::rows, T::columns, block, T::raster);
-    const typename A::spot spot_a = a.select(at.batch);
-    const typename B::spot spot_b = b.select(at.batch);
+    typename A::spot spot_a = a.select(at.batch, at.i0, at.k0);
+    typename B::spot spot_b = b.select(at.batch, at.j0, at.k0);
 #pragma unroll 1
     for (int64_t k = at.k0; k < at.k1; k += T::depth) {
       unsigned char *to = shared.stages + ring.stage * T::stage;
       uint64_t *full = shared.full + ring.stage;
       mlki_cuda_mbarrier_wait(shared.empty + ring.stage, ring.round ^ 1);
-      mlki_cuda_mbarrier_expect(full, T::stage);
-      a.template load<T::rows>(to, full, spot_a, at.i0, k);
-      b.template load<T::columns>(to + T::bytes_a, full, spot_b, at.j0, k);
+      mlki_cuda_mbarrier_expect(full, a.template bytes<T::rows>() + b.template bytes<T::columns>());
+      a.template load<T::rows>(to, full, spot_a);
+      b.template load<T::columns>(to + T::bytes_a, full, spot_b);
       ring.next();
     }
   }
@@ -2447,6 +2502,7 @@ static __global__ void __launch_bounds__(T::threads, 1)
       mlki_cuda_mbarrier_init(shared.full + s, 1), mlki_cuda_mbarrier_init(shared.empty + s, T::warps);
     mlki_cuda_mbarrier_fence();
   }
+  if (a.holes()) mlki_cuda_wgmma_clear(shared);
   __syncthreads();
   if (group == 0) {
     mlki_cuda_registers_give<40>();
@@ -2482,16 +2538,24 @@ static void mlki_cuda_wgmma_run(mlki_cuda_call *call, int dtype, const A &a, con
   mlki_cuda_gemm_tell(call, form.chunk ? "wgmma_split_k" : "wgmma", form.seconds);
 }
 
-/* Four axes of 16-bit elements at memory, sizes in elements, strides of all but the first in bytes; boxes are 64 of the
-   first and so many others of the second. False: the driver does not take it. */
+/* A tensor of 16-bit elements for the copy engine: sizes and box in elements, strides of all axes but the first in
+   bytes; of axis i every steps[i]th element of a box is taken. False: the driver does not take it. */
+static inline bool mlki_cuda_map_encode(const mlki_cuda_call *call, CUtensorMap *map, int dtype, void *memory, int rank,
+                                        const cuuint64_t *sizes, const cuuint64_t *strides, const cuuint32_t *box,
+                                        const cuuint32_t *steps) {
+  if (!call->run) return true;
+  return call->device->encode(map,
+                              dtype == MLK_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                              (cuuint32_t)rank, memory, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                              CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+/* Four axes; boxes are 64 of the first and so many others of the second. */
 static inline bool mlki_cuda_boxes_encode(const mlki_cuda_call *call, CUtensorMap *map, int dtype, void *memory,
                                           const cuuint64_t sizes[4], const cuuint64_t strides[3], int others) {
   const cuuint32_t box[4] = {64, (cuuint32_t)others, 1, 1}, steps[4] = {1, 1, 1, 1};
-  if (!call->run) return true;
-  return call->device->encode(
-             map, dtype == MLK_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, memory,
-             sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  return mlki_cuda_map_encode(call, map, dtype, memory, 4, sizes, strides, box, steps);
 }
 
 #endif /* MLKI_CUDA_PRODUCTS */
@@ -2814,6 +2878,7 @@ static mlk_status mlki_cuda_matmul_call(mlki_cuda_call *call, const mlk_matmul_d
    direct     few channels in a group: a thread sums four pixels of one or four channels, straight from memory
    mma, tf32  16-bit operands, and f32 in MLK_FAST, on tensor cores by >>cuda_gemm_mma; 16-bit images whose channels
               are not dense, aligned and eights are copied so first
+   wgmma      the same of 16-bit operands by >>cuda_hopper, where predicted to be quicker: >>cuda_conv_hopper
    plain      what does not fit 32-bit offsets: a thread an output, in 64 bits */
 
 #define MLKI_CUDA_CONV_PHASES 16        /* of one launch */
@@ -3866,6 +3931,217 @@ struct mlki_cuda_conv_weights_writer {
   }
 };
 
+/* >>cuda_conv_hopper ------------------------------------------------------------------------------------------------
+   By warpgroups, >>cuda_hopper: 16-bit images whose channels are dense and aligned eights, one group.
+
+   A box is outputs that are neighbours along each axis, of several images: so many of each as make the boxes fewest.
+   Its places in the image, shifted by a tap, are one box of the copy engine: 64 channels at every step-th place, zeros
+   beyond the edges. Terms are (tap, read channel), a tap's channels rounded up to 64, so that each stage is one such
+   box; a box of at most 128 outputs is one matrix of the product's batch, its outputs the lines.
+   The weight gradient is the product of all written channels and all (tap, read channel), whose terms are boxes of at
+   most 64 outputs. What a box has beside the outputs must not count there, whatever the image holds at its places: so
+   boxes divide the outputs of an axis, images beyond the last are zeros in both operands, and the terms that a box
+   leaves out of a stage stay the zeros they were. */
+
+#define MLKI_CUDA_CONV_BOX   128 /* outputs of a box, lines of a tile */
+#define MLKI_CUDA_CONV_SLICE 64  /* channels of a tap in a stage; outputs of a box that are terms */
+
+/* Slices of 64 channels: of the first tap, the next one, ... A tap is at first + number * step along each axis. */
+struct mlki_cuda_conv_slice {
+  int c, tap1, tap2, at[3];
+};
+struct mlki_cuda_conv_slices {
+  mlki_cuda_divider channels, taps1, taps2; /* channels: rounded up to slices */
+  int first[3], step[3];
+
+  /* Slice and channel of (tap, channel) number k. */
+  MLKI_CUDA_MEMBER mlki_cuda_conv_slice find(int64_t k) const {
+    mlki_cuda_conv_slice s;
+    uint32_t c = (uint32_t)k, column = mlki_cuda_divide(channels, &c), row = mlki_cuda_divide(taps2, &column);
+    s.at[0] = first[0] + (int)mlki_cuda_divide(taps1, &row) * step[0];
+    s.tap1 = (int)row, s.at[1] = first[1] + (int)row * step[1];
+    s.tap2 = (int)column, s.at[2] = first[2] + (int)column * step[2], s.c = (int)c;
+    return s;
+  }
+
+  MLKI_CUDA_MEMBER void next(mlki_cuda_conv_slice &s) const {
+    s.c += MLKI_CUDA_CONV_SLICE;
+    if (s.c < (int)channels.divisor) return;
+    s.c = 0, s.at[2] += step[2];
+    if (++s.tap2 < (int)taps2.divisor) return;
+    s.tap2 = 0, s.at[2] = first[2], s.at[1] += step[1];
+    if (++s.tap1 < (int)taps1.divisor) return;
+    s.tap1 = 0, s.at[1] = first[1], s.at[0] += step[0];
+  }
+};
+
+/* The boxes of outputs: sizes, how many along axes 0 to 2, outputs and images; [3]: images. */
+struct mlki_cuda_conv_boxes {
+  int size[4], outputs[4];
+  mlki_cuda_divider count[3], in[3]; /* in: by sizes */
+
+  /* The first output of a box; of the next one; where output number line lies from the first on. */
+  MLKI_CUDA_MEMBER void first(int64_t box, int at[4]) const {
+    uint32_t i2 = (uint32_t)box, i1 = mlki_cuda_divide(count[2], &i2), i0 = mlki_cuda_divide(count[1], &i1);
+    at[3] = (int)mlki_cuda_divide(count[0], &i0) * size[3];
+    at[0] = (int)i0 * size[0], at[1] = (int)i1 * size[1], at[2] = (int)i2 * size[2];
+  }
+  MLKI_CUDA_MEMBER void next(int at[4]) const {
+    if ((at[2] += size[2]) < outputs[2]) return;
+    at[2] = 0;
+    if ((at[1] += size[1]) < outputs[1]) return;
+    at[1] = 0;
+    if ((at[0] += size[0]) < outputs[0]) return;
+    at[0] = 0, at[3] += size[3];
+  }
+  MLKI_CUDA_MEMBER void output(int64_t line, int at[4]) const {
+    uint32_t i2 = (uint32_t)line, i1 = mlki_cuda_divide(in[2], &i2), i0 = mlki_cuda_divide(in[1], &i1);
+    at[3] = (int)mlki_cuda_divide(in[0], &i0);
+    at[0] = (int)i0, at[1] = (int)i1, at[2] = (int)i2;
+  }
+};
+
+/* The reader of an image, whose lines are the outputs of a box, or whose terms are all boxes. Axes of map: channels,
+   spatial axes 2, 1 and 0, images. step: from output to output; held: outputs of a box. */
+template <bool lines_are_outputs> struct mlki_cuda_conv_view {
+  static constexpr bool along_terms = lines_are_outputs;
+  struct spot {
+    mlki_cuda_conv_slice slice;
+    int at[4]; /* the box's first output */
+  };
+  CUtensorMap map;
+  mlki_cuda_conv_slices slices;
+  mlki_cuda_conv_boxes boxes;
+  int step[3], held;
+
+#if defined(MLKI_CUDA_HOPPER)
+  MLKI_CUDA_MEMBER void prefetch() const { mlki_cuda_box_prefetch(&map); }
+  template <int lines> MLKI_CUDA_MEMBER int bytes() const { return held * (lines_are_outputs ? 128 : lines * 2); }
+  MLKI_CUDA_MEMBER bool holes() const { return !lines_are_outputs && held < MLKI_CUDA_CONV_SLICE; }
+
+  MLKI_CUDA_MEMBER spot select(int64_t batch, int64_t line, int64_t term) const {
+    spot s;
+    s.slice = slices.find(lines_are_outputs ? term : line);
+    boxes.first(lines_are_outputs ? batch : term / MLKI_CUDA_CONV_SLICE, s.at);
+    return s;
+  }
+
+  MLKI_CUDA_MEMBER void bring(unsigned char *to, uint64_t *arrived, const spot &s) const {
+    mlki_cuda_box_load(to, &map, arrived, s.slice.c, s.at[2] * step[2] + s.slice.at[2],
+                       s.at[1] * step[1] + s.slice.at[1], s.at[0] * step[0] + s.slice.at[0], s.at[3]);
+  }
+
+  template <int lines> MLKI_CUDA_MEMBER void load(unsigned char *to, uint64_t *arrived, spot &s) const {
+    if (lines_are_outputs) {
+      bring(to, arrived, s);
+      slices.next(s.slice);
+    } else {
+      const mlki_cuda_conv_slice first = s.slice;
+#pragma unroll 1
+      for (int l = 0; l < lines; l += 64, to += MLKI_CUDA_WGMMA_BLOCK, slices.next(s.slice)) bring(to, arrived, s);
+      s.slice = first;
+      boxes.next(s.at);
+    }
+  }
+#endif
+};
+
+/* The reader of weights, which lie dense along read channels or along written ones. Axes of map: the dense channels,
+   the other ones, taps 2, 1 and 0. */
+template <bool terms> struct mlki_cuda_conv_taps {
+  static constexpr bool along_terms = terms;
+  struct spot {
+    mlki_cuda_conv_slice slice;
+    int line;
+  };
+  CUtensorMap map;
+  mlki_cuda_conv_slices slices;
+
+#if defined(MLKI_CUDA_HOPPER)
+  MLKI_CUDA_MEMBER void prefetch() const { mlki_cuda_box_prefetch(&map); }
+  template <int lines> MLKI_CUDA_MEMBER int bytes() const { return lines * 128; }
+  MLKI_CUDA_MEMBER bool holes() const { return false; }
+
+  MLKI_CUDA_MEMBER spot select(int64_t, int64_t line, int64_t term) const {
+    spot s;
+    s.slice = slices.find(term), s.line = (int)line;
+    return s;
+  }
+
+  template <int lines> MLKI_CUDA_MEMBER void load(unsigned char *to, uint64_t *arrived, spot &s) const {
+    const int *tap = s.slice.at;
+    if (terms) {
+      mlki_cuda_box_load(to, &map, arrived, s.slice.c, s.line, tap[2], tap[1], tap[0]);
+    } else {
+#pragma unroll
+      for (int l = 0; l < lines; l += 64)
+        mlki_cuda_box_load(to + (uint32_t)l / 64 * MLKI_CUDA_WGMMA_BLOCK, &map, arrived, s.line + l, s.slice.c, tap[2],
+                           tap[1], tap[0]);
+    }
+    slices.next(s.slice);
+  }
+#endif
+};
+
+/* Writes a box of an image: rows are its outputs, columns channels. Planes of e: row 0 is the phase's first output, then
+   the box's; their steps are from output to output along axes 0 to 2, and from image to image. Within a box 32 bits do
+   for offsets. */
+struct mlki_cuda_conv_box_writer {
+  mlki_cuda_epilogue e;
+  mlki_cuda_conv_boxes boxes;
+  int left[4]; /* outputs from the box's first on, along each axis */
+
+  static MLKI_CUDA_MEMBER void start(mlki_cuda_plane &x, const int at[4]) {
+    int64_t offset = 0;
+#pragma unroll
+    for (int a = 0; a < 4; a++) offset += at[a] * x.step[a];
+    if (x.p) x.p += offset * (x.dtype == MLK_F32 ? 4 : 2);
+  }
+
+  __device__ void select(int64_t box) {
+    int at[4];
+    boxes.first(box, at);
+#pragma unroll
+    for (int a = 0; a < 4; a++) left[a] = boxes.outputs[a] - at[a];
+    start(e.d, at), start(e.c, at), start(e.residual, at), start(e.preact, at);
+  }
+
+  static MLKI_CUDA_MEMBER void move(mlki_cuda_plane &x, const int at[4]) {
+    int offset = 0;
+#pragma unroll
+    for (int a = 0; a < 4; a++) offset += at[a] * (int)x.step[a];
+    if (x.p) x.p += (int64_t)offset * (x.dtype == MLK_F32 ? 4 : 2);
+  }
+
+  __device__ void put(int64_t i, int64_t j, const float t[4], int count) const {
+    int at[4];
+    boxes.output(i, at);
+    if (at[0] >= left[0] || at[1] >= left[1] || at[2] >= left[2] || at[3] >= left[3]) return;
+    mlki_cuda_epilogue mine = e;
+    move(mine.d, at);
+    if (!mine.plain) move(mine.c, at), move(mine.residual, at), move(mine.preact, at);
+    mine.put(0, j, t, count);
+  }
+};
+
+/* Writes DW: rows are written channels, columns (tap, read channel). slices: where the taps lie in dw. */
+struct mlki_cuda_conv_taps_writer {
+  mlki_cuda_image dw;
+  mlki_cuda_conv_slices slices;
+  float beta;
+  int channels; /* read ones, without those that pad */
+
+  __device__ void select(int64_t) {}
+
+  __device__ void put(int64_t i, int64_t j, const float t[4], int count) const {
+    const mlki_cuda_conv_slice s = slices.find(j);
+    const int64_t at = i * dw.n + s.c * dw.c + s.at[0] * dw.s[0] + s.at[1] * dw.s[1] + s.at[2] * dw.s[2];
+#pragma unroll
+    for (int e = 0; e < 4; e++)
+      if (e < count && s.c + e < channels) mlki_cuda_conv_weight_write(*this, at + e * dw.c, t[e]);
+  }
+};
+
 /* >>cuda_conv_calls ------------------------------------------------------------------------------------------------ */
 
 static mlki_cuda_image mlki_cuda_conv_image(const mlk_tensor *t) {
@@ -4198,9 +4474,9 @@ static void mlki_cuda_conv_tensor(mlki_cuda_call *call, const mlki_cuda_conv *cv
     w.group = c->phase[i].w_group;
     w.p = c->w ? (const T *)(const void *)c->w + c->phase[i].w : NULL;
     mlki_cuda_conv_multiply(call, cv, image, w, writer);
-    seconds += call->work;
+    seconds += call->model;
   }
-  call->work = seconds;
+  mlki_cuda_gemm_tell(call, call->io->variant, seconds);
 }
 
 static void mlki_cuda_conv_multiply(mlki_cuda_call *call, const mlki_cuda_conv *cv,
@@ -4234,6 +4510,326 @@ static void mlki_cuda_conv_weights_tensor(mlki_cuda_call *call, const mlki_cuda_
   writer.dw = c->dw, writer.by_cin = c->by_cin, writer.beta = c->beta, writer.cout = c->cout;
   writer.channels = channels;
   mlki_cuda_conv_multiply(call, cv, x, dy, writer);
+}
+
+/* ---- by warpgroups ---- */
+
+/* What gathering, an address for every 16 bytes, adds to the time of a product by warps, which is predicted as that of
+   matrices. Not measured. */
+#define MLKI_CUDA_CONV_GATHER 1.15
+
+/* The share of the tensor cores' peak that tiles reach: see docs/design.md. */
+static const mlki_cuda_gemm_cost mlki_cuda_conv_group_costs[] = {
+    {128, 64, 0.35, 0.35}, {128, 128, 0.53, 0.53}, {128, 256, 0.68, 0.68}};
+
+static mlki_cuda_gemm_form mlki_cuda_conv_group_form(const mlki_cuda_call *call, const mlki_cuda_product *p) {
+  return mlki_cuda_gemm_choose(call->device, mlki_cuda_conv_group_costs, 3, call->device->wgmma_flops / 2, 2, p);
+}
+
+/* The sizes that a box may have along an axis of so many outputs, descending: those that cut it into so many parts with
+   least waste, or, whole, its divisors. */
+typedef struct mlki_cuda_conv_sizes {
+  int count, size[MLKI_CUDA_CONV_BOX];
+} mlki_cuda_conv_sizes;
+
+static mlki_cuda_conv_sizes mlki_cuda_conv_sizes_of(int outputs, int most, bool whole) {
+  mlki_cuda_conv_sizes s;
+  s.count = 0;
+  for (int size = outputs < most ? outputs : most; size >= 1; size--) {
+    if (whole && outputs % size != 0) continue;
+    const int parts = (outputs - 1) / size + 1;
+    size = (outputs - 1) / parts + 1;
+    s.size[s.count++] = size;
+  }
+  return s;
+}
+
+/* The fewest boxes of at most most outputs; among those of one number the most outputs of an image, nearest to each
+   other. Gives how many there are. */
+static int64_t mlki_cuda_conv_box_of(const mlki_cuda_phase *ph, int64_t images, const int step[3], int most, bool whole,
+                                     mlki_cuda_conv_boxes *b) {
+  mlki_cuda_conv_sizes sizes[3];
+  int64_t best = INT64_MAX;
+  int best_places = 0, best_far = 0;
+  for (int a = 0; a < 3; a++)
+    sizes[a] = mlki_cuda_conv_sizes_of(ph->out[a], (int)mlki_cuda_min(most, 256 / step[a]), whole);
+  for (int i0 = 0; i0 < sizes[0].count; i0++)
+    for (int i1 = 0; i1 < sizes[1].count; i1++)
+      for (int i2 = 0; i2 < sizes[2].count; i2++) {
+        const int size[3] = {sizes[0].size[i0], sizes[1].size[i1], sizes[2].size[i2]};
+        const int places = size[0] * size[1] * size[2], far = size[0] + size[1] + size[2];
+        if (places > most) continue;
+        const int64_t of_images = mlki_cuda_min(images, most / places);
+        int64_t count = mlki_cuda_ceil_div(images, of_images);
+        for (int a = 0; a < 3; a++) count *= mlki_cuda_ceil_div(ph->out[a], size[a]);
+        if (count > best || (count == best && (places < best_places || (places == best_places && far >= best_far))))
+          continue;
+        best = count, best_places = places, best_far = far;
+        for (int a = 0; a < 3; a++) b->size[a] = size[a];
+        b->size[3] = (int)of_images;
+      }
+  for (int a = 0; a < 3; a++) {
+    b->outputs[a] = ph->out[a];
+    b->count[a] = mlki_cuda_divider_of(mlki_cuda_ceil_div(ph->out[a], b->size[a]));
+    b->in[a] = mlki_cuda_divider_of(b->size[a]);
+  }
+  b->outputs[3] = (int)images;
+  return best;
+}
+
+static mlki_cuda_conv_slices mlki_cuda_conv_slices_of(const mlki_cuda_phase *ph, int64_t channels) {
+  mlki_cuda_conv_slices s;
+  memset(&s, 0, sizeof s);
+  s.channels = mlki_cuda_divider_of(mlki_cuda_ceil_div(channels, MLKI_CUDA_CONV_SLICE) * MLKI_CUDA_CONV_SLICE);
+  s.taps1 = ph->taps1, s.taps2 = ph->taps2;
+  return s;
+}
+
+/* Five axes for the copy engine, which takes positive strides, multiples of 16 bytes; of an axis of size 1 any. */
+static bool mlki_cuda_conv_encode(const mlki_cuda_call *call, CUtensorMap *map, int dtype, const char *p,
+                                  const int64_t size[5], const int64_t step[5], const cuuint32_t box[5],
+                                  const cuuint32_t steps[5]) {
+  cuuint64_t sizes[5], strides[4], natural = 2;
+  bool fits = (uintptr_t)p % 16 == 0 && step[0] == 1;
+  for (int i = 0; i < 5; i++) {
+    fits = fits && size[i] >= 1 && size[i] <= INT32_MAX &&
+           (i == 0 || size[i] == 1 || (step[i] > 0 && step[i] % 8 == 0));
+    sizes[i] = (cuuint64_t)size[i];
+    if (i > 0) strides[i - 1] = natural = size[i] == 1 ? (natural + 15) / 16 * 16 : (cuuint64_t)step[i] * 2;
+    fits = fits && natural < MLKI_CUDA_MOST_BYTES;
+    natural *= sizes[i];
+  }
+  return fits && mlki_cuda_map_encode(call, map, dtype, (void *)(uintptr_t)p, 5, sizes, strides, box, steps);
+}
+
+/* channels of image y, of these spatial sizes, in boxes of so many outputs, step apart. */
+template <bool lines_are_outputs>
+static bool mlki_cuda_conv_view_of(const mlki_cuda_call *call, const mlki_cuda_image *y, int64_t images,
+                                   int64_t channels, const int64_t *in, const int *step,
+                                   const mlki_cuda_conv_boxes *boxes, mlki_cuda_conv_view<lines_are_outputs> *v) {
+  const int64_t size[5] = {channels, in[2], in[1], in[0], images}, strides[5] = {y->c, y->s[2], y->s[1], y->s[0], y->n};
+  cuuint32_t box[5] = {MLKI_CUDA_CONV_SLICE, 1, 1, 1, (cuuint32_t)boxes->size[3]}, steps[5] = {1, 1, 1, 1, 1};
+  v->boxes = *boxes, v->held = boxes->size[3];
+  for (int a = 0; a < 3; a++) {
+    v->step[a] = step[a], v->held *= boxes->size[a];
+    steps[3 - a] = (cuuint32_t)step[a], box[3 - a] = (cuuint32_t)(boxes->size[a] * step[a]);
+  }
+  return mlki_cuda_conv_encode(call, &v->map, y->dtype, y->p, size, strides, box, steps);
+}
+
+/* A phase of a correlation as a product: the boxes are its batches. */
+template <bool terms> struct mlki_cuda_conv_group_phase {
+  mlki_cuda_conv_view<true> image;
+  mlki_cuda_conv_taps<terms> w;
+  mlki_cuda_conv_box_writer writer;
+  mlki_cuda_product p;
+  mlki_cuda_gemm_form form;
+};
+
+/* The weights of a phase: as they lie, or packed; taps, which of them is the first, how far the next. */
+typedef struct mlki_cuda_conv_filter {
+  mlki_cuda_conv_weights at;
+  int64_t taps[3];
+  int first[3], skip[3];
+} mlki_cuda_conv_filter;
+
+static mlki_cuda_conv_filter mlki_cuda_conv_filter_of(const mlki_cuda_conv *cv, const mlki_cuda_correlation *c,
+                                                      const mlki_cuda_phase *ph, bool packed) {
+  mlki_cuda_conv_filter f;
+  memset(&f, 0, sizeof f);
+  f.at = cv->w;
+  if (packed) {
+    f.at.p = c->w + ph->w * 2, f.at.dtype = cv->x.dtype, f.at.channels = cv->cin, f.at.out = 1, f.at.in = c->w_term;
+    f.at.tap[2] = cv->cin * c->w_term, f.at.tap[1] = f.at.tap[2] * ph->taps[2];
+    f.at.tap[0] = f.at.tap[1] * ph->taps[1];
+  }
+  for (int a = 0; a < 3; a++) {
+    f.taps[a] = packed ? ph->taps[a] : cv->taps[a];
+    f.first[a] = packed ? 0 : ph->tap_first[a], f.skip[a] = packed ? 1 : c->tap_skip[a];
+  }
+  return f;
+}
+
+/* A plane of the epilogue: image y from the phase's first output on. */
+static mlki_cuda_plane mlki_cuda_conv_plane(const mlki_cuda_correlation *c, const mlki_cuda_phase *ph,
+                                            const mlki_cuda_image *y) {
+  const int width = y->dtype == MLK_F32 ? 4 : 2;
+  mlki_cuda_plane x;
+  memset(&x, 0, sizeof x);
+  if (!y->p) return x;
+  x.p = y->p, x.dtype = y->dtype, x.cs = y->c, x.step[3] = y->n;
+  for (int a = 0; a < 3; a++) x.p += ph->first[a] * y->s[a] * width, x.step[a] = c->skip[a] * y->s[a];
+  x.vector = x.cs == 1 && (uintptr_t)x.p % (uintptr_t)(4 * width) == 0;
+  for (int a = 0; a < 4; a++) x.vector = x.vector && x.step[a] % 4 == 0;
+  return x;
+}
+
+/* Do 32 bits reach from a box's first output to its last? */
+static bool mlki_cuda_conv_near(const mlki_cuda_plane *x, const mlki_cuda_conv_boxes *b) {
+  double reach = 0;
+  for (int a = 0; a < 4; a++) reach += fabs((double)x->step[a]) * b->size[a];
+  return reach < INT32_MAX;
+}
+
+static mlki_cuda_epilogue mlki_cuda_conv_epilogue(const mlki_cuda_correlation *c, const mlki_cuda_phase *ph) {
+  mlki_cuda_epilogue e;
+  memset(&e, 0, sizeof e);
+  e.alpha = c->alpha, e.beta = c->beta, e.activation = c->activation;
+  e.d = mlki_cuda_conv_plane(c, ph, &c->y), e.residual = mlki_cuda_conv_plane(c, ph, &c->residual);
+  e.preact = mlki_cuda_conv_plane(c, ph, &c->preact);
+  if (c->beta != 0.0f) e.c = e.d;
+  e.bias.p = (char *)(uintptr_t)c->bias, e.bias.dtype = c->bias_dtype, e.bias.cs = c->bias_c;
+  e.bias.vector = c->bias_c == 1 && (uintptr_t)c->bias % (c->bias_dtype == MLK_F32 ? 16 : 8) == 0;
+  e.plain = e.alpha == 1.0f && !e.c.p && !e.bias.p && !e.residual.p && !e.preact.p && !e.activation;
+  return e;
+}
+
+/* Phase ph; w: its weights. False: the copy engine does not take something. */
+template <bool terms>
+static bool mlki_cuda_conv_group_of(const mlki_cuda_call *call, const mlki_cuda_conv *cv,
+                                    const mlki_cuda_correlation *c, const mlki_cuda_phase *ph,
+                                    const mlki_cuda_conv_filter *w, mlki_cuda_conv_group_phase<terms> *g) {
+  memset((void *)g, 0, sizeof *g);
+  const mlki_cuda_conv_slices slices = mlki_cuda_conv_slices_of(ph, cv->cin);
+  mlki_cuda_conv_boxes boxes;
+  const int64_t count = mlki_cuda_conv_box_of(ph, cv->images, c->step, MLKI_CUDA_CONV_BOX, false, &boxes);
+  g->writer.e = mlki_cuda_conv_epilogue(c, ph), g->writer.boxes = boxes;
+  g->p = mlki_cuda_product_of(count, boxes.size[0] * boxes.size[1] * boxes.size[2] * boxes.size[3], cv->cout,
+                              (int64_t)ph->taps[0] * ph->taps[1] * ph->taps[2] * slices.channels.divisor);
+  g->form = mlki_cuda_conv_group_form(call, &g->p);
+  const mlki_cuda_plane *const planes[] = {&g->writer.e.d, &g->writer.e.residual, &g->writer.e.preact};
+  for (const mlki_cuda_plane *x : planes)
+    if (!mlki_cuda_conv_near(x, &boxes)) return false;
+  if (count > INT32_MAX || g->p.k > INT32_MAX) return false;
+  if (g->p.k == 0) return true;
+  g->image.slices = g->w.slices = slices;
+  for (int a = 0; a < 3; a++) {
+    g->image.slices.first[a] = ph->origin[a], g->image.slices.step[a] = c->dilation[a];
+    g->w.slices.first[a] = w->first[a], g->w.slices.step[a] = w->skip[a];
+  }
+  const mlki_cuda_conv_weights *at = &w->at;
+  const int64_t size[5] = {terms ? at->channels : cv->cout, terms ? cv->cout : at->channels, w->taps[2], w->taps[1],
+                           w->taps[0]},
+                step[5] = {terms ? at->in : at->out, terms ? at->out : at->in, at->tap[2], at->tap[1], at->tap[0]};
+  const int columns = mlki_cuda_conv_group_costs[g->form.tile].columns;
+  const cuuint32_t box[5] = {64, (cuuint32_t)(terms ? columns : 64), 1, 1, 1}, steps[5] = {1, 1, 1, 1, 1};
+  return mlki_cuda_conv_encode(call, &g->w.map, at->dtype, at->p, size, step, box, steps) &&
+         mlki_cuda_conv_view_of(call, &cv->x, cv->images, cv->cin, cv->in, c->step, &boxes, &g->image);
+}
+
+template <class A, class B, class W>
+static void mlki_cuda_conv_group_run(mlki_cuda_call *call, int dtype, const A &a, const B &b, const W &w,
+                                     const mlki_cuda_product &p, const mlki_cuda_gemm_form &form) {
+  if (form.tile == 0)
+    mlki_cuda_wgmma_run<mlki_cuda_wgmma_narrow>(call, dtype, a, b, w, p, form);
+  else if (form.tile == 1)
+    mlki_cuda_wgmma_run<mlki_cuda_wgmma_large>(call, dtype, a, b, w, p, form);
+  else
+    mlki_cuda_wgmma_run<mlki_cuda_wgmma_wide>(call, dtype, a, b, w, p, form);
+}
+
+/* The phases of one launch, one after another, with the weights as they lie or packed to room. False: nothing was
+   done, since the copy engine does not take something. */
+template <bool terms>
+static bool mlki_cuda_conv_groups_run(mlki_cuda_call *call, const mlki_cuda_conv *cv, mlki_cuda_correlation *c,
+                                      bool packed, char *room) {
+  mlki_cuda_conv_group_phase<terms> g[MLKI_CUDA_CONV_PHASES];
+  double seconds = 0;
+  c->w = room;
+  for (int i = 0; i < c->phases; i++) {
+    const mlki_cuda_conv_filter w = mlki_cuda_conv_filter_of(cv, c, &c->phase[i], packed);
+    if (!mlki_cuda_conv_group_of(call, cv, c, &c->phase[i], &w, &g[i])) return false;
+  }
+  if (packed) mlki_cuda_conv_pack(call, cv, c, room);
+  for (int i = 0; i < c->phases; i++) {
+    mlki_cuda_conv_group_run(call, cv->x.dtype, g[i].image, g[i].w, g[i].writer, g[i].p, g[i].form);
+    seconds += call->model;
+  }
+  mlki_cuda_gemm_tell(call, call->io->variant, seconds);
+  return true;
+}
+
+static bool mlki_cuda_conv_groups(mlki_cuda_call *call, const mlki_cuda_conv *cv, mlki_cuda_correlation *c,
+                                  char *room) {
+  const bool alike = cv->w.dtype == cv->x.dtype;
+  if (alike && cv->w.in == 1 && mlki_cuda_conv_groups_run<true>(call, cv, c, false, room)) return true;
+  if (alike && cv->w.out == 1 && mlki_cuda_conv_groups_run<false>(call, cv, c, false, room)) return true;
+  return mlki_cuda_conv_groups_run<false>(call, cv, c, true, room);
+}
+
+/* Runs groups or warps, whichever is predicted to be quicker: both are called to plan first. The driver may refuse what
+   groups, which then gives false, asks of it: so the workspace is enough for either. */
+template <class Groups, class Warps>
+static void mlki_cuda_conv_quicker(mlki_cuda_call *call, Groups groups, Warps warps) {
+  mlk_backend_call io[2] = {*call->io, *call->io};
+  mlki_cuda_call plan[2] = {*call, *call};
+  for (int i = 0; i < 2; i++) plan[i].io = &io[i], plan[i].run = 0, plan[i].base = NULL;
+  warps(&plan[1]);
+  const bool quicker = groups(&plan[0]) && plan[0].model < MLKI_CUDA_CONV_GATHER * plan[1].model,
+             done = quicker && groups(call);
+  if (!done) warps(call);
+  if (call->used < plan[1].used) call->used = plan[1].used;
+  if (quicker && call->used < plan[0].used) call->used = plan[0].used;
+}
+
+/* Is this for warpgroups at all? */
+static bool mlki_cuda_conv_has_groups(const mlki_cuda_call *call, const mlki_cuda_conv *cv,
+                                      const mlki_cuda_correlation *c) {
+  return mlki_cuda_has_wgmma(call) && cv->groups == 1 && cv->cin > 0 && c->step[0] <= 8 && c->step[1] <= 8 &&
+         c->step[2] <= 8;
+}
+
+/* A correlation of 16-bit images by tensor cores; room: that room for the weights. */
+static void mlki_cuda_conv_correlate_16(mlki_cuda_call *call, const mlki_cuda_conv *cv, mlki_cuda_correlation *c,
+                                        char *room) {
+  const auto warps = [&](mlki_cuda_call *by) {
+    mlki_cuda_conv_pack(by, cv, c, room);
+    mlki_cuda_conv_tensor<uint16_t>(by, cv, c);
+  };
+  if (mlki_cuda_conv_has_groups(call, cv, c) && c->channels_last)
+    mlki_cuda_conv_quicker(
+        call, [&](mlki_cuda_call *by) { return mlki_cuda_conv_groups(by, cv, c, room); }, warps);
+  else
+    warps(call);
+}
+
+/* DW, of channels read channels. False: nothing was done. */
+static bool mlki_cuda_conv_weights_groups(mlki_cuda_call *call, const mlki_cuda_conv *cv,
+                                          const mlki_cuda_correlation *c, int channels) {
+  const mlki_cuda_phase *ph = &c->phase[0];
+  const int one[3] = {1, 1, 1};
+  mlki_cuda_conv_view<false> dy, x;
+  mlki_cuda_conv_taps_writer writer;
+  mlki_cuda_conv_boxes boxes;
+  memset((void *)&dy, 0, sizeof dy), memset((void *)&x, 0, sizeof x), memset(&writer, 0, sizeof writer);
+  const int64_t count = mlki_cuda_conv_box_of(ph, cv->images, c->step, MLKI_CUDA_CONV_SLICE, true, &boxes);
+  if (count > INT32_MAX / MLKI_CUDA_CONV_SLICE) return false;
+  x.slices = writer.slices = mlki_cuda_conv_slices_of(ph, cv->cin), dy.slices = x.slices;
+  dy.slices.channels = mlki_cuda_divider_of(1 << 30); /* no taps */
+  for (int a = 0; a < 3; a++) {
+    x.slices.first[a] = ph->origin[a], x.slices.step[a] = c->dilation[a];
+    writer.slices.step[a] = 1;
+  }
+  writer.dw = c->dw, writer.beta = c->beta, writer.channels = channels;
+  const mlki_cuda_product p = mlki_cuda_product_of(
+      1, cv->cout, (int64_t)ph->taps[0] * ph->taps[1] * ph->taps[2] * x.slices.channels.divisor,
+      count * MLKI_CUDA_CONV_SLICE);
+  const mlki_cuda_gemm_form form = mlki_cuda_conv_group_form(call, &p);
+  if (p.n > INT32_MAX - 256) return false;
+  if (!mlki_cuda_conv_view_of(call, &cv->y, cv->images, cv->cout, cv->out, one, &boxes, &dy)) return false;
+  if (!mlki_cuda_conv_view_of(call, &cv->x, cv->images, cv->cin, cv->in, c->step, &boxes, &x)) return false;
+  mlki_cuda_conv_group_run(call, cv->x.dtype, dy, x, writer, p, form);
+  return true;
+}
+
+static void mlki_cuda_conv_weights_16(mlki_cuda_call *call, const mlki_cuda_conv *cv, const mlki_cuda_correlation *c,
+                                      int channels) {
+  const auto warps = [&](mlki_cuda_call *by) { mlki_cuda_conv_weights_tensor<uint16_t>(by, cv, c, channels); };
+  if (mlki_cuda_conv_has_groups(call, cv, c) && c->phase[0].pixels > 0)
+    mlki_cuda_conv_quicker(
+        call, [&](mlki_cuda_call *by) { return mlki_cuda_conv_weights_groups(by, cv, c, channels); }, warps);
+  else
+    warps(call);
 }
 
 #if defined(MLKI_CUDA_MATMUL)
@@ -4322,15 +4918,17 @@ static void mlki_cuda_conv_launch(mlki_cuda_call *call, const mlki_cuda_conv *cv
     ph->w = at, ph->w_group = direct ? c->cout : ph->terms * c->w_term;
     at += ph->terms * c->groups * c->w_columns;
   }
+  if (way == MLKI_CUDA_CONV_TENSOR && cv->x.dtype != MLK_F32) {
+    mlki_cuda_conv_correlate_16(call, cv, c, w);
+    return;
+  }
   mlki_cuda_conv_pack(call, cv, c, w);
   if (direct)
     mlki_cuda_conv_direct(call, cv, c);
   else if (way == MLKI_CUDA_CONV_TILED)
     mlki_cuda_conv_tiled(call, cv, c);
-  else if (cv->x.dtype == MLK_F32)
-    mlki_cuda_conv_tensor<float>(call, cv, c);
   else
-    mlki_cuda_conv_tensor<uint16_t>(call, cv, c);
+    mlki_cuda_conv_tensor<float>(call, cv, c);
 }
 
 static void mlki_cuda_conv_plain(mlki_cuda_call *call, const mlki_cuda_conv *cv) {
@@ -4466,7 +5064,7 @@ static void mlki_cuda_conv_weights_choose(mlki_cuda_call *call, mlki_cuda_conv c
   if (mma && cv.x.dtype == MLK_F32)
     mlki_cuda_conv_weights_tensor<float>(call, &cv, &c, channels);
   else if (mma)
-    mlki_cuda_conv_weights_tensor<uint16_t>(call, &cv, &c, channels);
+    mlki_cuda_conv_weights_16(call, &cv, &c, channels);
   else
     mlki_cuda_conv_weights_tiled(call, &cv, &c);
 }

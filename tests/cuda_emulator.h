@@ -1973,13 +1973,14 @@ struct tensor_map {
   const unsigned char *memory;
   uint64_t stride[4];
   uint32_t size[5];
-  uint16_t box[5];
+  uint16_t box[5];              /* elements that are taken */
+  uint8_t step[5];              /* from one to the next */
   uint8_t rank, bytes, swizzle; /* bytes of an element; columns that change places */
   uint32_t magic;
 };
 constexpr uint32_t MAP_MAGIC = 0x7E2508A9u;
 
-/* With the limits of cuda.h; steps other than 1, interleaving and NaN as fill are not emulated, and refused. */
+/* With the limits of cuda.h; interleaving and NaN as fill are not emulated, and refused. The first step is ignored. */
 inline CUresult encode_tiled(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, void *memory,
                              const cuuint64_t *size, const cuuint64_t *stride, const cuuint32_t *box_size,
                              const cuuint32_t *steps, CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
@@ -1990,12 +1991,13 @@ inline CUresult encode_tiled(CUtensorMap *map, CUtensorMapDataType type, cuuint3
   if (!memory || reinterpret_cast<uintptr_t>(memory) % 16 != 0) return CUDA_ERROR_INVALID_VALUE;
   t.bytes = type == CU_TENSOR_MAP_DATA_TYPE_FLOAT32 ? 4 : 2;
   for (cuuint32_t i = 0; i < rank; i++) {
-    if (size[i] < 1 || size[i] > UINT32_MAX || box_size[i] < 1 || box_size[i] > 256 || steps[i] != 1)
+    if (size[i] < 1 || size[i] > UINT32_MAX || box_size[i] < 1 || box_size[i] > 256 || steps[i] < 1 || steps[i] > 8)
       return CUDA_ERROR_INVALID_VALUE;
     if (i > 0 && (stride[i - 1] % 16 != 0 || stride[i - 1] == 0 || stride[i - 1] >= uint64_t(1) << 40))
       return CUDA_ERROR_INVALID_VALUE;
     t.size[i] = uint32_t(size[i]);
-    t.box[i] = uint16_t(box_size[i]);
+    t.step[i] = uint8_t(i > 0 ? steps[i] : 1);
+    t.box[i] = uint16_t((box_size[i] + t.step[i] - 1) / t.step[i]);
     if (i > 0) t.stride[i - 1] = stride[i - 1];
   }
   if (box_size[0] * t.bytes % 16 != 0 || (swizzle && box_size[0] * t.bytes > span)) return CUDA_ERROR_INVALID_VALUE;
@@ -2021,7 +2023,7 @@ inline std::vector<unsigned char> gather_box(const tensor_map &t, const int *at)
     bool inside = true;
     size_t rest = r;
     for (int i = 1; i < t.rank; i++) {
-      const int64_t x = at[i] + int64_t(rest % t.box[i]);
+      const int64_t x = at[i] + int64_t(rest % t.box[i]) * t.step[i];
       rest /= t.box[i];
       inside = inside && x >= 0 && x < int64_t(t.size[i]);
       if (inside) from += uint64_t(x) * t.stride[i - 1];

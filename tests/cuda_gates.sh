@@ -154,14 +154,15 @@ lacks() { # lacks FILE PATTERN...: not one
 }
 # FAMILY's instructions of tensor cores on TIER, as patterns; nothing: it has none.
 tensor_cores() {
-  local mma='mma\.sync\.aligned'
-  [ "$1.$2" != matmul.90a ] ||
-    echo "wgmma\.mma_async\.sync\.aligned\.m64n256k16\.f32\.f16 wgmma\.mma_async\.sync\.aligned\.m64n256k16\.f32\.bf16" \
-      "wgmma\.mma_async\.sync\.aligned\.m64n128k16 cp\.async\.bulk\.tensor mbarrier\.try_wait mbarrier\.arrive\.expect_tx" \
-      "setmaxnreg\.inc setmaxnreg\.dec"
-  [ "$1.$2" != knn.90a ] ||
-    echo "wgmma\.mma_async\.sync\.aligned\.m64n128k16\.f32\.f16 cp\.async\.bulk\.tensor mbarrier\.try_wait mbarrier\.arrive\.expect_tx" \
-      "setmaxnreg\.inc setmaxnreg\.dec"
+  local mma='mma\.sync\.aligned' wgmma='wgmma\.mma_async\.sync\.aligned'
+  case $1.$2 in
+    matmul.90a | conv.90a | knn.90a)
+      echo "cp\.async\.bulk\.tensor mbarrier\.try_wait mbarrier\.arrive\.expect_tx setmaxnreg\.inc setmaxnreg\.dec $wgmma\.m64n128k16\.f32\.f16" ;;
+  esac
+  case $1.$2 in
+    matmul.90a) echo "$wgmma\.m64n256k16\.f32\.f16 $wgmma\.m64n256k16\.f32\.bf16" ;;
+    conv.90a) echo "$wgmma\.m64n256k16\.f32\.f16 $wgmma\.m64n256k16\.f32\.bf16 $wgmma\.m64n64k16 cp\.async\.bulk\.tensor\.5d" ;;
+  esac
   case $1.$2 in
     matmul.75 | conv.75 | attention.75 | knn.75) echo "ldmatrix $mma\.m16n8k8\.row\.col\.f32\.f16\.f16\.f32" ;;
     matmul.* | conv.* | attention.*) echo "ldmatrix cp\.async\.c[ag]\.shared\.global cp\.async\.wait_group $mma\.m16n8k16\.row\.col\.f32\.f16" \

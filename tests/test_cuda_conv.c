@@ -10,10 +10,13 @@
 
 enum { IMAGES = 6, METHODS_MAX = 16 };
 typedef enum role { X, W, Y, BIAS, RESIDUAL, PREACT } role;
+/* How an array lies: any way; channels first or last, with gaps, or neither aligned; images or filters fastest. */
+typedef enum layout { ANY, FIRST, FIRST_GAPS, LAST, LAST_GAPS, UNALIGNED, OUTER } layout;
 
 /* A tensor of up to five axes in the device's memory. value: dense, exactly what its elements hold. */
 typedef struct array {
   int present, dtype;
+  layout lies;
   int64_t shape[AXES], stride[AXES], count, first; /* 1 beyond its rank */
   double *value;
   mlk_tensor view;
@@ -62,16 +65,20 @@ static int64_t place(const array *a, int64_t number) {
   return at;
 }
 
-/* Channels first or last, dense, with gaps, or neither aligned; rogue around the elements. */
+/* Rogue around the elements. */
 static int lay_out(mlk_context *ctx, array *a, int rank, mlkt_rng *rng) {
-  const int width = width_of(a->dtype), layout = (int)mlkt_int(rng, 0, 4), last = layout >= 2;
-  const int64_t gap = layout == 1 || layout == 4 ? mlkt_int(rng, 1, 9) : layout == 3 ? (8 - a->shape[1] % 8) % 8 : 0;
-  int64_t step = layout == 4 ? mlkt_int(rng, 1, 2) : 1, i;
+  const layout lies = a->lies == ANY ? (layout)mlkt_int(rng, FIRST, UNALIGNED) : a->lies;
+  const int width = width_of(a->dtype), last = lies >= LAST && lies <= UNALIGNED;
+  const int64_t gap = lies == FIRST_GAPS || lies == UNALIGNED ? mlkt_int(rng, 1, 9)
+                      : lies == LAST_GAPS                     ? (8 - a->shape[1] % 8) % 8
+                                                              : 0;
+  int64_t step = lies == UNALIGNED ? mlkt_int(rng, 1, 2) : 1, i;
   char *elements = (char *)malloc((size_t)(a->count * width) + 8);
   int axis;
-  a->first = layout == 4 ? mlkt_int(rng, 0, 3) : 0;
+  a->first = lies == UNALIGNED ? mlkt_int(rng, 0, 3) : 0;
   for (i = 0; i < rank; i++) { /* innermost first */
     axis = (int)(last && rank > 1 ? (i == 0 ? 1 : i == rank - 1 ? 0 : rank - i) : rank - 1 - i);
+    if (lies == OUTER) axis = (int)(i == 0 ? 0 : rank - i);
     a->stride[axis] = step, step *= a->shape[axis];
     if (i == 0) step += gap;
   }
@@ -316,20 +323,32 @@ static mlk_context *open_device(mlk_numerics numerics, int cc, int multiprocesso
   return ctx;
 }
 
-/* Points of a sweep; with an emulator every method must have been met. */
-static void sweep(op what, int points, int cc, const char *const *methods) {
-  static const int dtypes[] = {MLK_F16, MLK_BF16, MLK_F32}, counts[] = {1, 8, 108};
-  const char *met[METHODS_MAX];
+static int start(void) {
   mlk_context_desc desc;
-  int names = 0, i, k;
-  uint64_t index;
   if (!mlkt_opt.cuda) {
     mlkt_skip("only with --cuda");
-    return;
+    return 0;
   }
   memset(&desc, 0, sizeof desc);
   desc.threads = 1;
-  if (!CHECK_STATUS(NULL, mlk_open(&cpu, &desc), MLK_OK)) return;
+  return CHECK_STATUS(NULL, mlk_open(&cpu, &desc), MLK_OK);
+}
+
+static void finish(void) {
+#if defined(MLKT_CUDA_EMULATED)
+  mlkt_emu_reset();
+#endif
+  mlk_close(cpu);
+  cpu = NULL;
+}
+
+/* Points of a sweep; with an emulator every method must have been met. wide: with the channels that warpgroups want. */
+static void sweep(op what, int points, int cc, int wide, const char *const *methods) {
+  static const int dtypes[] = {MLK_F16, MLK_BF16, MLK_F32}, counts[] = {1, 8, 108};
+  const char *met[METHODS_MAX];
+  int names = 0, i, k;
+  uint64_t index;
+  if (!start()) return;
   for (index = 0; index < (uint64_t)points && !mlkt_hopeless(); index++) {
     mlkt_rng rng = mlkt_rng_case();
     mlk_context *ctx;
@@ -340,9 +359,11 @@ static void sweep(op what, int points, int cc, const char *const *methods) {
     ctx = open_device(MLK_FAST, cc, counts[index / 3 % 3]);
     if (!ctx) break;
     memset(&j, 0, sizeof j);
-    j.what = what, j.l = layer_random(&rng, 3e5);
+    j.what = what, j.l = layer_random(&rng, wide ? 1e5 : 3e5);
     if (mlkt_int(&rng, 0, 2) == 0 && j.l.groups == 1) j.l.c = (j.l.c + 7) / 8 * 8, j.l.k = (j.l.k + 7) / 8 * 8;
-    choose(&j, dtypes[index % 3], &rng);
+    if (wide && j.l.c && j.l.k) j.l.groups = 1, j.l.c = mlkt_int(&rng, 50, 140), j.l.k = mlkt_int(&rng, 50, 140);
+    choose(&j, dtypes[index % (wide ? 2 : 3)], &rng);
+    if (wide) j.a[Y].lies = j.a[X].lies = mlkt_int(&rng, 0, 3) ? LAST_GAPS : ANY;
     variant = run_job(ctx, &j, &rng);
     for (i = 0; i < names && strcmp(met[i], variant) != 0; i++) continue;
     if (i == names && names < METHODS_MAX) met[names++] = variant;
@@ -353,40 +374,187 @@ static void sweep(op what, int points, int cc, const char *const *methods) {
     for (i = 0; i < names && strcmp(met[i], methods[k]) != 0; i++) continue;
     CHECK_MSG(i < names, "no point ran by %s", methods[k]);
   }
-  mlkt_emu_reset();
 #else
   (void)methods, (void)met, (void)k;
 #endif
-  mlk_close(cpu);
-  cpu = NULL;
+  finish();
 }
 
 static void forward(void) {
   static const char *const methods[] = {"mma", "mma_split_k", "tf32", "tf32_split_k", "direct", NULL};
-  sweep(CONV, 1500, 80, methods);
+  sweep(CONV, 1500, 80, 0, methods);
 }
 static void grad_input(void) {
   static const char *const methods[] = {"mma", "mma_split_k", "tf32", "direct", NULL};
-  sweep(GRAD_INPUT, 1500, 80, methods);
+  sweep(GRAD_INPUT, 1500, 80, 0, methods);
 }
 static void grad_weights(void) {
   static const char *const methods[] = {"mma", "mma_split_k", "tf32", "direct", NULL};
-  sweep(GRAD_WEIGHTS, 1500, 80, methods);
+  sweep(GRAD_WEIGHTS, 1500, 80, 0, methods);
 }
 
 /* A device whose tensor cores take f16 only: bf16 by tiles of f32. */
 static void turing(void) {
   static const char *const methods[] = {"mma", "simt", NULL};
-  sweep(CONV, 300, 75, methods);
+  sweep(CONV, 300, 75, 0, methods);
 }
 static void turing_grad_input(void) {
   static const char *const methods[] = {"mma", "simt", NULL};
-  sweep(GRAD_INPUT, 300, 75, methods);
+  sweep(GRAD_INPUT, 300, 75, 0, methods);
 }
 static void turing_grad_weights(void) {
   static const char *const methods[] = {"mma", "simt", NULL};
-  sweep(GRAD_WEIGHTS, 300, 75, methods);
+  sweep(GRAD_WEIGHTS, 300, 75, 0, methods);
 }
+
+/* What an H200 is predicted to do with layers of residual networks. */
+static void groups_planned(void) {
+  static const struct {
+    int64_t c, k, in, filter, stride;
+  } layers[] = {{256, 256, 28, 3, 1}, {128, 256, 56, 3, 2}, {512, 512, 14, 3, 1}, {512, 512, 7, 3, 1}};
+  mlk_device_figures h200;
+  mlk_context_desc open;
+  mlk_context *ctx = NULL;
+  uint64_t index;
+  if (!start()) return;
+  memset(&h200, 0, sizeof h200);
+  h200.name = "H200", h200.compute_capability = 90, h200.multiprocessors = 132;
+  h200.flops = 67e12, h200.tensor_flops = 990e12, h200.bandwidth = 4.8e12, h200.memory_bytes = UINT64_C(141) << 30;
+  open = mlkt_context_desc(MLK_ISA_BEST, 1);
+  open.figures = &h200;
+  if (CHECK_STATUS(NULL, mlk_open(&ctx, &open), MLK_OK))
+    for (index = 0; index < 4 * OPS; index++) {
+      const int which = (int)index / OPS;
+      const layer l = layer_cube(2, 128, layers[which].c, layers[which].k, 1, layers[which].in, layers[which].filter,
+                                 layers[which].stride, 1);
+      char *memory = (char *)(uintptr_t)0x100000000; /* never touched */
+      const mlk_conv_geometry geometry = layer_geometry(&l, NULL);
+      mlk_plan plan;
+      double least = 2 * (double)(l.n * l.c * l.k) / h200.tensor_flops;
+      job j;
+      int i;
+      memset(&j, 0, sizeof j);
+      j.what = (op)(index % OPS), j.l = l, j.alpha = 1;
+      for (i = 0; i < 3; i++) j.out[i] = layer_out(&l, i), least *= (double)(j.out[i] * l.filter[i]);
+      for (i = X; i <= Y; i++) {
+        const int64_t *spatial = i == X ? l.in : i == W ? l.filter : j.out;
+        mlk_tensor *t = &j.a[i].view;
+        t->data = memory, t->dtype = MLK_BF16, t->rank = 4;
+        t->shape[0] = i == W ? l.k : l.n, t->shape[1] = i == Y ? l.k : l.c;
+        t->shape[2] = spatial[0], t->shape[3] = spatial[1];
+        t->stride[1] = 1, t->stride[3] = t->shape[1], t->stride[2] = t->shape[3] * t->stride[3];
+        t->stride[0] = t->shape[2] * t->stride[2];
+        memory += (t->shape[0] * t->stride[0] * 2 + 255) / 256 * 256;
+      }
+      mlkt_note("%s, layer %d", op_names[j.what], which);
+      if (!CHECK_OK(ctx, run_call(&j, ctx, &geometry, &plan))) continue;
+      CHECK_MSG(strncmp(plan.variant, "wgmma", 5) == 0, "%s", plan.variant);
+      CHECK_MSG(plan.seconds > least && plan.seconds < 2.8 * least, "%g s, at best %g", plan.seconds, least);
+    }
+  mlk_close(ctx);
+  finish();
+}
+
+#if defined(MLKT_CUDA_EMULATED)
+/* Infinities wherever X is read by no output: boxes that reach there must not let them in. */
+static void poison(job *j) {
+  const layer *l = &j->l;
+  array *x = &j->a[X];
+  int64_t i, o, t;
+  for (i = 0; i < x->count && j->what != GRAD_INPUT; i++) {
+    int64_t rest = i;
+    int a, read = 1;
+    for (a = 2; a >= 0; rest /= l->in[a], a--) {
+      int found = 0;
+      for (o = 0; o < j->out[a]; o++)
+        for (t = 0; t < l->filter[a]; t++)
+          found |= o * l->stride[a] + t * l->dilation[a] - l->before[a] == rest % l->in[a];
+      read &= found;
+    }
+    if (!read) x->value[i] = INFINITY;
+  }
+}
+
+/* A layer by warpgroups, or not; w: how the weights lie. */
+static void group_point(op what, const layer *l, int dtype, layout x, layout w, int multiprocessors,
+                        const char *variant, mlkt_rng *rng) {
+  mlk_context *ctx = open_device(MLK_STRICT, 90, multiprocessors);
+  const char *ran;
+  job j;
+  if (!ctx) return;
+  memset(&j, 0, sizeof j);
+  j.what = what, j.l = *l;
+  choose(&j, dtype, rng);
+  if (j.alpha == 0) j.alpha = 1;
+  poison(&j);
+  j.a[X].lies = x, j.a[W].lies = w, j.a[Y].lies = x;
+  ran = run_job(ctx, &j, rng);
+  CHECK_MSG(strncmp(ran, variant, strlen(variant)) == 0, "ran by %s instead of %s", ran, variant);
+  mlk_close(ctx);
+}
+
+static layer group_layer(int number) {
+  layer l = layer_cube(2, 2, 128, 320, 1, 14, 3, 1, 1); /* tiles side by side */
+  switch (number) {
+  case 1: l = layer_cube(2, 11, 128, 120, 1, 4, 3, 1, 1); break; /* several images in a box, the last one cut */
+  case 2: l = layer_cube(2, 1, 120, 104, 1, 25, 3, 2, 1), l.in[1] = 18, l.stride[1] = 1; break; /* strides differ */
+  case 3: l = layer_cube(1, 3, 64, 128, 1, 130, 5, 1, 4), l.dilation[0] = 3; break;
+  case 4: l = layer_cube(3, 2, 64, 128, 1, 6, 3, 1, 1), l.in[0] = 3, l.stride[2] = 2; break;
+  case 5: l = layer_cube(2, 4, 128, 112, 1, 15, 1, 2, 0); break;                 /* taps that leave inputs out */
+  case 6: l = layer_cube(2, 1, 64, 128, 1, 19, 5, 3, 2), l.before[0] = 9; break; /* rows of padding alone */
+  case 7: l = layer_cube(2, 3, 64, 128, 1, 16, 3, 2, 0); break;                  /* a row that no output reads */
+  case 8: l = layer_cube(2, 4, 128, 128, 1, 16, 3, 1, 1), l.filter[0] = 1, l.before[0] = l.after[0] = 0; break;
+  default: break;
+  }
+  return l;
+}
+enum { GROUP_LAYERS = 9 };
+
+/* Every operator, type, tile, way that weights lie, one multiprocessor and many, in one piece and in parts. */
+static void groups(void) {
+  static const layout weights[] = {LAST, OUTER, FIRST};
+  static const int counts[] = {1, 3, 40};
+  uint64_t index;
+  if (!start()) return;
+  for (index = 0; index < GROUP_LAYERS * OPS * 3 && !mlkt_hopeless(); index++) {
+    const int number = (int)(index / (OPS * 3));
+    const op what = (op)(index / 3 % OPS);
+    const layer l = group_layer(number);
+    mlkt_rng rng = mlkt_rng_case();
+    rng.state += index * UINT64_C(0x9E3779B97F4A7C15);
+    if (!mlkt_keep(index)) continue;
+    group_point(what, &l, index % 2 ? MLK_BF16 : MLK_F16, LAST, weights[index % 3], counts[number % 3],
+                number == 8 && what == GRAD_WEIGHTS ? "wgmma_split_k" : "wgmma", &rng);
+  }
+  finish();
+}
+
+static void groups_any(op what) {
+  static const char *const methods[] = {"wgmma", "mma", NULL};
+  sweep(what, 120, 90, 1, methods);
+}
+
+/* What goes to warps: strides and groups that boxes do not have, outputs whose channels lie apart, a driver or code
+   without boxes. Operands that do not lie as boxes want are copied so, and go to warpgroups. */
+static void groups_refused(void) {
+  int index;
+  if (!start()) return;
+  for (index = 0; index < 6; index++) {
+    layer l = layer_cube(2, 2, 128, 128, 1, 12, 3, 1, 1);
+    mlkt_rng rng = mlkt_rng_case();
+    if (index == 0) l.stride[0] = 9;
+    if (index == 1) l.groups = 2;
+    mlkt_emu_hopper(index != 2, index != 3);
+    group_point(CONV, &l, MLK_F16, index == 4 ? FIRST : LAST, FIRST, 1, index == 5 ? "wgmma" : "mma", &rng);
+    if (index == 5) group_point(GRAD_WEIGHTS, &l, MLK_BF16, UNALIGNED, FIRST, 1, "wgmma", &rng);
+  }
+  finish();
+}
+
+static void groups_forward(void) { groups_any(CONV); }
+static void groups_grad_input(void) { groups_any(GRAD_INPUT); }
+static void groups_grad_weights(void) { groups_any(GRAD_WEIGHTS); }
+#endif
 
 const mlkt_case mlkt_cuda_conv_cases[] = {{"cuda_conv/forward", forward},
                                           {"cuda_conv/grad_input", grad_input},
@@ -394,4 +562,12 @@ const mlkt_case mlkt_cuda_conv_cases[] = {{"cuda_conv/forward", forward},
                                           {"cuda_conv/turing", turing},
                                           {"cuda_conv/turing_grad_input", turing_grad_input},
                                           {"cuda_conv/turing_grad_weights", turing_grad_weights},
+                                          {"cuda_conv/groups_planned", groups_planned},
+#if defined(MLKT_CUDA_EMULATED)
+                                          {"cuda_conv/groups", groups},
+                                          {"cuda_conv/groups_refused", groups_refused},
+                                          {"cuda_conv/groups_forward", groups_forward},
+                                          {"cuda_conv/groups_grad_input", groups_grad_input},
+                                          {"cuda_conv/groups_grad_weights", groups_grad_weights},
+#endif
                                           {NULL, NULL}};

@@ -813,10 +813,10 @@ static void mbarriers() {
 #endif
 }
 
-/* Encodes a tensor of 16-bit elements, rank 2 or 4. */
+/* Encodes a tensor of 16-bit elements. */
 static bool encode(CUtensorMap *map, cuuint32_t rank, void *memory, const uint64_t *size, const uint64_t *stride,
-                   const uint32_t *box, CUtensorMapSwizzle swizzle) {
-  const uint32_t steps[5] = {1, 1, 1, 1, 1};
+                   const uint32_t *box, CUtensorMapSwizzle swizzle, const uint32_t *every = nullptr) {
+  const uint32_t ones[5] = {1, 1, 1, 1, 1}, *steps = every ? every : ones;
   void *entry = nullptr;
   cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
   CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found) ==
@@ -831,20 +831,56 @@ static bool encode(CUtensorMap *map, cuuint32_t rank, void *memory, const uint64
 enum box_mistake { NOTHING, UNFENCED, UNALIGNED, TOO_FEW, EARLY, NEVER };
 
 /* out: the bytes of a box, in the order of shared memory. */
-static __global__ void box_kernel(const CUtensorMap &map, unsigned char *out, int bytes, const int *at, int mistake) {
+static __global__ void box_kernel(const CUtensorMap &map, unsigned char *out, int bytes, const int *at, int mistake,
+                                  int rank = 4) {
   uint64_t *barrier = reinterpret_cast<uint64_t *>(aligned_shared());
   unsigned char *to = aligned_shared() + 1024 + (mistake == UNALIGNED ? 64 : 0);
   if (threadIdx.x == 0) {
     mlkt_emu_mbarrier_init(barrier, 1);
     if (mistake != UNFENCED) mlkt_emu_mbarrier_fence();
     mlkt_emu_mbarrier_expect(barrier, mistake == TOO_FEW ? bytes - 16 : bytes);
-    mlkt_emu_box_load(to, &map, barrier, 4, at);
+    mlkt_emu_box_load(to, &map, barrier, rank, at);
   }
   __syncthreads();
   if (mistake == NEVER) return;
   if (mistake != EARLY) mlkt_emu_mbarrier_wait(barrier, 0);
   for (int i = int(threadIdx.x); i < bytes; i += 64) out[i] = to[i];
   if (mistake == EARLY) mlkt_emu_mbarrier_wait(barrier, 0);
+}
+
+/* Boxes of five axes that take every step-th element, as those of convolutions do. */
+static void stepped_boxes() {
+  enum { X = 16, Y = 11, Z = 6, V = 3, W = 2 };
+  static std::vector<uint16_t> x(X * Y * Z * V * W);
+  for (size_t i = 0; i < x.size(); i++) x[i] = uint16_t(i + 1);
+  const uint64_t size[5] = {X, Y, Z, V, W}, stride[4] = {2 * X, 2 * X * Y, 2 * X * Y * Z, 2 * X * Y * Z * V};
+  const uint32_t steps[5] = {7, 2, 1, 3, 1},
+                 box[5] = {8, 5, 4, 4, 2}; /* takes 8, 3, 4, 2 and 2; the first step is ignored */
+  const int places[][5] = {{0, 0, 0, 0, 0}, {8, -1, 3, -3, 1}, {-8, 9, -2, 1, 0}, {8, 6, 2, 0, -1}};
+  const int bytes = 8 * 3 * 4 * 2 * 2 * 2;
+  CUtensorMap map;
+  mlkt_emu_device(1, 90, 1);
+  CHECK(encode(&map, 5, x.data(), size, stride, box, CU_TENSOR_MAP_SWIZZLE_NONE, steps));
+  for (const auto &at : places) {
+    std::vector<unsigned char> out(size_t(bytes), 0xEE);
+    bool same = true;
+    launch(1, 64, 1024 * 8, [&, bytes] { box_kernel(map, out.data(), bytes, at, NOTHING, 5); });
+    for (int i = 0; i < bytes / 2; i++) {
+      const int a = i % 8 + at[0], b = i / 8 % 3 * 2 + at[1], c = i / 24 % 4 + at[2], d = i / 96 % 2 * 3 + at[3],
+                e = i / 192 + at[4];
+      const bool inside = a >= 0 && a < X && b >= 0 && b < Y && c >= 0 && c < Z && d >= 0 && d < V && e >= 0 && e < W;
+      uint16_t is;
+      std::memcpy(&is, &out[size_t(i * 2)], 2);
+      same &= is == (inside ? x[size_t((((e * V + d) * Z + c) * Y + b) * X + a)] : uint16_t(0));
+    }
+    CHECK(same);
+  }
+  const uint32_t none[5] = {1, 0, 1, 1, 1}, far[5] = {1, 1, 9, 1, 1}, eight[5] = {1, 8, 1, 1, 1},
+                 six[6] = {1, 1, 1, 1, 1, 1};
+  CHECK(!encode(&map, 5, x.data(), size, stride, box, CU_TENSOR_MAP_SWIZZLE_NONE, none));
+  CHECK(!encode(&map, 5, x.data(), size, stride, box, CU_TENSOR_MAP_SWIZZLE_NONE, far));
+  CHECK(!encode(&map, 6, x.data(), size, stride, six, CU_TENSOR_MAP_SWIZZLE_NONE, six));
+  CHECK(encode(&map, 5, x.data(), size, stride, box, CU_TENSOR_MAP_SWIZZLE_NONE, eight));
 }
 
 static void boxes() {
@@ -1079,6 +1115,7 @@ int main() {
                {"store_matrix", store_matrix, 2},
                {"mbarriers", mbarriers, 10},
                {"boxes", boxes, 5},
+               {"stepped_boxes", stepped_boxes, 5},
                {"warpgroups", warpgroups, 3},
                {"halves", halves, 0},
                {"arithmetic", arithmetic, 0},
