@@ -2773,6 +2773,12 @@ MLKI_V_neon void mlki_v_fence_neon(void) {}
 #define MLKI_SUMS_avx2   12
 #define MLKI_SUMS_avx512 24
 
+/* Rows of sums next to a square block of vectors that is turned. */
+#define MLKI_TURN_MOST_scalar 8
+#define MLKI_TURN_MOST_neon   8
+#define MLKI_TURN_MOST_avx2   4
+#define MLKI_TURN_MOST_avx512 8
+
 /* Accumulators of a reduction along columns: 16 where registers allow. */
 #define MLKI_TURN_scalar 8
 #define MLKI_TURN_neon   16
@@ -2811,6 +2817,7 @@ MLKI_V_neon void mlki_v_fence_neon(void) {}
 #define MLKI_PQ         MLKI_FN(MLKI_PQ)
 #define MLKI_PX         MLKI_FN(MLKI_PX)
 #define MLKI_TURN       MLKI_FN(MLKI_TURN)
+#define MLKI_TURN_MOST  MLKI_FN(MLKI_TURN_MOST)
 #define MLKI_SUMS       MLKI_FN(MLKI_SUMS)
 #define MLKI_MEANS      MLKI_FN(MLKI_MEANS)
 #define MLKI_STREAMS    MLKI_FN(MLKI_STREAMS)
@@ -2861,8 +2868,9 @@ MLKI_V_neon void mlki_v_fence_neon(void) {}
 
 #if !defined(MLKI_PASS)
 
-#define MLKI_SWEEP      8 /* rows of B that a sweep reads side by side */
-#define MLKI_SWEEP_ROWS 8 /* rows of C it has in registers at most */
+#define MLKI_SWEEP       8   /* rows of B that a sweep reads side by side */
+#define MLKI_SWEEP_AHEAD 256 /* floats that are asked for ahead in each: 8 KiB in all */
+#define MLKI_SWEEP_ROWS  8   /* rows of C it has in registers at most */
 
 /* How a strip's sums meet what is in C: a chain from zero that replaces C; the chain that C holds, continued; a
    chain from zero that is added to C (the next segment). */
@@ -2954,12 +2962,14 @@ typedef struct mlki_scores {
 
 #define MLKI_TURN_ROWS 4 /* queries that keys are turned for in registers: with more it pays to pack them */
 
-/* Products of up to MLKI_TURN_ROWS queries, packed as [depth][MR], and n keys that lie as dense rows, pitch apart. */
+/* Products of up to TURN_MOST queries, element (r, p) at q[r * q_rs + p * q_cs], and n keys that lie as dense rows,
+   pitch apart. */
 typedef struct mlki_turn {
   const float *q, *keys;
-  int64_t rows, pitch, n, depth;
-  int64_t ahead; /* floats from a key to one that is asked for; 0: none is */
-  float *c;      /* [rows, of 3 as of 4][n rounded up to LANES] */
+  int64_t q_rs, q_cs, rows, pitch, n, depth;
+  int64_t ahead;       /* floats from a key's element to one that is asked for; 0: none is */
+  int64_t last, after; /* the same from element last of a key on: after */
+  float *c;            /* [rows][n] */
   int64_t c_pitch;
   int add; /* c is added to: a further segment of depth */
 } mlki_turn;
@@ -2985,7 +2995,7 @@ typedef struct mlki_average_row {
 
 struct mlki_kernels {
   mlk_isa isa;
-  int lanes, mr, nr, streams;
+  int lanes, mr, nr, turn_most, streams;
   /* to[p * pitch + i] = from[i * ws + p * ks] for i < width, 0 for width <= i < pitch. Writes up to 15 floats past
      the end. */
   void (*pack)(float *to, int64_t width, int64_t pitch, int64_t k, const float *from, int64_t ws, int64_t ks);
@@ -2998,9 +3008,9 @@ struct mlki_kernels {
                    int64_t cols);
   /* c += t, n floats */
   void (*add)(float *c, const float *t, int64_t n);
-  /* out[i * out_rs + j] = 16-lane sum of kind over q[i * q_rs ..] and x[j * x_rs ..] */
+  /* out[i * out_rs + j] = 16-lane sum of kind over q[i * q_rs ..] and x[j * x_rs ..]; ahead: see mlki_rows_ahead */
   void (*pairs)(mlki_pair kind, int64_t nq, int64_t nx, int64_t d, const float *q, int64_t q_rs, const float *x,
-                int64_t x_rs, float *out, int64_t out_rs);
+                int64_t x_rs, int64_t ahead, float *out, int64_t out_rs);
   /* see mlki_knn_panel in >>kernels */
   void (*knn_panel)(mlk_metric metric, float *panel, int64_t d, const float *center, float coefficient, float *init);
   int64_t (*filter)(const mlki_filter *f); /* how many hits */
@@ -3588,7 +3598,9 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_sweep_rows)(const int rows, const mlki_strip *
   const int64_t a_rs = s->a_rs, a_cs = s->a_cs, b_rs = s->b_rs, c_rs = s->c_rs;
   int64_t j, r;
   int i, v, p;
-  for (j = 0; j + MLKI_NR <= s->cols; j += MLKI_NR)
+  for (j = 0; j + MLKI_NR <= s->cols; j += MLKI_NR) {
+    const int64_t ahead = j + MLKI_SWEEP_AHEAD; /* beyond the row: as far from the start of those read next */
+    const float *next = s->b + (ahead < s->cols ? ahead : MLKI_SWEEP * b_rs + mlki_min(ahead - s->cols, j));
     for (r = 0; r < s->rows; r += rows) {
       const float *a = s->a + r * a_rs;
       float *c = s->c + r * c_rs + j;
@@ -3602,7 +3614,7 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_sweep_rows)(const int rows, const mlki_strip *
         mlki_vec bv[MLKI_NV];
         MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) {
           bv[v] = mlki_v_load(b + v * MLKI_LANES);
-          if (r == 0) MLKI_PREFETCH(b + MLKI_SWEEP * b_rs + v * MLKI_LANES);
+          if (r == 0) MLKI_PREFETCH(next + p * b_rs + v * MLKI_LANES);
         }
         MLKI_UNROLL for (i = 0; i < rows; i++) {
           const mlki_vec av = mlki_v_set1(a[i * a_rs + p * a_cs]);
@@ -3613,6 +3625,7 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_sweep_rows)(const int rows, const mlki_strip *
         MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) mlki_v_store(c + i * c_rs + v * MLKI_LANES, acc[i][v]);
       }
     }
+  }
 }
 
 #define MLKI_SWEEP_CASE(r)                                                                                             \
@@ -3667,15 +3680,15 @@ MLKI_KERNEL void MLKI_FN(mlki_add)(float *c, const float *t, int64_t n) {
 }
 
 /* 16-lane sums of nq x nx pairs at once; nq, nx and kind are constants where it is inlined.
-   The next nx rows are asked for meanwhile: row j by pass part of parts, if j falls to it. */
+   Rows so far ahead are asked for meanwhile: that of row j by pass part of parts, if j falls to it. */
 MLKI_INLINE_ISA void MLKI_FN(mlki_pair_tile)(const int nq, const int nx, const mlki_pair kind, int64_t d,
-                                             const float *q, int64_t q_rs, const float *x, int64_t x_rs, float *out,
-                                             int64_t out_rs, int64_t part, int64_t parts) {
+                                             const float *q, int64_t q_rs, const float *x, int64_t x_rs, int64_t ahead,
+                                             float *out, int64_t out_rs, int64_t part, int64_t parts) {
   const float *next[MLKI_PX];
   mlki_vec acc[MLKI_PQ][MLKI_PX][MLKI_V16];
   int64_t k;
   int i, j, v;
-  MLKI_UNROLL for (j = 0; j < nx; j++) next[j] = x + (j * parts / nx == part ? j + nx : j) * x_rs;
+  MLKI_UNROLL for (j = 0; j < nx; j++) next[j] = x + (j * parts / nx == part ? j + ahead : j) * x_rs;
   MLKI_UNROLL for (i = 0; i < nq; i++) {
     MLKI_UNROLL for (j = 0; j < nx; j++) { MLKI_UNROLL for (v = 0; v < MLKI_V16; v++) acc[i][j][v] = mlki_v_zero(); }
   }
@@ -3708,13 +3721,13 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_pair_tile)(const int nq, const int nx, const m
 #define MLKI_PAIR_CASE(r)                                                                                              \
   case r:                                                                                                              \
     if (r <= MLKI_PQ)                                                                                                  \
-      MLKI_FN(mlki_pair_tile)(r > MLKI_PQ ? 1 : r, nx, kind, d, q, q_rs, x, x_rs, out, out_rs, part, parts);           \
+      MLKI_FN(mlki_pair_tile)(r > MLKI_PQ ? 1 : r, nx, kind, d, q, q_rs, x, x_rs, ahead, out, out_rs, part, parts);    \
     break
 
 /* All queries against PX (or one) base rows, so that a base row is read from memory once. */
 MLKI_INLINE_ISA void MLKI_FN(mlki_pair_columns)(const int nx, const mlki_pair kind, int64_t nq, int64_t d,
-                                                const float *q, int64_t q_rs, const float *x, int64_t x_rs, float *out,
-                                                int64_t out_rs) {
+                                                const float *q, int64_t q_rs, const float *x, int64_t x_rs,
+                                                int64_t ahead, float *out, int64_t out_rs) {
   const int64_t parts = mlki_ceil_div(nq, MLKI_PQ), height = mlki_ceil_div(nq, parts);
   int64_t i, part;
   for (i = 0, part = 0; i < nq; i += height, part++, q += height * q_rs, out += height * out_rs) {
@@ -3729,20 +3742,23 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_pair_columns)(const int nx, const mlki_pair ki
   }
 }
 
-MLKI_KERNEL void MLKI_FN(mlki_pairs)(mlki_pair kind, int64_t nq, int64_t nx, int64_t d, const float *q, int64_t q_rs,
-                                     const float *x, int64_t x_rs, float *out, int64_t out_rs) {
+/* Side by side, PX rows share what is loaded of the queries; from memory one stream of rows comes quicker than PX. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_pairs_of)(const mlki_pair kind, int64_t nq, int64_t nx, int64_t d, const float *q,
+                                            int64_t q_rs, const float *x, int64_t x_rs, int64_t ahead, float *out,
+                                            int64_t out_rs) {
   int64_t j = 0;
-  if (kind == MLKI_PAIR_L2) {
+  if (!ahead || nq > MLKI_PQ)
     for (; j + MLKI_PX <= nx; j += MLKI_PX)
-      MLKI_FN(mlki_pair_columns)(MLKI_PX, MLKI_PAIR_L2, nq, d, q, q_rs, x + j * x_rs, x_rs, out + j, out_rs);
-    for (; j < nx; j++)
-      MLKI_FN(mlki_pair_columns)(1, MLKI_PAIR_L2, nq, d, q, q_rs, x + j * x_rs, x_rs, out + j, out_rs);
-  } else {
-    for (; j + MLKI_PX <= nx; j += MLKI_PX)
-      MLKI_FN(mlki_pair_columns)(MLKI_PX, MLKI_PAIR_IP, nq, d, q, q_rs, x + j * x_rs, x_rs, out + j, out_rs);
-    for (; j < nx; j++)
-      MLKI_FN(mlki_pair_columns)(1, MLKI_PAIR_IP, nq, d, q, q_rs, x + j * x_rs, x_rs, out + j, out_rs);
-  }
+      MLKI_FN(mlki_pair_columns)(MLKI_PX, kind, nq, d, q, q_rs, x + j * x_rs, x_rs, MLKI_PX, out + j, out_rs);
+  for (; j < nx; j++) MLKI_FN(mlki_pair_columns)(1, kind, nq, d, q, q_rs, x + j * x_rs, x_rs, ahead, out + j, out_rs);
+}
+
+MLKI_KERNEL void MLKI_FN(mlki_pairs)(mlki_pair kind, int64_t nq, int64_t nx, int64_t d, const float *q, int64_t q_rs,
+                                     const float *x, int64_t x_rs, int64_t ahead, float *out, int64_t out_rs) {
+  if (kind == MLKI_PAIR_L2)
+    MLKI_FN(mlki_pairs_of)(MLKI_PAIR_L2, nq, nx, d, q, q_rs, x, x_rs, ahead, out, out_rs);
+  else
+    MLKI_FN(mlki_pairs_of)(MLKI_PAIR_IP, nq, nx, d, q, q_rs, x, x_rs, ahead, out, out_rs);
 }
 
 /* Norms beyond these bounds could overflow or underflow in the filter: such rows are never filtered out. */
@@ -5142,45 +5158,58 @@ MLKI_KERNEL void MLKI_FN(mlki_unfold_row)(float *y, const float *o, int64_t n, f
   (y, i, n, mlki_v_add(mlki_v_div(MLKI_FN(mlki_row_load)(o, i, n), lv), mlki_v_zero()));
 }
 
-/* The chains of ROWS queries and a square block of keys after another: a block is turned in registers, so that lanes
+/* The chains of rows queries and a square block of keys after another: a block is turned in registers, so that lanes
    are keys, and multiplied at once. What is asked for comes into level 1: turning alone keeps up with memory. */
 MLKI_INLINE_ISA void MLKI_FN(mlki_turn_rows)(const mlki_turn *t, const int rows) {
   int64_t j, p;
   int v, r;
   for (j = 0; j < t->n; j += MLKI_LANES) {
     const int64_t keys = mlki_min(t->n - j, MLKI_LANES);
-    mlki_vec acc[MLKI_TURN_ROWS];
+    mlki_vec acc[MLKI_TURN_MOST];
     MLKI_UNROLL for (r = 0; r < rows; r++) acc[r] = mlki_v_zero();
     for (p = 0; p < t->depth; p += MLKI_LANES) {
       const int64_t terms = mlki_min(t->depth - p, MLKI_LANES);
-      const float *at = t->keys + j * t->pitch + p, *q = t->q + p * MLKI_MR;
+      const float *at = t->keys + j * t->pitch + p, *q = t->q + p * t->q_cs;
+      const float *next = at + (p < t->last ? t->ahead : t->after);
       mlki_vec x[MLKI_LANES];
-      if (t->ahead) MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) MLKI_PREFETCH(at + v * t->pitch + t->ahead);
+      if (t->ahead) MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) MLKI_PREFETCH(next + v * t->pitch);
       if (keys == MLKI_LANES && terms == MLKI_LANES) {
         MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) x[v] = mlki_v_load(at + v * t->pitch);
         mlki_v_transpose(x);
-        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) MLKI_UNROLL for (r = 0; r < rows; r++)
-            acc[r] = mlki_v_fma(mlki_v_set1(q[v * MLKI_MR + r]), x[v], acc[r]);
+        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++, q += t->q_cs) MLKI_UNROLL for (r = 0; r < rows; r++)
+            acc[r] = mlki_v_fma(mlki_v_set1(q[r * t->q_rs]), x[v], acc[r]);
       } else {
         MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) x[v] = v < keys ? mlki_v_load_n(at + v * t->pitch, terms)
                                                                      : mlki_v_zero();
         mlki_v_transpose(x);
-        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) if (v < terms) MLKI_UNROLL for (r = 0; r < rows; r++)
-            acc[r] = mlki_v_fma(mlki_v_set1(q[v * MLKI_MR + r]), x[v], acc[r]);
+        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++, q += t->q_cs) if (v < terms) MLKI_UNROLL for (r = 0; r < rows; r++)
+            acc[r] = mlki_v_fma(mlki_v_set1(q[r * t->q_rs]), x[v], acc[r]);
       }
     }
     MLKI_UNROLL for (r = 0; r < rows; r++) {
       float *c = t->c + r * t->c_pitch + j;
-      mlki_v_store(c, t->add ? mlki_v_add(mlki_v_load(c), acc[r]) : acc[r]);
+      if (t->add) acc[r] = mlki_v_add(mlki_v_load_n(c, keys), acc[r]);
+      mlki_v_store_n(c, acc[r], keys);
     }
   }
 }
 
+#define MLKI_TURN_CASE(r)                                                                                              \
+  case r:                                                                                                              \
+    if (r <= MLKI_TURN_MOST) MLKI_FN(mlki_turn_rows)(t, r > MLKI_TURN_MOST ? 1 : r);                                   \
+    break
+
 MLKI_KERNEL void MLKI_FN(mlki_turn_any)(const mlki_turn *t) {
   switch (t->rows) {
-  case 1: MLKI_FN(mlki_turn_rows)(t, 1); break;
-  case 2: MLKI_FN(mlki_turn_rows)(t, 2); break;
-  default: MLKI_FN(mlki_turn_rows)(t, MLKI_TURN_ROWS); break; /* of 3: one more, of zeros */
+    MLKI_TURN_CASE(1);
+    MLKI_TURN_CASE(2);
+    MLKI_TURN_CASE(3);
+    MLKI_TURN_CASE(4);
+    MLKI_TURN_CASE(5);
+    MLKI_TURN_CASE(6);
+    MLKI_TURN_CASE(7);
+    MLKI_TURN_CASE(8);
+  default: break;
   }
 }
 
@@ -5202,6 +5231,7 @@ static const mlki_kernels MLKI_FN(mlki_row) = {
     MLKI_LANES,
     MLKI_MR,
     MLKI_NR,
+    MLKI_TURN_MOST,
     MLKI_STREAMS,
     MLKI_FN(mlki_pack),
     MLKI_FN(mlki_pack_panels),
@@ -5775,7 +5805,8 @@ static mlk_status mlki_backend_packed(mlk_context *ctx, const char *name, const 
              pass through the level-1 cache: used where they are, or copied where they would conflict there or where A
              is too large to stay in level 3. Loops as in Goto & van de Geijn, "Anatomy of high-performance matrix
              multiplication", 2008, with the roles of A and B exchanged: here the panel that stays in level 1 is A's.
-   skinny    few rows: B is read once, at the speed of memory; it is not packed, or by panels that stay in level 1
+   skinny    few rows: B is read once, at the speed of memory; it is not packed, or by panels that stay in level 1, or,
+             where its columns are dense and rows are few, turned in registers
    Each task computes rectangles of D on its own, packing for itself: no barrier, and no bit depends on who computes
    what. */
 
@@ -5786,6 +5817,7 @@ static mlk_status mlki_backend_packed(mlk_context *ctx, const char *name, const 
 #define MLKI_SKINNY_RUN                                                                                                \
   512 /* floats read from one row of B before the next: the rows asked for ahead must survive until then */
 #define MLKI_SKINNY_FLOATS 4096 /* sums in flight: a third of level 1 */
+#define MLKI_TURNED_AHEAD  256  /* floats that are asked for ahead in each column of B that is turned */
 #define MLKI_TINY          96   /* largest size of a product that skips planning */
 
 /* What a mlk_packed holds. */
@@ -5819,6 +5851,7 @@ typedef struct mlki_matmul {
   mlki_matmul_variant variant;
   mlki_a_form a_form;
   int pack_b;
+  int turns;              /* skinny: B by blocks that are turned in registers */
   int64_t nc;             /* columns per block of B */
   int64_t tile_m, tile_n; /* a task's rectangle */
   int64_t tiles_m, tiles_n, items;
@@ -5836,7 +5869,7 @@ static void mlki_swap_axes(mlki_mat *x) {
 }
 
 /* Computes D^T = B^T A^T instead. Vectors run along rows of D, so this is done when D's columns are dense in memory,
-   or D is one column. */
+   or D is narrow. */
 static void mlki_matmul_transpose(mlki_matmul *mm) {
   const mlki_mat a = mm->a;
   const int64_t m = mm->m;
@@ -5845,6 +5878,12 @@ static void mlki_matmul_transpose(mlki_matmul *mm) {
   mlki_swap_axes(&mm->a), mlki_swap_axes(&mm->b);
   mlki_swap_axes(&mm->e.c), mlki_swap_axes(&mm->e.bias), mlki_swap_axes(&mm->e.residual);
   mlki_swap_axes(&mm->e.preact), mlki_swap_axes(&mm->e.d);
+}
+
+/* One column, or a few next to a large A that comes from memory: the rows of A are turned in registers then. */
+static int mlki_matmul_narrow(const mlk_context *ctx, const mlki_matmul *mm) {
+  return (mm->n == 1 && mm->m > 1) || (mm->n <= ctx->row->turn_most && mm->a.cs == 1 && mm->m >= 8 * mm->n &&
+                                       mm->k >= ctx->row->lanes && mm->m * mm->k > ctx->l2_bytes / 8);
 }
 
 /* Rows whose distance is a multiple of 4 KiB fall into the same few cache sets. */
@@ -5884,6 +5923,8 @@ static void mlki_matmul_block(const mlk_context *ctx, mlki_matmul *mm) {
            (mlki_conflicting_stride(mm->a.rs, mm->m) || (mm->variant == MLKI_BLOCKED && mm->m > MLKI_MC)))
     mm->a_form = mm->a.cs == 1 ? MLKI_A_ROWS : MLKI_A_PANELS;
   if (mm->variant == MLKI_SKINNY) mm->pack_b = mm->b.cs != 1 && !mm->panels, mm->a_form = MLKI_A_IS;
+  mm->turns = mm->variant == MLKI_SKINNY && mm->pack_b && mm->b.rs == 1 && mm->m <= mm->row->turn_most;
+  if (mm->turns) mm->pack_b = 0;
   mm->nc = mlki_min(mlki_matmul_block_columns(ctx), mlki_round_up(mm->n, nr));
 
   /* tasks: as many as the work pays for; rectangles that read least, tm * n + tn * m, cut at tile borders */
@@ -5916,10 +5957,12 @@ static void mlki_matmul_block(const mlk_context *ctx, mlki_matmul *mm) {
     mm->scratch_n = mlki_min(
         mm->pack_b || mm->panels ? nr : mlki_round_up(mlki_min(MLKI_SKINNY_FLOATS / mm->m, MLKI_SKINNY_RUN), nr),
         mlki_round_up(mm->tile_n, nr));
-    if (!mm->pack_b && !mm->panels && mlki_conflicting_stride(mm->a.rs, mm->m)) mm->a_form = MLKI_A_PANELS;
+    if (mm->turns) mm->scratch_n = mm->row->lanes;
+    if (!mm->pack_b && !mm->turns && !mm->panels && mlki_conflicting_stride(mm->a.rs, mm->m))
+      mm->a_form = MLKI_A_PANELS;
     mm->floats_a = mm->a_form == MLKI_A_PANELS ? mm->m * kc + MLKI_LANES_MAX : 0;
     mm->floats_b = mm->pack_b ? mlki_min(kc, MLKI_SKINNY_PANEL) * nr + MLKI_LANES_MAX : 0;
-    mm->floats_c = mm->m * mm->scratch_n * ((segments > 1) + !mm->in_place);
+    mm->floats_c = mm->m * mm->scratch_n * ((segments > 1 && !mm->turns) + !mm->in_place);
   } else if (mm->variant != MLKI_EMPTY && mm->variant != MLKI_REFERENCE) {
     if (!mm->in_place) {
       mm->scratch_m = mlki_min(mm->tile_m, segments == 1 ? mr : MLKI_SCRATCH_M);
@@ -6074,6 +6117,26 @@ static void mlki_matmul_sweep(const mlki_matmul *mm, const mlki_strip *all) {
   }
 }
 
+/* Columns [j, j + cols) of a skinny product whose B has dense columns: a few of them at a time, along all of K. */
+static void mlki_matmul_turned_columns(const mlki_matmul_job *job, int64_t j, int64_t cols) {
+  const mlki_matmul *mm = job->mm;
+  const int64_t lanes = mm->row->lanes;
+  int64_t at, s;
+  mlki_turn t;
+  t.q_rs = job->a.rs, t.q_cs = job->a.cs, t.rows = mm->m, t.pitch = job->b.cs, t.ahead = MLKI_TURNED_AHEAD;
+  t.after = t.ahead + lanes * t.pitch - mm->k; /* beyond the columns in use the next ones begin */
+  for (at = j; at < j + cols; at += lanes) {
+    t.n = mlki_min(lanes, j + cols - at);
+    t.c = mm->in_place ? job->e.d.p + at : job->scratch, t.c_pitch = mm->in_place ? job->e.d.rs : lanes;
+    for (s = 0; s == 0 || s < mm->k; s += MLK_SEGMENT) {
+      t.q = job->a.p + s * job->a.cs, t.keys = job->b.p + at * job->b.cs + s;
+      t.depth = mlki_min(mm->k - s, MLK_SEGMENT), t.add = s > 0, t.last = mm->k - s - t.ahead;
+      mm->row->turn(&t);
+    }
+    if (!(mm->plain && mm->in_place)) mm->row->epilogue(&job->e, t.c, t.c_pitch, 0, at, mm->m, t.n);
+  }
+}
+
 /* All rows (at most 2 MR) x columns [j, j + cols): B is passed over once, a few rows or one narrow panel at a time,
    while the sums of the current segment wait in level 1 or 2. total: sums of finished segments; chain: the running
    segment when it is not the first. */
@@ -6137,6 +6200,10 @@ static void mlki_matmul_rectangle(const mlki_matmul_job *job, int64_t tile_i, in
   int64_t j;
   switch (mm->variant) {
   case MLKI_SKINNY:
+    if (mm->turns) {
+      mlki_matmul_turned_columns(job, j0, j1 - j0);
+      break;
+    }
     for (j = j0; j < j1; j += mm->scratch_n) mlki_matmul_skinny_columns(job, j, mlki_min(mm->scratch_n, j1 - j));
     break;
   case MLKI_REFERENCE: mlki_matmul_reference(job); break;
@@ -6368,7 +6435,7 @@ static mlk_status mlki_matmul_prepare(mlk_context *ctx, const mlk_matmul_desc *d
 
   mm->plain = mm->e.alpha == 1.0f && !mm->e.c.p && !mm->e.bias.p && !mm->e.residual.p && !mm->e.preact.p &&
               !desc->activation;
-  if (!mm->panels && ((mm->e.d.cs != 1 && mm->e.d.rs == 1) || (mm->n == 1 && mm->m > 1))) mlki_matmul_transpose(mm);
+  if (!mm->panels && ((mm->e.d.cs != 1 && mm->e.d.rs == 1) || mlki_matmul_narrow(ctx, mm))) mlki_matmul_transpose(mm);
   mm->in_place = mm->e.d.cs == 1 && !(mm->e.c.p && mlki_same_view(&t.d, &t.c)) &&
                  !(mm->e.residual.p && mlki_same_view(&t.d, &t.residual));
   mlki_matmul_block(ctx, mm);
@@ -8571,9 +8638,18 @@ static const float *mlki_dense_rows(const mlki_mat *x, int64_t first, int64_t co
   return space;
 }
 
+#define MLKI_FAR_BYTES  (32ll << 20) /* rows that are taken to lie in memory, not in a cache */
+#define MLKI_ROWS_AHEAD 8192         /* bytes that are asked for ahead then */
+
+/* How many rows ahead of one in use the caches are asked for; 0: all rows are near. */
+static int64_t mlki_rows_ahead(const mlki_mat *x, int64_t rows, int64_t d) {
+  if (x->cs != 1 || rows * d * 4 < MLKI_FAR_BYTES) return 0;
+  return mlki_ceil_div(MLKI_ROWS_AHEAD, 4 * d);
+}
+
 static float mlki_norm(const mlki_kernels *row, const float *x, int64_t d) {
   float sum;
-  row->pairs(MLKI_PAIR_IP, 1, 1, d, x, 0, x, 0, &sum, 0);
+  row->pairs(MLKI_PAIR_IP, 1, 1, d, x, 0, x, 0, 0, &sum, 0);
   return sqrtf(sum);
 }
 
@@ -8596,11 +8672,12 @@ static void mlki_knn_scan(mlki_knn_job *job, int64_t q0, int64_t count, int64_t 
   const int similarity = pair == MLKI_PAIR_IP;
   int64_t q_rs, x_rs, at, i, j;
   const float *q = mlki_knn_queries(job, q0, count, &q_rs);
+  const int64_t ahead = mlki_rows_ahead(&knn->x, knn->n, knn->d);
   for (at = x0; at < x1; at += MLKI_KNN_SCAN_ROWS) {
     const int64_t rows = mlki_min(x1 - at, MLKI_KNN_SCAN_ROWS);
     const float *x = mlki_dense_rows(&knn->x, at, rows, knn->d, job->gathered, &x_rs);
     float norm_x[MLKI_KNN_SCAN_ROWS];
-    knn->row->pairs(pair, count, rows, knn->d, q, q_rs, x, x_rs, job->keys, MLKI_KNN_SCAN_ROWS);
+    knn->row->pairs(pair, count, rows, knn->d, q, q_rs, x, x_rs, ahead, job->keys, MLKI_KNN_SCAN_ROWS);
     for (j = 0; j < rows && knn->metric == MLK_COSINE; j++) norm_x[j] = mlki_norm(knn->row, x + j * x_rs, knn->d);
     for (i = 0; i < count; i++) {
       float *keys = job->keys + i * MLKI_KNN_SCAN_ROWS;
@@ -8694,7 +8771,7 @@ static float mlki_knn_key(const mlki_knn_job *job, const float *q, int64_t i, in
   int64_t stride;
   const float *x = mlki_dense_rows(&knn->x, id, 1, knn->d, job->gathered, &stride);
   float sum;
-  knn->row->pairs(pair, 1, 1, knn->d, q, 0, x, 0, &sum, 0);
+  knn->row->pairs(pair, 1, 1, knn->d, q, 0, x, 0, 0, &sum, 0);
   sum = mlki_metric_distance(knn->metric, sum, job->norm_q[i],
                              knn->metric == MLK_COSINE ? mlki_norm(knn->row, x, knn->d) : 1.0f);
   return pair == MLKI_PAIR_IP ? -sum : sum;
@@ -9009,12 +9086,14 @@ static void mlki_distances_step(const mlki_distances *dist, int64_t x0, int64_t 
   float sums[MLKI_DISTANCE_QUERIES * MLKI_DISTANCE_ROWS], norm_x[MLKI_DISTANCE_ROWS];
   int64_t q0, i, j, q_rs, x_rs;
   const float *x = mlki_dense_rows(&dist->x, x0, rows, dist->d, gathered, &x_rs);
+  const int64_t ahead = mlki_rows_ahead(&dist->x, dist->n, dist->d);
   for (j = 0; j < rows; j++)
     norm_x[j] = dist->metric == MLK_COSINE ? mlki_norm(dist->row, x + j * x_rs, dist->d) : 1.0f;
   for (q0 = 0; q0 < dist->nq; q0 += MLKI_DISTANCE_QUERIES) {
     const int64_t count = mlki_min(dist->nq - q0, MLKI_DISTANCE_QUERIES);
     const float *q = mlki_dense_rows(&dist->q, q0, count, dist->d, query, &q_rs);
-    dist->row->pairs(mlki_metric_pair(dist->metric), count, rows, dist->d, q, q_rs, x, x_rs, sums, MLKI_DISTANCE_ROWS);
+    dist->row->pairs(mlki_metric_pair(dist->metric), count, rows, dist->d, q, q_rs, x, x_rs, ahead, sums,
+                     MLKI_DISTANCE_ROWS);
     for (i = 0; i < count; i++) {
       const float norm_q = dist->metric == MLK_COSINE ? mlki_norm(dist->row, q + i * q_rs, dist->d) : 1.0f;
       float *out = dist->out.p + (q0 + i) * dist->out.rs + x0 * dist->out.cs;
@@ -11117,7 +11196,7 @@ static void mlki_softmax_grad_block(const mlki_softmax_grad *s, int64_t first, i
     if (s->log)
       sum = row->row_sum(dy[i], s->d);
     else
-      row->pairs(MLKI_PAIR_IP, 1, 1, s->d, y[i], 0, dy[i], 0, &sum, 0);
+      row->pairs(MLKI_PAIR_IP, 1, 1, s->d, y[i], 0, dy[i], 0, 0, &sum, 0);
     row->row_softmax_grad(dx[i], y[i], dy[i], s->d, sum, s->log);
   }
   mlki_lines_out(s->job.row, &s->dx, first, rows, s->d, (float *)(void *)(space + after_dy));
@@ -12693,7 +12772,8 @@ static void mlki_attention_turn(const mlki_attention *a, const mlki_sequence *q,
   const int64_t step = mlki_attention_step(row);
   mlki_turn t;
   int64_t j, k;
-  t.rows = rows, t.c_pitch = MLKI_SCORE_PITCH;
+  t.rows = rows, t.q_rs = 1, t.q_cs = row->mr, t.c_pitch = MLKI_SCORE_PITCH;
+  t.last = INT64_MAX, t.after = 0;
   for (j = from; j < to; j += step) {
     const float *keys;
     t.n = mlki_min(step, to - j);
@@ -13395,7 +13475,7 @@ static void mlki_attention_dsinks(const mlki_attention *a) {
         float delta;
         int whole = 1;
         if (dense) {
-          row->pairs(MLKI_PAIR_IP, 1, 1, a->e, dout, 0, out, 0, &delta, 0);
+          row->pairs(MLKI_PAIR_IP, 1, 1, a->e, dout, 0, out, 0, 0, &delta, 0);
           whole = row->finite_row(dout, a->e);
         } else {
           delta = mlki_ref_sum16(MLKI_PAIR_IP, a->e, dout, a->dos[3], out, a->os[4]);
@@ -13523,7 +13603,7 @@ static void mlki_grad_pack_rows(const mlki_attention *a, const mlki_sequence *q,
     mlki_grad_copy_row(a->dout, a->dos, q, h, at, a->e, f->ob + i * ep);
     mlki_grad_copy_row(a->out, a->os + 1, q, h, at, a->e, out);
     f->delta[i] = 0.0f;
-    row->pairs(MLKI_PAIR_IP, 1, 1, a->e, f->ob + i * ep, 0, out, 0, f->delta + i, 0);
+    row->pairs(MLKI_PAIR_IP, 1, 1, a->e, f->ob + i * ep, 0, out, 0, 0, f->delta + i, 0);
     f->lse[i] = a->lse[q->qb * a->ls[1] + h * a->ls[2] + (q->q0 + at) * a->ls[3]];
     mlki_attention_map(row, MLK_SCALE, a->scale, f->qb + i * dp, a->d);
   }
