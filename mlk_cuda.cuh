@@ -8018,9 +8018,10 @@ static mlk_status mlki_cuda_attention_grad(mlki_cuda_call *call, const mlk_atten
      2. select: one block a query computes the keys that are missing, sorts the buffer and merges it into the list
    Pairs are not stored; a buffer holds `capacity` entries. Pieces of 32 rows are visited in an order that spreads any
    number of them over the whole base, so after n rows a chunk of m brings about k m / n new ones in whatever order rows
-   lie; m is chosen to fill a quarter of the buffer. Where more come, the stored ones tighten the query's limit and all
-   pairs of that query and chunk are looked at again, at last by select itself in pieces no longer than a buffer.
-   Entries reach a buffer in any order, but what leaves select is sorted by (key, id): no result depends on that order.
+   lie; m is chosen to fill a quarter of the buffer at most. Where more come, the stored ones tighten the query's limit
+   and all pairs of that query and chunk are looked at again, at last by select itself in pieces no longer than a
+   buffer. Entries reach a buffer in any order, but what leaves select is sorted by (key, id): no result depends on that
+   order.
 
    An entry is key << 32 | row << 1 | negative zero: the key as an integer of the same order, in which -0 is 0, the row
    within a shard of at most 2^31 rows. Lists hold keys and row << 1 | negative zero of the whole base. */
@@ -8048,9 +8049,10 @@ static mlk_status mlki_cuda_attention_grad(mlki_cuda_call *call, const mlk_atten
 #define MLKI_CUDA_KNN_NONE   (~(uint64_t)0) /* behind every entry */
 #define MLKI_CUDA_KNN_PIECE  32             /* rows that are visited together */
 
-#define MLKI_CUDA_PAIR_THREADS 256
-#define MLKI_CUDA_PAIR_Q       64 /* queries of a tile */
-#define MLKI_CUDA_PAIR_X       32 /* rows of a tile: a piece */
+#define MLKI_CUDA_SELECT_THREADS 64 /* that select one of many queries' rows; else those of pairs */
+#define MLKI_CUDA_PAIR_THREADS   256
+#define MLKI_CUDA_PAIR_Q         64 /* queries of a tile */
+#define MLKI_CUDA_PAIR_X         32 /* rows of a tile: a piece */
 static_assert(MLKI_CUDA_PAIR_X == MLKI_CUDA_KNN_PIECE && MLKI_CUDA_PAIR_Q == 2 * MLKI_CUDA_PAIR_X,
               "the copies to shared memory count on it");
 static_assert((MLKI_CUDA_KNN_SORT & (MLKI_CUDA_KNN_SORT - 1)) == 0, "sorted by halves");
@@ -8091,6 +8093,7 @@ typedef struct mlki_cuda_knn {
   int queries;             /* of the batch */
   int capacity;            /* of a buffer */
   int sort;                /* entries sorted at once: a power of two */
+  double growth;           /* a chunk's rows to all before it, at most */
   int64_t kept;            /* entries of a list: min(k, N) */
   uint64_t *found, *spare; /* [queries][capacity]; spare: NULL where capacity <= sort */
   unsigned *counts;        /* [queries]: entries that came, also those that found no room */
@@ -8710,10 +8713,14 @@ static void mlki_cuda_pairs_launch(mlki_cuda_call *call, const mlki_cuda_pairs *
                    0, scan ? scans[one][kind] : tiles[kind], *a);
 }
 
+/* A query is a chain of steps that wait, for its count, its rows, its list: where there are many of short lists, small
+   blocks, of which nine fit a multiprocessor instead of two. */
 static void mlki_cuda_select_launch(mlki_cuda_call *call, const mlki_cuda_pairs *a, bool keyed) {
   const mlki_cuda_knn *s = &a->knn;
   const int64_t blocks = a->turn ? mlki_cuda_min(2 * call->device->sms, s->queries) : s->queries;
-  mlki_cuda_launch(call, mlki_cuda_min(blocks, MLKI_CUDA_GRID), MLKI_CUDA_PAIR_THREADS, 8 * (size_t)s->sort,
+  const bool small = blocks > 4 * call->device->sms && s->sort <= MLKI_CUDA_KNN_CAPACITY;
+  mlki_cuda_launch(call, mlki_cuda_min(blocks, MLKI_CUDA_GRID),
+                   small ? MLKI_CUDA_SELECT_THREADS : MLKI_CUDA_PAIR_THREADS, 8 * (size_t)s->sort,
                    a->metric == MLK_COSINE          ? mlki_cuda_knn_select_kernel<MLKI_CUDA_COSINE>
                    : a->metric == MLK_INNER_PRODUCT ? mlki_cuda_knn_select_kernel<MLKI_CUDA_IP>
                                                     : mlki_cuda_knn_select_kernel<MLKI_CUDA_L2>,
@@ -8975,13 +8982,13 @@ static __global__ void __launch_bounds__(MLKI_CUDA_PAIR_THREADS, 2)
    hands over when it has issued its last products, not when they are done. With more terms a stage has the queries'
    64 terms as well, and looking is little against multiplying: no turns.
 
-   Of a multiprocessor's clocks, a consumer's tile of 128 x 128 takes 8 d of the tensor cores (4096 operations a clock).
-   Looking takes of each of its four warps 128 x 3 instructions, 16 loads and some 60 more, one a clock: 460. Products
-   read 96 bytes a clock of shared memory's 128, looking 32 KiB in all. So in turns, by the scarcest: d = 64: 512 of the
-   tensor cores, 640 of shared memory, 0.80 of the peak; d = 128: 1024 and 1024; d = 256: 2048 and 1792; d = 768: 6144
-   and (no turns, both look at once) 230 a tile more, 0.96. Rows come from the L2 cache at 16 bytes a clock, above 256
-   terms 48, as matrix products' do. All but the first d are bound by the tensor cores, that is by what of their peak
-   matrix products reach: 0.7 to 0.8.
+   Clocks of a multiprocessor for a consumer's tile of 128 x 128: 8 d of the tensor cores, at 4096 operations a clock.
+   Looking takes of each of its four warps two multiply-adds and a shift a pair, 128 pairs a thread, 16 loads and some
+   15 more: 415 instructions, one a clock. Of shared memory's 128 bytes a clock, products read 96 while they run,
+   looking 32 KiB in all: 6 d + 256 clocks. Rows come from the L2 cache at 16 bytes a clock, above 256 terms with the
+   queries' at 48, as for matrix products. So by the scarcest: d = 64: 640 for 512, 0.80 of the peak; d = 128: 1024 of
+   each; d = 256: tensor cores alone; d = 768: both look at once, at worst 415 after 2 x 6144, 0.97. But for the
+   shortest rows it is the tensor cores, and what matrix products reach of their peak, 0.7 to 0.8. Not measured.
 
    Entries found go to a query's buffer by an atomic add, whose answer is waited for when the next entry comes. */
 template <bool held_> struct mlki_cuda_filter_groups {
@@ -9398,11 +9405,28 @@ static void mlki_cuda_knn_carve(mlki_cuda_call *call, mlki_cuda_knn *s) {
   s->listed = mlki_cuda_carve<int>(call, MLKI_CUDA_KNN_ROUNDS + 1);
 }
 
-/* Rows of the next chunk, after seen: see the head of the section. Up to capacity rows always fit. */
+/* What a chunk costs beside its pairs: launches, and select's waits for memory. An estimate, in seconds. */
+#define MLKI_CUDA_KNN_STEP 6e-5
+
+/* How long chunks may be. Behind a filter the rows that enter, about k growth a query, are read once more, so long
+   chunks make reading, short ones steps: the least of (step + growth reading) / ln(1 + growth), per e-fold of rows. */
+static double mlki_cuda_knn_growth(const mlki_cuda_call *call, const mlki_cuda_knn *s) {
+  const double full = (double)s->capacity / (4.0 * (double)s->kept), most = full < 8 ? full : 8;
+  const double reading = (double)s->queries * (double)s->kept * (double)s->x.d * 4 / call->device->bandwidth;
+  double best = most;
+  if (!s->filter.depth) return most;
+  for (double growth = most / 2; growth >= 1; growth /= 2)
+    if ((MLKI_CUDA_KNN_STEP + growth * reading) / log1p(growth) < (MLKI_CUDA_KNN_STEP + best * reading) / log1p(best))
+      best = growth;
+  return best;
+}
+
+/* Rows of the next chunk, after seen: see the head of the section. Up to capacity rows always fit. Before a filter a
+   few times k are enough: distances of all pairs are dear. */
 static int64_t mlki_cuda_knn_chunk(const mlki_cuda_knn *s, int64_t seen) {
-  const double growth = (double)s->capacity / (4.0 * (double)s->kept);
-  if (seen < s->kept) return s->capacity;
-  return mlki_cuda_max((int64_t)((double)seen * (growth < 8 ? growth : 8)), s->capacity);
+  if (seen < s->kept)
+    return s->filter.depth ? mlki_cuda_min(mlki_cuda_max(32 * s->kept, s->capacity / 4), s->capacity) : s->capacity;
+  return mlki_cuda_max((int64_t)((double)seen * s->growth), s->capacity);
 }
 
 /* One chunk of the batch: rounds until every query has what it may get from it. */
@@ -9452,6 +9476,7 @@ static mlk_status mlki_cuda_knn_run(mlki_cuda_call *call, const mlk_knn_desc *de
   mlki_cuda_knn_sizes(&a.knn, queries);
   mlki_cuda_filter_carve(call, &a.knn, queries, rows);
   mlki_cuda_knn_carve(call, &a.knn);
+  a.knn.growth = mlki_cuda_knn_growth(call, &a.knn);
   const bool by_groups = a.knn.filter.depth && mlki_cuda_filter_by_groups(call, &a.knn, &boxes);
   call->work = mlki_cuda_pairs_seconds(call, desc->metric);
   if (a.knn.filter.depth) /* and the base once more, for rows in f16 */

@@ -443,7 +443,7 @@ static void test_groups(void) {
     const mlk_metric metric = (mlk_metric)(index % 4);
     both b;
     rng.state += index * UINT64_C(0x9E3779B97F4A7C15);
-    if (mlkt_opt.one_in > 1 && (index + index / 4) % (mlkt_sampled() ? 8 : 4)) continue;
+    if (mlkt_opt.one_in > 1 && (index + index / 4) % (mlkt_sampled() ? 11 : 4)) continue;
     mlkt_emu_seed(index % 3 ? 0 : index + 1);
     if (!both_open_hopper(&b, points[at].multiprocessors)) return;
     mlkt_note("point %d", at);
@@ -464,7 +464,7 @@ static void test_groups_refused(void) {
     for (m = 0; m < MLK_METRIC_COUNT; m++) {
       both b;
       mlk_plan plan;
-      if (m != i && m != 3) continue;
+      if (m != 3 && (m != i || mlkt_sampled())) continue;
       mlkt_emu_hopper(i != 1, i != 2);
       if (!both_open_hopper(&b, 2)) return;
       plan = plan_of(&b, (mlk_metric)m, 130, 900, 90, 5);
