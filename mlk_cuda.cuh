@@ -2539,7 +2539,8 @@ static void mlki_cuda_wgmma_run(mlki_cuda_call *call, int dtype, const A &a, con
 }
 
 /* A tensor of 16-bit elements for the copy engine: sizes and box in elements, strides of all axes but the first in
-   bytes; of axis i every steps[i]th element of a box is taken. False: the driver does not take it. */
+   bytes; of axis i every steps[i]th element of a box is taken. False: the driver does not take it. (cuda.h writes of
+   strides that grow from axis to axis; CUTLASS and FlashAttention-3 pass them in any order, as is done here.) */
 static inline bool mlki_cuda_map_encode(const mlki_cuda_call *call, CUtensorMap *map, int dtype, void *memory, int rank,
                                         const cuuint64_t *sizes, const cuuint64_t *strides, const cuuint32_t *box,
                                         const cuuint32_t *steps) {

@@ -109,7 +109,7 @@ subject attention(const char *name, mlk_dtype type, int64_t rows, int64_t keys, 
 }
 
 subject convolution(const char *name, mlk_dtype type) {
-  const int64_t bytes = type == MLK_F32 ? 4 : 2, n = 4, c = 64, hw = 28, images = n * hw * hw * c;
+  const int64_t bytes = type == MLK_F32 ? 4 : 2, n = 32, c = 64, hw = 28, images = n * hw * hw * c;
   return {name, type, static_cast<size_t>(images + c * 9 * c), static_cast<size_t>(bytes * images),
           [=](mlk_context *ctx, void *in, void *out, mlk_plan *plan) {
             mlk_conv_desc d = {};
@@ -122,7 +122,7 @@ subject convolution(const char *name, mlk_dtype type) {
 }
 
 subject search() {
-  const int64_t q = 64, n = 5000, width = 128, k = 10;
+  const int64_t q = 1000, n = 50000, width = 128, k = 10;
   return {"knn", MLK_F32, static_cast<size_t>((q + n) * width), static_cast<size_t>(12 * q * k),
           [=](mlk_context *ctx, void *in, void *out, mlk_plan *plan) {
             mlk_knn_desc d = {};
@@ -234,7 +234,7 @@ int main() {
   }
   const subject subjects[] = {product("matmul f32", MLK_F32, 500),
                               product("matmul bf16", MLK_BF16, 2048),
-                              attention("attention bf16", MLK_BF16, 300, 300, 128),
+                              attention("attention bf16", MLK_BF16, 2048, 2048, 128),
                               attention("attention f32", MLK_F32, 300, 300, 64),
                               attention("decoding f32", MLK_F32, 1, 3000, 128),
                               convolution("conv f32", MLK_F32),
