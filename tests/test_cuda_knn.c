@@ -432,10 +432,10 @@ static void test_groups(void) {
   static const struct {
     int64_t queries, rows, dim, k;
     int multiprocessors;
-  } points[] = {{9, 700, 1, 1, 3},        {33, 2100, 5, 10, 132}, {100, 900, 33, 40, 1},  {128, 1000, 64, 3, 2},
-                {129, 800, 65, 7, 1},     {257, 700, 100, 5, 1},  {300, 600, 129, 20, 2}, {130, 700, 200, 130, 1},
-                {40, 1000, 256, 1, 2},    {260, 600, 257, 4, 1},  {70, 900, 300, 9, 3},   {140, 700, 768, 10, 1},
-                {60, 2500, 40, 255, 132}, {520, 700, 20, 2, 1},   {17, 4200, 90, 17, 2},  {390, 500, 140, 12, 2}};
+  } points[] = {{9, 700, 1, 1, 3},        {33, 2100, 5, 10, 132}, {100, 900, 33, 40, 1}, {128, 1000, 64, 3, 2},
+                {129, 800, 65, 7, 1},     {300, 600, 129, 20, 2}, {257, 700, 100, 5, 1}, {130, 700, 200, 130, 1},
+                {40, 1000, 256, 1, 2},    {260, 600, 257, 4, 1},  {70, 900, 300, 9, 3},  {140, 700, 768, 10, 1},
+                {60, 2500, 40, 255, 132}, {520, 700, 20, 2, 1},   {17, 4200, 90, 17, 2}, {390, 500, 140, 12, 2}};
   mlkt_rng rng = mlkt_rng_case();
   uint64_t index;
   for (index = 0; index < 4 * (uint64_t)COUNT_OF(points) && !mlkt_hopeless(); index++) {
@@ -443,7 +443,7 @@ static void test_groups(void) {
     const mlk_metric metric = (mlk_metric)(index % 4);
     both b;
     rng.state += index * UINT64_C(0x9E3779B97F4A7C15);
-    if (mlkt_opt.one_in > 1 && (index + index / 4) % (mlkt_sampled() ? 11 : 4)) continue;
+    if (mlkt_opt.one_in > 1 && (index + index / 4) % (mlkt_sampled() ? 16 : 4)) continue;
     mlkt_emu_seed(index % 3 ? 0 : index + 1);
     if (!both_open_hopper(&b, points[at].multiprocessors)) return;
     mlkt_note("point %d", at);
