@@ -493,7 +493,7 @@ static void group_point(op what, const layer *l, int dtype, layout x, layout w, 
   mlk_close(ctx);
 }
 
-static layer group_layer(int number) {
+static layer group_layer(int number, op what) {
   layer l = layer_cube(2, 2, 128, 320, 1, 14, 3, 1, 1); /* tiles side by side */
   switch (number) {
   case 1: l = layer_cube(2, 11, 128, 120, 1, 4, 3, 1, 1); break; /* several images in a box, the last one cut */
@@ -502,7 +502,9 @@ static layer group_layer(int number) {
   case 4: l = layer_cube(3, 2, 64, 128, 1, 6, 3, 1, 1), l.in[0] = 3, l.stride[2] = 2; break;
   case 5: l = layer_cube(2, 4, 128, 112, 1, 15, 1, 2, 0); break;                 /* taps that leave inputs out */
   case 6: l = layer_cube(2, 1, 64, 128, 1, 19, 5, 3, 2), l.before[0] = 9; break; /* rows of padding alone */
-  case 7: l = layer_cube(2, 3, 64, 128, 1, 16, 3, 2, 0); break;                  /* a row that no output reads */
+  case 7:                                                                        /* rows for outputs beyond the last */
+    l = layer_cube(2, 1, what == GRAD_WEIGHTS ? 64 : 128, 128, 1, 42, 3, 2, 0);
+    break;
   case 8: l = layer_cube(2, 4, 128, 128, 1, 16, 3, 1, 1), l.filter[0] = 1, l.before[0] = l.after[0] = 0; break;
   default: break;
   }
@@ -519,7 +521,7 @@ static void groups(void) {
   for (index = 0; index < GROUP_LAYERS * OPS * 3 && !mlkt_hopeless(); index++) {
     const int number = (int)(index / (OPS * 3));
     const op what = (op)(index / 3 % OPS);
-    const layer l = group_layer(number);
+    const layer l = group_layer(number, what);
     mlkt_rng rng = mlkt_rng_case();
     rng.state += index * UINT64_C(0x9E3779B97F4A7C15);
     if (!mlkt_keep(index)) continue;
