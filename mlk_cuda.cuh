@@ -43,7 +43,8 @@
      >>cuda_attention_tiles      tiles of scores in f32
      >>cuda_attention_fold       parts and blocks into one; the merge of parts
      >>cuda_attention_few        few rows, as in decoding
-     >>cuda_attention_mma        on tensor cores; the operator
+     >>cuda_attention_mma        on tensor cores
+     >>cuda_attention_wgmma      by warpgroups, which sm_90a has; the operator
      >>cuda_attention_grad       the gradient in f32
      >>cuda_attention_grad_mma   on tensor cores; the operator
      >>cuda_knn                  nearest neighbours, distances
@@ -90,8 +91,8 @@
                bounds of docs/numerics.md.
 
    TIERS       T0: any device, f32 multiply-adds. T1: mma.sync, f16 from sm_75 on, bf16 and tf32 from sm_80 on. T2:
-               wgmma and the copy engine, for mlk_matmul, convolution and its gradients of f16 and bf16 operands that
-               are aligned to 16 bytes, where the file was compiled for sm_90a (-gencode
+               wgmma and the copy engine, for mlk_matmul, mlk_attention, convolution and its gradients of f16 and bf16
+               operands that are aligned to 16 bytes, where the file was compiled for sm_90a (-gencode
                arch=compute_90a,code=sm_90a). Chosen by what the file was compiled for and what the device is: a kernel
                that was compiled says which.
 
@@ -545,6 +546,31 @@ MLKI_CUDA_DEVICE void mlki_cuda_box_prefetch(const CUtensorMap *map) {
 #endif
 }
 
+/* A barrier of the block's 16 (barrier, 9.7.13.1): waits until so many threads have come to it, by waiting or by
+   arriving; whole warps. Number 0 is that of __syncthreads. */
+MLKI_CUDA_DEVICE void mlki_cuda_barrier_wait(int number, int threads) {
+#if defined(MLK_CUDA_EMULATOR)
+  mlkt_emu_named_barrier(number, threads);
+#else
+  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+#endif
+}
+
+MLKI_CUDA_DEVICE void mlki_cuda_barrier_arrive(int number, int threads) {
+#if defined(MLK_CUDA_EMULATOR)
+  mlkt_emu_named_barrier_arrive(number, threads);
+#else
+  asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+#endif
+}
+
+/* What this thread wrote to shared memory is there for products, which are of the async proxy, behind a barrier. */
+MLKI_CUDA_DEVICE void mlki_cuda_proxy_fence(void) {
+#if !defined(MLK_CUDA_EMULATOR)
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 /* setmaxnreg (9.7.19.5): the warpgroup gives registers back, or waits until it gets so many for each thread. */
 template <int registers> MLKI_CUDA_DEVICE void mlki_cuda_registers_give(void) {
 #if defined(MLK_CUDA_EMULATOR)
@@ -570,6 +596,11 @@ MLKI_CUDA_DEVICE uint64_t mlki_cuda_wgmma_matrix(uint32_t address, uint32_t lead
          (uint64_t)1 << 62;
 }
 
+/* The matrix so many bytes on, which are in the lower half alone. */
+MLKI_CUDA_DEVICE uint64_t mlki_cuda_wgmma_on(uint64_t matrix, uint32_t bytes) {
+  return (matrix & 0xffffffff00000000u) | (uint32_t)((uint32_t)matrix + (bytes >> 4));
+}
+
 /* Before the first product, and whenever its registers were touched: products come behind that (9.7.15.7.1). */
 MLKI_CUDA_DEVICE void mlki_cuda_wgmma_fence(void) {
 #if defined(MLK_CUDA_EMULATOR)
@@ -587,6 +618,25 @@ MLKI_CUDA_DEVICE void mlki_cuda_wgmma_commit(void) {
 #endif
 }
 
+/* For the compiler: d is computed by here, and what is read of it behind is read behind. */
+template <int count> MLKI_CUDA_DEVICE void mlki_cuda_hold(float (&d)[count]) {
+#if defined(MLK_CUDA_EMULATOR)
+  (void)d;
+#else
+#pragma unroll
+  for (int i = 0; i < count; i++) asm volatile("" : "+f"(d[i])::"memory");
+#endif
+}
+
+template <int count> MLKI_CUDA_DEVICE void mlki_cuda_hold(uint32_t (&a)[count][4]) {
+#if defined(MLK_CUDA_EMULATOR)
+  (void)a;
+#else
+#pragma unroll
+  for (int i = 0; i < count * 4; i++) asm volatile("" : "+r"(a[i / 4][i % 4])::"memory");
+#endif
+}
+
 /* Waits until at most left of the youngest groups are under way: d of the others may be read, their matrices written.
    The compiler does not know that d changes here: it is told so. */
 template <int left, int count> MLKI_CUDA_DEVICE void mlki_cuda_wgmma_wait(float (&d)[count]) {
@@ -595,16 +645,14 @@ template <int left, int count> MLKI_CUDA_DEVICE void mlki_cuda_wgmma_wait(float 
   mlkt_emu_wgmma_wait(left);
 #else
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(left) : "memory");
-  if (left == 0)
-#pragma unroll
-    for (int i = 0; i < count; i++) asm volatile("" : "+f"(d[i])::"memory");
+  if (left == 0) mlki_cuda_hold(d);
 #endif
 }
 
 /* D += A B by the warpgroup, behind the threads' backs (9.7.15.5.2): A of 64 x 16 and B of 16 x 256, 128 or 64 elements
    of f16 or bf16, sums in f32; adds 0: D = A B, where no products on D are under way. a_lines, b_lines: what lies side
-   by side is A's rows or B's columns instead of terms. Lane l of warp w holds of D in d[i] row 16 w + l / 4 + 8 (i / 2 %
-   2), column 8 (i / 4) + 2 (l % 4) + i % 2 (9.7.15.5.1.1.1). */
+   by side is A's rows or B's columns instead of terms. Lane l of warp w holds of D in d[i] row 16 w + l / 4 + 8 (i / 2
+   % 2), column 8 (i / 4) + 2 (l % 4) + i % 2 (9.7.15.5.1.1.1). */
 #if !defined(MLK_CUDA_EMULATOR)
 #define MLKI_CUDA_8_OF(d, i)                                                                                           \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]),          \
@@ -617,66 +665,93 @@ template <int left, int count> MLKI_CUDA_DEVICE void mlki_cuda_wgmma_wait(float 
   "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define MLKI_CUDA_NAMES_64                                                                                             \
   MLKI_CUDA_NAMES_32                                                                                                   \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, "             \
-  "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "                                                               \
+  "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "               \
+  "%62, %63"
 #define MLKI_CUDA_NAMES_128                                                                                            \
   MLKI_CUDA_NAMES_64                                                                                                   \
   ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, "             \
   "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, "           \
   "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, "             \
   "%121, %122, %123, %124, %125, %126, %127"
-/* matrices: the names of a, b and the two flags; adds: that of a number, 0: D is not added to but set */
-#define MLKI_CUDA_WGMMA(shape, names, adds, matrices, ...)                                                             \
+/* adds: that of a number, 0: D is not added to but set; matrices: the names of a, b and flags. For either type. */
+#define MLKI_CUDA_WGMMA_OF(shape, names, adds, matrices, ...)                                                          \
   asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, " adds ", 0;\nwgmma.mma_async.sync.aligned." shape " {" names         \
                "}, " matrices "\n}" __VA_ARGS__)
+#define MLKI_CUDA_WGMMA(n, names, adds, matrices, ...)                                                                 \
+  do {                                                                                                                 \
+    if (dtype == MLK_F16)                                                                                              \
+      MLKI_CUDA_WGMMA_OF("m64n" n "k16.f32.f16.f16", names, adds, matrices, __VA_ARGS__);                              \
+    else                                                                                                               \
+      MLKI_CUDA_WGMMA_OF("m64n" n "k16.f32.bf16.bf16", names, adds, matrices, __VA_ARGS__);                            \
+  } while (0)
 #endif
 
 template <int dtype, bool a_lines, bool b_lines>
-MLKI_CUDA_DEVICE void mlki_cuda_wgmma(float (&d)[128], uint64_t a, uint64_t b) {
+MLKI_CUDA_DEVICE void mlki_cuda_wgmma(float (&d)[128], uint64_t a, uint64_t b, int adds = 1) {
 #if defined(MLK_CUDA_EMULATOR)
-  mlkt_emu_wgmma(d, 256, a, b, dtype == MLK_BF16, a_lines, b_lines);
+  mlkt_emu_wgmma(d, 256, a, b, dtype == MLK_BF16, a_lines, b_lines, !adds);
 #else
-  if (dtype == MLK_F16)
-    MLKI_CUDA_WGMMA("m64n256k16.f32.f16.f16", MLKI_CUDA_NAMES_128, "1", "%128, %129, p, 1, 1, %130, %131;",
-                    : MLKI_CUDA_64_OF(d, 0), MLKI_CUDA_64_OF(d, 64)
-                    : "l"(a), "l"(b), "n"(a_lines), "n"(b_lines));
-  else
-    MLKI_CUDA_WGMMA("m64n256k16.f32.bf16.bf16", MLKI_CUDA_NAMES_128, "1", "%128, %129, p, 1, 1, %130, %131;",
-                    : MLKI_CUDA_64_OF(d, 0), MLKI_CUDA_64_OF(d, 64)
-                    : "l"(a), "l"(b), "n"(a_lines), "n"(b_lines));
+  MLKI_CUDA_WGMMA("256", MLKI_CUDA_NAMES_128, "%132", "%128, %129, p, 1, 1, %130, %131;",
+                  : MLKI_CUDA_64_OF(d, 0), MLKI_CUDA_64_OF(d, 64)
+                  : "l"(a), "l"(b), "n"(a_lines), "n"(b_lines), "r"(adds));
 #endif
 }
 
 template <int dtype, bool a_lines, bool b_lines>
 MLKI_CUDA_DEVICE void mlki_cuda_wgmma(float (&d)[64], uint64_t a, uint64_t b, int adds = 1) {
 #if defined(MLK_CUDA_EMULATOR)
-  for (int i = 0; !adds && i < 64; i++) d[i] = 0.0f;
-  mlkt_emu_wgmma(d, 128, a, b, dtype == MLK_BF16, a_lines, b_lines);
+  mlkt_emu_wgmma(d, 128, a, b, dtype == MLK_BF16, a_lines, b_lines, !adds);
 #else
-  if (dtype == MLK_F16)
-    MLKI_CUDA_WGMMA("m64n128k16.f32.f16.f16", MLKI_CUDA_NAMES_64, "%68", "%64, %65, p, 1, 1, %66, %67;",
-                    : MLKI_CUDA_64_OF(d, 0)
-                    : "l"(a), "l"(b), "n"(a_lines), "n"(b_lines), "r"(adds));
-  else
-    MLKI_CUDA_WGMMA("m64n128k16.f32.bf16.bf16", MLKI_CUDA_NAMES_64, "%68", "%64, %65, p, 1, 1, %66, %67;",
-                    : MLKI_CUDA_64_OF(d, 0)
-                    : "l"(a), "l"(b), "n"(a_lines), "n"(b_lines), "r"(adds));
+  MLKI_CUDA_WGMMA("128", MLKI_CUDA_NAMES_64, "%68", "%64, %65, p, 1, 1, %66, %67;",
+                  : MLKI_CUDA_64_OF(d, 0)
+                  : "l"(a), "l"(b), "n"(a_lines), "n"(b_lines), "r"(adds));
 #endif
 }
 
 template <int dtype, bool a_lines, bool b_lines>
-MLKI_CUDA_DEVICE void mlki_cuda_wgmma(float (&d)[32], uint64_t a, uint64_t b) {
+MLKI_CUDA_DEVICE void mlki_cuda_wgmma(float (&d)[32], uint64_t a, uint64_t b, int adds = 1) {
 #if defined(MLK_CUDA_EMULATOR)
-  mlkt_emu_wgmma(d, 64, a, b, dtype == MLK_BF16, a_lines, b_lines);
+  mlkt_emu_wgmma(d, 64, a, b, dtype == MLK_BF16, a_lines, b_lines, !adds);
 #else
-  if (dtype == MLK_F16)
-    MLKI_CUDA_WGMMA("m64n64k16.f32.f16.f16", MLKI_CUDA_NAMES_32, "1", "%32, %33, p, 1, 1, %34, %35;",
-                    : MLKI_CUDA_32_OF(d, 0)
-                    : "l"(a), "l"(b), "n"(a_lines), "n"(b_lines));
-  else
-    MLKI_CUDA_WGMMA("m64n64k16.f32.bf16.bf16", MLKI_CUDA_NAMES_32, "1", "%32, %33, p, 1, 1, %34, %35;",
-                    : MLKI_CUDA_32_OF(d, 0)
-                    : "l"(a), "l"(b), "n"(a_lines), "n"(b_lines));
+  MLKI_CUDA_WGMMA("64", MLKI_CUDA_NAMES_32, "%36", "%32, %33, p, 1, 1, %34, %35;",
+                  : MLKI_CUDA_32_OF(d, 0)
+                  : "l"(a), "l"(b), "n"(a_lines), "n"(b_lines), "r"(adds));
+#endif
+}
+
+/* The same with A in registers: lane l of warp w holds of A row 16 w + l / 4 + 8 (i % 2), terms 2 (l % 4) + 8 (i / 2) and
+   the next in a[i] (9.7.15.5.1.1.1). They stay as they are until the product is waited for. */
+template <int dtype, bool b_lines>
+MLKI_CUDA_DEVICE void mlki_cuda_wgmma_held(float (&d)[128], const uint32_t (&a)[4], uint64_t b) {
+#if defined(MLK_CUDA_EMULATOR)
+  mlkt_emu_wgmma_held(d, 256, a, b, dtype == MLK_BF16, b_lines);
+#else
+  MLKI_CUDA_WGMMA("256", MLKI_CUDA_NAMES_128, "1", "{%128, %129, %130, %131}, %132, p, 1, 1, %133;",
+                  : MLKI_CUDA_64_OF(d, 0), MLKI_CUDA_64_OF(d, 64)
+                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(b_lines));
+#endif
+}
+
+template <int dtype, bool b_lines>
+MLKI_CUDA_DEVICE void mlki_cuda_wgmma_held(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+#if defined(MLK_CUDA_EMULATOR)
+  mlkt_emu_wgmma_held(d, 128, a, b, dtype == MLK_BF16, b_lines);
+#else
+  MLKI_CUDA_WGMMA("128", MLKI_CUDA_NAMES_64, "1", "{%64, %65, %66, %67}, %68, p, 1, 1, %69;",
+                  : MLKI_CUDA_64_OF(d, 0)
+                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(b_lines));
+#endif
+}
+
+template <int dtype, bool b_lines>
+MLKI_CUDA_DEVICE void mlki_cuda_wgmma_held(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+#if defined(MLK_CUDA_EMULATOR)
+  mlkt_emu_wgmma_held(d, 64, a, b, dtype == MLK_BF16, b_lines);
+#else
+  MLKI_CUDA_WGMMA("64", MLKI_CUDA_NAMES_32, "1", "{%32, %33, %34, %35}, %36, p, 1, 1, %37;",
+                  : MLKI_CUDA_32_OF(d, 0)
+                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(b_lines));
 #endif
 }
 
@@ -2559,6 +2634,23 @@ static inline bool mlki_cuda_boxes_encode(const mlki_cuda_call *call, CUtensorMa
   return mlki_cuda_map_encode(call, map, dtype, memory, 4, sizes, strides, box, steps);
 }
 
+/* The same by sizes and steps in elements, the first axis dense; steps of axes of one element do not matter. False
+   also: the copy engine cannot read memory that is laid out so. */
+static inline bool mlki_cuda_boxes_of(const mlki_cuda_call *call, CUtensorMap *map, int dtype, void *memory,
+                                      const int64_t size[4], const int64_t step[4], int others) {
+  cuuint64_t sizes[4], strides[3], natural = 2;
+  bool fits = (uintptr_t)memory % 16 == 0 && (size[0] == 1 || step[0] == 1);
+  for (int i = 0; i < 4; i++) {
+    const bool steps = i == 0 || size[i] == 1 || (step[i] > 0 && step[i] % 8 == 0); /* multiples of 16 bytes */
+    fits = fits && steps && size[i] > 0 && size[i] <= INT32_MAX - 256;
+    sizes[i] = (cuuint64_t)size[i];
+    if (i > 0) strides[i - 1] = natural = size[i] == 1 ? (natural + 15) / 16 * 16 : (cuuint64_t)step[i] * 2;
+    fits = fits && natural < MLKI_CUDA_MOST_BYTES;
+    natural *= sizes[i];
+  }
+  return fits && mlki_cuda_boxes_encode(call, map, dtype, memory, sizes, strides, others);
+}
+
 #endif /* MLKI_CUDA_PRODUCTS */
 
 /* >>cuda_matmul ---------------------------------------------------------------------------------------------------- */
@@ -2725,9 +2817,6 @@ static void mlki_cuda_matmul_mma(mlki_cuda_call *call, const mlki_cuda_matmul *m
     run(a_lines, b_lines);
 }
 
-/* A stride of the copy engine: positive multiples of 16 bytes; of an axis of size 1 any. */
-static bool mlki_cuda_matmul_steps(int64_t size, int64_t step) { return size == 1 || (step > 0 && step % 8 == 0); }
-
 /* x, lines x terms, as boxes for tiles of so many lines. False: the copy engine cannot read memory
    that is laid out so. */
 template <bool terms>
@@ -2736,24 +2825,15 @@ static bool mlki_cuda_matmul_boxes(const mlki_cuda_call *call, const mlki_cuda_m
   const mlki_cuda_batch *batch = &mm->e.batch;
   const int64_t dense = terms ? x->cs : x->rs, other = terms ? x->rs : x->cs;
   int64_t size[4] = {terms ? mm->k : lines, terms ? lines : mm->k, 1, 1}, step[4] = {dense, other, 0, 0};
-  cuuint64_t sizes[4], strides[3], natural = 2;
   memset(r, 0, sizeof *r);
-  if (batch->rank > 2) return false;
+  if (batch->rank > 2 || mm->batches > INT32_MAX) return false;
   for (int i = 0; i < batch->rank; i++) {
     const int at = batch->rank - 1 - i;
     if (x->step[at] != 0) size[2 + i] = batch->size[at], step[2 + i] = x->step[at];
   }
-  bool fits = (uintptr_t)x->p % 16 == 0 && (size[0] == 1 || step[0] == 1) && mm->batches <= INT32_MAX;
-  for (int i = 0; i < 4; i++) {
-    fits = fits && size[i] <= INT32_MAX - 256 && (i == 0 || mlki_cuda_matmul_steps(size[i], step[i]));
-    sizes[i] = (cuuint64_t)size[i];
-    if (i > 0) strides[i - 1] = natural = size[i] == 1 ? (natural + 15) / 16 * 16 : (cuuint64_t)step[i] * 2;
-    fits = fits && natural < MLKI_CUDA_MOST_BYTES;
-    natural *= sizes[i];
-  }
   r->inner_size = batch->rank > 0 ? (unsigned)batch->size[batch->rank - 1] : 1u;
   r->inner_step = size[2] > 1, r->outer_step = size[3] > 1;
-  return fits && mlki_cuda_boxes_encode(call, &r->map, mm->dtype, x->p, sizes, strides, terms ? tile : 64);
+  return mlki_cuda_boxes_of(call, &r->map, mm->dtype, x->p, size, step, terms ? tile : 64);
 }
 
 template <class T, bool a_terms, bool b_terms>
@@ -6700,8 +6780,29 @@ template <int MT, int N> MLKI_CUDA_DEVICE void mlki_cuda_tc_poison(const unsigne
     }
 }
 
-/* A step of the online softmax: s becomes weights; maxima m (times c: in powers of two) and sums l of 2 MT rows, o
-   scaled to the new maximum. */
+/* A step of the online softmax of row r of two: scores become weights; maximum m (times c: in powers of two), sum l of
+   the lane's. What came before shrinks by the result. */
+template <int N> MLKI_CUDA_DEVICE float mlki_cuda_tc_weights(float c, float (*s)[4], int r, float *m, float *l) {
+  float top = *m;
+#pragma unroll
+  for (int n = 0; n < N; n++) top = fmaxf(top, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
+  top = fmaxf(top, __shfl_xor_sync(MLKI_CUDA_ALL, top, 1));
+  top = fmaxf(top, __shfl_xor_sync(MLKI_CUDA_ALL, top, 2));
+  const float base = top == -INFINITY ? 0.0f : mlki_cuda_mul(top, c);
+  const float shrink = mlki_cuda_exp2(mlki_cuda_fma(*m, c, -base));
+  float sum = 0.0f;
+#pragma unroll
+  for (int n = 0; n < N; n++)
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const float p = mlki_cuda_exp2(mlki_cuda_fma(s[n][2 * r + i], c, -base));
+      s[n][2 * r + i] = p, sum = mlki_cuda_add(sum, p);
+    }
+  *m = top, *l = mlki_cuda_fma(*l, shrink, sum);
+  return shrink;
+}
+
+/* The same for 2 MT rows, and o scaled to the new maxima. */
 template <int DP, int MT, int N>
 MLKI_CUDA_DEVICE void mlki_cuda_tc_softmax(float c, float (*s)[N][4], float (*m)[2], float (*l)[2],
                                            float (*o)[DP / 8][4]) {
@@ -6709,22 +6810,7 @@ MLKI_CUDA_DEVICE void mlki_cuda_tc_softmax(float c, float (*s)[N][4], float (*m)
   for (int t = 0; t < MT; t++)
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-      float top = m[t][r];
-#pragma unroll
-      for (int n = 0; n < N; n++) top = fmaxf(top, fmaxf(s[t][n][2 * r], s[t][n][2 * r + 1]));
-      top = fmaxf(top, __shfl_xor_sync(MLKI_CUDA_ALL, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(MLKI_CUDA_ALL, top, 2));
-      const float base = top == -INFINITY ? 0.0f : mlki_cuda_mul(top, c);
-      const float shrink = mlki_cuda_exp2(mlki_cuda_fma(m[t][r], c, -base));
-      float sum = 0.0f;
-#pragma unroll
-      for (int n = 0; n < N; n++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          const float p = mlki_cuda_exp2(mlki_cuda_fma(s[t][n][2 * r + i], c, -base));
-          s[t][n][2 * r + i] = p, sum = mlki_cuda_add(sum, p);
-        }
-      m[t][r] = top, l[t][r] = mlki_cuda_fma(l[t][r], shrink, sum);
+      const float shrink = mlki_cuda_tc_weights<N>(c, s[t], r, &m[t][r], &l[t][r]);
       if (!__any_sync(MLKI_CUDA_ALL, shrink != 1.0f)) continue; /* as a rule, after the first tiles */
 #pragma unroll
       for (int n = 0; n < DP / 8; n++)
@@ -6893,37 +6979,66 @@ static __global__ void __launch_bounds__(MLKI_CUDA_TC_THREADS,
 #endif
 }
 
-template <int dtype, int DP, int MT> static void mlki_cuda_tc_launch(mlki_cuda_call *call, const mlki_cuda_attend &a) {
-  typedef mlki_cuda_tc<dtype, DP, MT> C;
-  const int64_t heads = (int64_t)a.batch * a.groups, rows = (int64_t)a.s * a.group, sms = call->device->sms;
-  const int64_t tiles = mlki_cuda_ceil_div(rows, C::rows), blocks = mlki_cuda_ceil_div(a.t, 4 * MLKI_CUDA_TC_KEYS);
-  int64_t tasks = heads * tiles;
+/* What tasks write to if keys are split into so many units as are wanted, each of at least 256 keys, or into parts. */
+static mlki_cuda_at_places mlki_cuda_tc_units(mlki_cuda_call *call, const mlki_cuda_attend &a, int64_t wanted) {
+  const int64_t rows = (int64_t)a.batch * a.groups * a.s * a.group;
+  const int64_t blocks = mlki_cuda_ceil_div(a.t, 4 * MLKI_CUDA_TC_KEYS);
   mlki_cuda_at_places w;
-  mlki_cuda_tc_wide wide;
   memset(&w, 0, sizeof w);
-  wide.q = mlki_cuda_at_pieces(&a.q, a.d), wide.k = mlki_cuda_at_pieces(&a.k, a.d);
-  wide.v = mlki_cuda_at_pieces(&a.v, a.e);
   if (a.parts) {
     w.units = a.parts, w.unit = MLK_ATTENTION_SEGMENT;
-  } else if (tasks < 2 * sms && blocks > 1) { /* units of at least 256 keys, two waves of two blocks a multiprocessor */
-    const int64_t wanted = mlki_cuda_min(mlki_cuda_ceil_div(4 * sms, mlki_cuda_max(tasks, 1)), blocks);
-    w.unit = (int)(mlki_cuda_ceil_div(blocks, wanted) * 4 * MLKI_CUDA_TC_KEYS);
+  } else if (wanted > 1 && blocks > 1) {
+    w.unit = (int)(mlki_cuda_ceil_div(blocks, mlki_cuda_min(wanted, blocks)) * 4 * MLKI_CUDA_TC_KEYS);
     w.units = (int)mlki_cuda_ceil_div(a.t, w.unit);
   }
   if (w.units) {
-    w.ml = mlki_cuda_carve<float2>(call, heads * rows * w.units);
-    w.o = mlki_cuda_carve<float>(call, heads * rows * w.units * a.e);
-    tasks *= w.units;
+    w.ml = mlki_cuda_carve<float2>(call, rows * w.units);
+    w.o = mlki_cuda_carve<float>(call, rows * w.units * a.e);
   }
-  call->io->variant = dtype == MLK_F32 ? w.units ? "tf32_split" : "tf32" : w.units ? "mma_split" : "mma";
-  const double compute = (double)call->io->flops / (call->device->tensor_flops / (C::size / 2));
-  const double memory = (double)call->io->bytes / call->device->bandwidth;
-  call->work = compute > memory ? compute : memory;
-  mlki_cuda_launch(call, tasks, MLKI_CUDA_TC_THREADS, C::shared_bytes, mlki_cuda_tc_kernel<dtype, DP, MT>, a, w, wide,
-                   (int)tiles);
+  return w;
+}
+
+/* The units of each row into one. */
+static void mlki_cuda_tc_fold(mlki_cuda_call *call, const mlki_cuda_attend &a, const mlki_cuda_at_places &w) {
+  const int64_t rows = (int64_t)a.batch * a.groups * a.s * a.group;
   if (w.units)
-    mlki_cuda_launch(call, heads * rows * mlki_cuda_max(mlki_cuda_ceil_div(a.e, 128), 1), 32 * MLKI_CUDA_FOLD_WARPS, 0,
+    mlki_cuda_launch(call, rows * mlki_cuda_max(mlki_cuda_ceil_div(a.e, 128), 1), 32 * MLKI_CUDA_FOLD_WARPS, 0,
                      mlki_cuda_at_fold_kernel, a, w.ml, w.o, w.units, MLK_ATTENTION_SEGMENT / MLKI_CUDA_AT_KEYS);
+}
+
+/* Seconds at so many floating-point operations per second. Of tasks which take as long as whole tiles of rows and keys,
+   at heads of width elements, and have a multiprocessor each; tasks 0: by the roofline, with which f32's is compared. */
+static double mlki_cuda_tc_seconds(const mlki_cuda_call *call, const mlki_cuda_attend &a, int64_t tasks, int rows,
+                                   int keys, int width, double rate) {
+  const double sms = call->device->sms, all = (double)a.s * a.group;
+  const double memory = (double)call->io->bytes / call->device->bandwidth;
+  double compute = (double)call->io->flops / rate;
+  if (tasks > 0 && a.t > 0) {
+    const double whole = ceil(all / rows) * rows / all * ceil((double)a.t / keys) * keys / a.t;
+    compute *= whole * (2.0 * width / (a.d + a.e)) * (ceil((double)tasks / sms) * sms / (double)tasks);
+  }
+  return compute > memory ? compute : memory;
+}
+
+/* Of the rate of mma.sync, at heads of 128 elements, FlashAttention-2 reaches 0.73 of an A100's and 370 TFLOP/s, 0.60,
+   of an H100's; at 64 there are twice as many powers for the same products. */
+template <int dtype, int DP, int MT> static void mlki_cuda_tc_launch(mlki_cuda_call *call, const mlki_cuda_attend &a) {
+  typedef mlki_cuda_tc<dtype, DP, MT> C;
+  const int64_t heads = (int64_t)a.batch * a.groups, rows = (int64_t)a.s * a.group, sms = call->device->sms;
+  const int64_t tiles = mlki_cuda_ceil_div(rows, C::rows), tasks = heads * tiles;
+  /* two waves of two blocks a multiprocessor */
+  const int64_t wanted = tasks < 2 * sms ? mlki_cuda_ceil_div(4 * sms, mlki_cuda_max(tasks, 1)) : 1;
+  const mlki_cuda_at_places w = mlki_cuda_tc_units(call, a, wanted);
+  const int64_t blocks = tasks * (w.units ? w.units : 1);
+  mlki_cuda_tc_wide wide;
+  wide.q = mlki_cuda_at_pieces(&a.q, a.d), wide.k = mlki_cuda_at_pieces(&a.k, a.d);
+  wide.v = mlki_cuda_at_pieces(&a.v, a.e);
+  call->io->variant = dtype == MLK_F32 ? w.units ? "tf32_split" : "tf32" : w.units ? "mma_split" : "mma";
+  const double rate = call->device->tensor_flops * (DP > 64 ? 0.62 : 0.5) / (C::size / 2);
+  call->work = mlki_cuda_tc_seconds(call, a, dtype == MLK_F32 ? 0 : blocks, C::rows, C::keys, DP, rate);
+  mlki_cuda_launch(call, blocks, MLKI_CUDA_TC_THREADS, C::shared_bytes, mlki_cuda_tc_kernel<dtype, DP, MT>, a, w, wide,
+                   (int)tiles);
+  mlki_cuda_tc_fold(call, a, w);
 }
 
 /* Tensor cores, where the operands and the device are such: heads of up to 256 elements; of f32 those of more than 128
@@ -6944,6 +7059,442 @@ template <int dtype> static bool mlki_cuda_tc_run(mlki_cuda_call *call, const ml
   return true;
 }
 
+/* >>cuda_attention_wgmma --------------------------------------------------------------------------------------------
+   T2: 16-bit operands by wgmma, after FlashAttention-3 (Shah et al., arXiv 2407.08608), made of what >>cuda_hopper is
+   made of. A block stays and does one task after the other: 128 queries of a head. One thread of the producer has the
+   copy engine bring Q, and K and V through rings of tiles. Two warpgroups have 64 rows each:
+     scores   S = Q K^T, both from shared memory, along the terms
+     weights  as in >>cuda_attention_mma; D's fragment of S, rounded to 16 bits, is A's of the second product, so the
+              weights stay in registers
+     values   O += P V, V as B whose columns lie side by side
+   The scores of the next tile are under way before the values of this one, and its softmax runs behind both: while one
+   warpgroup computes powers, the tensor cores have the other's products, since they take turns in issuing them.
+   Heads of a group share K and V in the L2 cache only: each is a head of its own here.
+
+   A tile that not all rows see whole is looked through for values that are not finite: what takes no part must be
+   nothing, and 0 times infinity is not. Both warpgroups wait for that, and these tiles are few. */
+
+/* Heads of up to DP elements. A tile of Q is rows of 128 bytes: chunks of 64 elements, 64 queries each, for one
+   warpgroup and then the other; of K and V: chunks of 64 elements, of all keys. */
+template <int DP_> struct mlki_cuda_wg {
+  static constexpr int DP = DP_, consumers = 2, warps = 4 * consumers, threads = 128 * (1 + consumers);
+  static constexpr int rows = 64 * consumers, keys = DP > 128 ? 64 : 128, scores = keys / 2, sums = DP / 2;
+  static constexpr int stages = DP > 64 ? 2 : 4, chunk = keys * 128, tile = DP / 64 * chunk, q_bytes = rows * DP * 2;
+  static constexpr int bad_bytes = stages * keys / 8, barriers = 2 + 4 * stages;
+  static constexpr int shared_bytes = (int)MLKI_CUDA_WGMMA_EIGHT + q_bytes + 2 * stages * tile + bad_bytes +
+                                      barriers * 8;
+  static_assert(shared_bytes <= (226 << 10), "what a block can hold, with its task");
+};
+
+typedef struct mlki_cuda_wg_maps {
+  CUtensorMap q, k, v; /* axes: element, query or key, head, sequence */
+} mlki_cuda_wg_maps;
+
+/* The tasks of a launch. */
+typedef struct mlki_cuda_wg_tasks {
+  mlki_cuda_at_places w;
+  int count, tiles, share; /* tiles of rows of a head; query heads of a key head */
+} mlki_cuda_wg_tasks;
+
+typedef struct mlki_cuda_wg_work {
+  mlki_cuda_at_task k;
+  mlki_cuda_tc_span span;
+} mlki_cuda_wg_work;
+
+#if defined(MLKI_CUDA_HOPPER)
+
+/* Barriers of the block: turns of the warpgroups, one for each, then that of both, then one for each alone. */
+#define MLKI_CUDA_WG_TURN  1
+#define MLKI_CUDA_WG_BOTH  3
+#define MLKI_CUDA_WG_ALONE 4
+
+/* What the roles of a block share. */
+template <class T> struct mlki_cuda_wg_shared {
+  unsigned char *q, *k, *v;
+  unsigned *bad; /* of each tile of V: keys whose values are not finite */
+  uint64_t *q_full, *q_empty, *k_full, *k_empty, *v_full, *v_empty;
+  MLKI_CUDA_MEMBER mlki_cuda_wg_shared() {
+    q = mlki_cuda_shared();
+    q += (0u - mlki_cuda_shared_address(q)) % MLKI_CUDA_WGMMA_EIGHT;
+    k = q + T::q_bytes, v = k + T::stages * T::tile;
+    q_full = (uint64_t *)(void *)(v + T::stages * T::tile), q_empty = q_full + 1;
+    k_full = q_full + 2, k_empty = k_full + T::stages;
+    v_full = k_empty + T::stages, v_empty = v_full + T::stages;
+    bad = (unsigned *)(void *)(v_empty + T::stages);
+  }
+};
+
+/* The block's task of this round, there and back since tasks are sorted by size. False: it has none, or one without
+   rows. */
+MLKI_CUDA_DEVICE bool mlki_cuda_wg_find(const mlki_cuda_attend &a, const mlki_cuda_wg_tasks &t, int rows, int round,
+                                        mlki_cuda_wg_work *work) {
+  const unsigned task = (unsigned)round * gridDim.x + (round & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+  const unsigned heads = (unsigned)(a.batch * a.groups), all = task / heads, tiles = (unsigned)t.tiles;
+  if (task >= (unsigned)t.count) return false;
+  work->k = mlki_cuda_at_task_of(a, (int)(task - all * heads), t.tiles - 1 - (int)(all % tiles), rows);
+  work->k.only = (int)(all / tiles);
+  if (work->k.row0 >= work->k.rows) return false;
+  work->span = mlki_cuda_tc_span_of(a, work->k, t.w, rows);
+  return true;
+}
+
+/* Has the copy engine bring a tile of K or V to the ring's next place. By one thread. */
+template <class T>
+MLKI_CUDA_DEVICE void mlki_cuda_wg_bring(const CUtensorMap *map, const mlki_cuda_at_task &k, int share, int j0,
+                                         unsigned char *tiles, uint64_t *full, uint64_t *empty,
+                                         mlki_cuda_ring<T::stages> &ring) {
+  uint64_t *arrived = full + ring.stage;
+  mlki_cuda_mbarrier_wait(empty + ring.stage, ring.round ^ 1);
+  mlki_cuda_mbarrier_expect(arrived, T::tile);
+#pragma unroll
+  for (int c = 0; c < T::DP / 64; c++)
+    mlki_cuda_box_load(tiles + ring.stage * T::tile + c * T::chunk, map, arrived, 64 * c, (int)k.q.k0 + j0, k.g / share,
+                       (int)k.q.kb);
+  ring.next();
+}
+
+/* By one thread: Q of each task, and its keys' tiles in the order in which they are used. */
+template <class T>
+MLKI_CUDA_DEVICE void mlki_cuda_wg_produce(const mlki_cuda_attend &a, const mlki_cuda_wg_maps &maps,
+                                           const mlki_cuda_wg_tasks &t, const mlki_cuda_wg_shared<T> &shared) {
+  mlki_cuda_ring<T::stages> ring_k, ring_v;
+  uint32_t q_round = 0;
+  for (int round = 0; round * (int64_t)gridDim.x < t.count; round++) {
+    mlki_cuda_wg_work work;
+    if (!mlki_cuda_wg_find(a, t, T::rows, round, &work) || work.span.begin >= work.span.end) continue;
+    const mlki_cuda_at_task &k = work.k;
+    mlki_cuda_mbarrier_wait(shared.q_empty, q_round ^ 1);
+    mlki_cuda_mbarrier_expect(shared.q_full, T::q_bytes);
+#pragma unroll 1
+    for (int i = 0; i < T::q_bytes / (int)MLKI_CUDA_WGMMA_BLOCK; i++)
+      mlki_cuda_box_load(shared.q + i * (int)MLKI_CUDA_WGMMA_BLOCK, &maps.q, shared.q_full, i % (T::DP / 64) * 64,
+                         (int)k.q.q0 + k.row0 + i / (T::DP / 64) * 64, k.g, (int)k.q.qb);
+    q_round ^= 1;
+#pragma unroll 1
+    for (int j0 = work.span.begin; j0 < work.span.end + T::keys; j0 += T::keys) {
+      if (j0 < work.span.end)
+        mlki_cuda_wg_bring<T>(&maps.k, k, t.share, j0, shared.k, shared.k_full, shared.k_empty, ring_k);
+      if (j0 > work.span.begin)
+        mlki_cuda_wg_bring<T>(&maps.v, k, t.share, j0 - T::keys, shared.v, shared.v_full, shared.v_empty, ring_v);
+    }
+  }
+}
+
+/* s = the products of 64 rows of Q and a tile's keys, under way. */
+template <class T, int dtype> MLKI_CUDA_DEVICE void mlki_cuda_wg_scores(float (&s)[T::scores], uint32_t q, uint32_t k) {
+  const uint64_t a = mlki_cuda_wgmma_matrix((uint32_t)mlki_cuda_anew(q), 16, MLKI_CUDA_WGMMA_EIGHT),
+                 b = mlki_cuda_wgmma_matrix(k, 16, MLKI_CUDA_WGMMA_EIGHT);
+  mlki_cuda_wgmma_fence();
+  mlki_cuda_wgmma<dtype, false, false>(s, a, b, 0);
+#pragma unroll
+  for (uint32_t x = 1; x < T::DP / 16; x++)
+    mlki_cuda_wgmma<dtype, false, false>(s, mlki_cuda_wgmma_on(a, x / 4 * MLKI_CUDA_WGMMA_BLOCK + x % 4 * 32),
+                                         mlki_cuda_wgmma_on(b, x / 4 * T::chunk + x % 4 * 32));
+  mlki_cuda_wgmma_commit();
+}
+
+/* o += weights times a tile's values, under way. */
+template <class T, int dtype>
+MLKI_CUDA_DEVICE void mlki_cuda_wg_values(float (&o)[T::sums], uint32_t (&p)[T::keys / 16][4], uint32_t v) {
+  const uint64_t b = mlki_cuda_wgmma_matrix(v, T::chunk, MLKI_CUDA_WGMMA_EIGHT);
+  mlki_cuda_hold(o), mlki_cuda_hold(p);
+  mlki_cuda_wgmma_fence();
+#pragma unroll
+  for (uint32_t x = 0; x < T::keys / 16; x++)
+    mlki_cuda_wgmma_held<dtype, true>(o, p[x], mlki_cuda_wgmma_on(b, x * 2 * MLKI_CUDA_WGMMA_EIGHT));
+  mlki_cuda_wgmma_commit();
+}
+
+/* Elements of 16 bytes of V that are not finite become 0; whether there were any. With 1 added, an exponent of ones
+   becomes the sign. */
+template <int dtype> MLKI_CUDA_DEVICE bool mlki_cuda_wg_clean_piece(uint4 *at) {
+  constexpr uint32_t exponent = dtype == MLK_F16 ? 0x7c007c00u : 0x7f807f80u;
+  constexpr uint32_t one = dtype == MLK_F16 ? 0x04000400u : 0x00800080u, sign = 0x80008000u;
+  uint32_t x[4] = {at->x, at->y, at->z, at->w}, found = 0;
+#pragma unroll
+  for (int i = 0; i < 4; i++) found |= (x[i] & exponent) + one;
+  if (!(found & sign)) return false;
+#pragma unroll
+  for (int i = 0; i < 4; i++) x[i] &= ~(((((x[i] & exponent) + one) & sign) >> 15) * 0xffffu);
+  *at = make_uint4(x[0], x[1], x[2], x[3]);
+  return true;
+}
+
+/* Elements of a tile of V that are not finite become 0, by both warpgroups; bit r of bad: key r had some. */
+template <class T, int dtype> MLKI_CUDA_DEVICE void mlki_cuda_wg_clean(unsigned char *v, unsigned *bad) {
+  constexpr int own = T::keys / T::warps; /* keys of a warp */
+  const int lane = (int)threadIdx.x % MLKI_CUDA_WARP, warp = (int)threadIdx.x / MLKI_CUDA_WARP;
+  unsigned char *at = v + (warp * own + lane / 8) * 128 + lane % 8 * 16;
+  unsigned mine = 0;
+#pragma unroll 1
+  for (int r = 0; r < own; r += 4) {
+    bool broken = false;
+#pragma unroll
+    for (int c = 0; c < T::DP / 64; c++)
+      broken |= mlki_cuda_wg_clean_piece<dtype>((uint4 *)(void *)(at + c * T::chunk + r * 128));
+    const unsigned lanes = __ballot_sync(MLKI_CUDA_ALL, broken);
+#pragma unroll
+    for (int i = 0; i < 4; i++) mine |= (unsigned)((lanes >> 8 * i & 255u) != 0) << (r + i);
+  }
+  if (lane < own / 8) ((unsigned char *)bad)[warp * (own / 8) + lane] = (unsigned char)(mine >> 8 * lane);
+  mlki_cuda_proxy_fence();
+  mlki_cuda_barrier_wait(MLKI_CUDA_WG_BOTH, 128 * T::consumers);
+}
+
+/* How many of the lane's places of a row, two in eight keys, lie before key x of a tile. */
+MLKI_CUDA_DEVICE int mlki_cuda_wg_before(int x, int places) {
+  const int own = x - (int)threadIdx.x % 4 * 2, count = own < 0 ? 0 : own / 8 * 2 + (own % 8 < 2 ? own % 8 : 2);
+  return count < places ? count : places;
+}
+
+/* What rows do not see of the tile at j0 becomes -infinity; a row that sees a key whose values are not finite becomes
+   NaN. Bit 2 n + i of what a row sees: key 8 n + i of the lane's. */
+template <class T, int dtype>
+MLKI_CUDA_DEVICE void mlki_cuda_wg_mask(const mlki_cuda_attend &a, const mlki_cuda_wg_work &work, int j0,
+                                        unsigned char *v, unsigned *bad, float (&s)[T::scores]) {
+  const int row0 = work.k.row0 + (int)threadIdx.x / MLKI_CUDA_WARP * 16 + (int)threadIdx.x % MLKI_CUDA_WARP / 4;
+  unsigned seen[2], broken = 0;
+  mlki_cuda_wg_clean<T, dtype>(v, bad);
+#pragma unroll
+  for (int i = 0; i < T::keys / 32; i++) broken |= bad[i];
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    int low = 0, high = 0;
+    if (row0 + 8 * r < work.k.rows) mlki_cuda_at_seen(a, work.k.q, row0 + 8 * r, &low, &high);
+    if (high > work.span.end) high = work.span.end;
+    const uint64_t from = (uint64_t)1 << mlki_cuda_wg_before(low - j0, T::keys / 4),
+                   to = (uint64_t)1 << mlki_cuda_wg_before(high - j0, T::keys / 4);
+    seen[r] = to > from ? (unsigned)(to - from) : 0u;
+#pragma unroll
+    for (int b = 0; b < T::keys / 4; b++)
+      if (!(seen[r] >> b & 1)) s[b / 2 * 4 + 2 * r + b % 2] = -INFINITY;
+  }
+  if (!broken) return;
+  for (int n = 0; n < T::keys / 8; n++) {
+    const unsigned two = bad[n / 4] >> (n % 4 * 8 + (int)threadIdx.x % 4 * 2) & 3u;
+    if (seen[0] >> 2 * n & two) s[0] = NAN;
+    if (seen[1] >> 2 * n & two) s[2] = NAN;
+  }
+}
+
+/* A consumer's registers: O, weights as A's fragments, maxima and sums of two rows. */
+template <class T> struct mlki_cuda_wg_state {
+  float o[T::sums], m[1][2], l[1][2], shrink[2];
+  uint32_t p[T::keys / 16][4];
+
+  MLKI_CUDA_MEMBER mlki_cuda_wg_state() {
+#pragma unroll
+    for (int i = 0; i < T::sums; i++) o[i] = 0.0f;
+    m[0][0] = m[0][1] = -INFINITY, l[0][0] = l[0][1] = 0.0f;
+  }
+
+  /* Scores become weights. */
+  MLKI_CUDA_MEMBER void weigh(float c, float (&s)[T::scores]) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) shrink[r] = mlki_cuda_tc_weights<T::keys / 8>(c, (float(*)[4])s, r, &m[0][r], &l[0][r]);
+  }
+
+  /* Waits for the values under way; O to the new maxima, weights rounded. The powers lie in front of a branch and the
+     wait behind it: else ptxas puts half of them behind the wait. */
+  template <int dtype> MLKI_CUDA_MEMBER void settle(const float (&s)[T::scores]) {
+    if (__any_sync(MLKI_CUDA_ALL, shrink[0] != 1.0f || shrink[1] != 1.0f)) { /* as a rule not, after the first tiles */
+      mlki_cuda_wgmma_wait<0>(o);
+#pragma unroll
+      for (int i = 0; i < T::sums; i++) o[i] = mlki_cuda_mul(o[i], shrink[i / 2 % 2]);
+    } else {
+      mlki_cuda_wgmma_wait<0>(o);
+    }
+#pragma unroll
+    for (int i = 0; i < T::keys / 4; i++)
+      p[i / 4][i % 4] = mlki_cuda_pack16<dtype>(s[i / 4 * 8 + i % 4 * 2], s[i / 4 * 8 + i % 4 * 2 + 1]);
+  }
+};
+
+/* This warp has done with the ring's tile. */
+template <class T> MLKI_CUDA_DEVICE void mlki_cuda_wg_release(uint64_t *empty, mlki_cuda_ring<T::stages> &ring) {
+  if (threadIdx.x % MLKI_CUDA_WARP == 0) mlki_cuda_mbarrier_arrive(empty + ring.stage);
+  ring.next();
+}
+
+/* The scores of the tile at j0 become weights; ring: where its values come. */
+template <class T, int dtype>
+MLKI_CUDA_DEVICE void mlki_cuda_wg_weigh(const mlki_cuda_attend &a, const mlki_cuda_wg_work &work, float c, int j0,
+                                         const mlki_cuda_wg_shared<T> &shared, const mlki_cuda_ring<T::stages> &ring,
+                                         float (&s)[T::scores], mlki_cuda_wg_state<T> &x) {
+  if (j0 < work.span.whole_begin || j0 + T::keys > work.span.whole_end) {
+    mlki_cuda_mbarrier_wait(shared.v_full + ring.stage, ring.round);
+    mlki_cuda_wg_mask<T, dtype>(a, work, j0, shared.v + ring.stage * T::tile, shared.bad + ring.stage * (T::keys / 32),
+                                s);
+  }
+  x.weigh(c, s);
+}
+
+/* The keys of a task, by consumer number number. */
+template <class T, int dtype>
+MLKI_CUDA_DEVICE void mlki_cuda_wg_keys(const mlki_cuda_attend &a, const mlki_cuda_wg_work &work, float c, int number,
+                                        const mlki_cuda_wg_shared<T> &shared, mlki_cuda_ring<T::stages> &ring_k,
+                                        mlki_cuda_ring<T::stages> &ring_v, mlki_cuda_wg_state<T> &x) {
+  const uint32_t q = mlki_cuda_shared_address(shared.q) + (uint32_t)(number * (T::q_bytes / T::consumers)),
+                 k = mlki_cuda_shared_address(shared.k), v = mlki_cuda_shared_address(shared.v);
+  const mlki_cuda_tc_span span = work.span;
+  mlki_cuda_ring<T::stages> ahead;
+  float s[T::scores];
+#pragma unroll
+  for (int i = 0; i < T::scores; i++) s[i] = 0.0f;
+  mlki_cuda_mbarrier_wait(shared.k_full + ring_k.stage, ring_k.round);
+  mlki_cuda_wg_scores<T, dtype>(s, q, k + (uint32_t)(ring_k.stage * T::tile));
+  mlki_cuda_wgmma_wait<0>(s);
+  mlki_cuda_wg_release<T>(shared.k_empty, ring_k);
+  mlki_cuda_wg_weigh<T, dtype>(a, work, c, span.begin, shared, ring_v, s, x);
+  x.template settle<dtype>(s);
+#pragma unroll 1
+  for (int j0 = span.begin + T::keys; j0 < span.end; j0 += T::keys) {
+    mlki_cuda_barrier_wait(MLKI_CUDA_WG_TURN + number, 128 * T::consumers);
+    mlki_cuda_mbarrier_wait(shared.k_full + ring_k.stage, ring_k.round);
+    mlki_cuda_wg_scores<T, dtype>(s, q, k + (uint32_t)(ring_k.stage * T::tile));
+    mlki_cuda_mbarrier_wait(shared.v_full + ring_v.stage, ring_v.round);
+    mlki_cuda_wg_values<T, dtype>(x.o, x.p, v + (uint32_t)(ring_v.stage * T::tile));
+    mlki_cuda_barrier_arrive(MLKI_CUDA_WG_TURN + 1 - number, 128 * T::consumers);
+    mlki_cuda_wgmma_wait<1>(x.o);
+    mlki_cuda_hold(s);
+    mlki_cuda_wg_release<T>(shared.k_empty, ring_k);
+    ahead = ring_v, ahead.next();
+    mlki_cuda_wg_weigh<T, dtype>(a, work, c, j0, shared, ahead, s, x);
+    x.template settle<dtype>(s);
+    mlki_cuda_wg_release<T>(shared.v_empty, ring_v);
+  }
+  if (threadIdx.x % MLKI_CUDA_WARP == 0) mlki_cuda_mbarrier_arrive(shared.q_empty);
+  mlki_cuda_mbarrier_wait(shared.v_full + ring_v.stage, ring_v.round);
+  mlki_cuda_wg_values<T, dtype>(x.o, x.p, v + (uint32_t)(ring_v.stage * T::tile));
+  mlki_cuda_wgmma_wait<0>(x.o);
+  mlki_cuda_wg_release<T>(shared.v_empty, ring_v);
+}
+
+/* By consumer number number: its 64 rows of each task. The task lies in shared memory: registers are scarce. */
+template <class T, int dtype>
+MLKI_CUDA_DEVICE void mlki_cuda_wg_consume(const mlki_cuda_attend &a, const mlki_cuda_wg_tasks &t, int number,
+                                           const mlki_cuda_wg_shared<T> &shared, mlki_cuda_wg_work *work) {
+  const float c = mlki_cuda_mul(a.scale, MLKI_CUDA_LOG2E);
+  mlki_cuda_ring<T::stages> ring_k, ring_v;
+  uint32_t q_round = 0;
+  if (number == 1) mlki_cuda_barrier_arrive(MLKI_CUDA_WG_TURN, 128 * T::consumers); /* the other's turn is first */
+  for (int round = 0; round * (int64_t)gridDim.x < t.count; round++) {
+    mlki_cuda_barrier_wait(MLKI_CUDA_WG_ALONE + number, 128); /* the task before was read */
+    if (threadIdx.x % 128 == 0 && !mlki_cuda_wg_find(a, t, T::rows, round, work)) work->k.row0 = work->k.rows = 0;
+    mlki_cuda_barrier_wait(MLKI_CUDA_WG_ALONE + number, 128);
+    if (work->k.row0 >= work->k.rows) continue;
+    mlki_cuda_wg_state<T> x;
+    if (work->span.begin < work->span.end) {
+      mlki_cuda_mbarrier_wait(shared.q_full, q_round);
+      q_round ^= 1;
+      mlki_cuda_wg_keys<T, dtype>(a, *work, c, number, shared, ring_k, ring_v, x);
+    }
+    mlki_cuda_tc_write<T::DP, 1>(a, work->k, t.w, c, x.m, x.l, (float(*)[T::DP / 8][4]) x.o);
+  }
+  if (number == 0) mlki_cuda_barrier_wait(MLKI_CUDA_WG_TURN, 128 * T::consumers); /* the turn that nobody took */
+}
+#endif /* MLKI_CUDA_HOPPER */
+
+/* The producer is the last warpgroup: threads number rows. 168 registers a thread at the start (65536 / 384) are 24 of
+   the producer and 240 of the consumers. a: heads are groups of one. */
+template <class T, int dtype>
+static __global__ void __launch_bounds__(T::threads, 1)
+    mlki_cuda_wg_kernel(const __grid_constant__ mlki_cuda_attend a, const __grid_constant__ mlki_cuda_wg_maps maps,
+                        const mlki_cuda_wg_tasks t) {
+#if defined(MLKI_CUDA_HOPPER)
+  __shared__ mlki_cuda_wg_work work[T::consumers];
+  const mlki_cuda_wg_shared<T> shared;
+  const int group = (int)threadIdx.x / 128;
+  if (threadIdx.x == 0) {
+    mlki_cuda_box_prefetch(&maps.q), mlki_cuda_box_prefetch(&maps.k), mlki_cuda_box_prefetch(&maps.v);
+    mlki_cuda_mbarrier_init(shared.q_full, 1), mlki_cuda_mbarrier_init(shared.q_empty, T::warps);
+    for (int s = 0; s < T::stages; s++) {
+      mlki_cuda_mbarrier_init(shared.k_full + s, 1), mlki_cuda_mbarrier_init(shared.k_empty + s, T::warps);
+      mlki_cuda_mbarrier_init(shared.v_full + s, 1), mlki_cuda_mbarrier_init(shared.v_empty + s, T::warps);
+    }
+    mlki_cuda_mbarrier_fence();
+  }
+  __syncthreads();
+  if (group == T::consumers) {
+    mlki_cuda_registers_give<24>();
+    if (threadIdx.x % 128 == 0) mlki_cuda_wg_produce<T>(a, maps, t, shared);
+  } else {
+    mlki_cuda_registers_take<240>();
+    mlki_cuda_wg_consume<T, dtype>(a, t, group, shared, work + group);
+  }
+#endif
+}
+
+/* A dense operand [B, H, S, D] in boxes of 64 elements of so many rows. False: the copy engine does not take it. */
+static bool mlki_cuda_wg_map(const mlki_cuda_call *call, const mlki_cuda_at_operand *o, int batch, int heads,
+                             int64_t rows, int width, int box, CUtensorMap *map) {
+  const int64_t size[4] = {width, rows, heads, batch},
+                step[4] = {o->stride[3], o->stride[2], o->stride[1], o->stride[0]};
+  return mlki_cuda_boxes_of(call, map, o->dtype, o->p, size, step, box);
+}
+
+/* Of the rate of wgmma, for heads of up to 64, 128 and 256 elements. A tile of 128 x 128 scores at D = 128 is 2048
+   cycles of wgmma, 1024 of the special function unit (16384 powers, 16 a cycle) and some 600 of issue, so that
+   products bound it where they hide the others. FlashAttention-3, by the same steps, reaches 0.66 of an H100's peak;
+   at 64 powers and products take as long, and it reaches 0.5; at 256 0.76. A little less is promised here. */
+template <class T> static double mlki_cuda_wg_share(void) { return T::DP == 64 ? 0.42 : T::DP == 128 ? 0.60 : 0.62; }
+
+/* The call by warpgroups, if they are predicted to be quicker than limit seconds and the copy engine takes its
+   operands; most: bytes of workspace, if they are quicker. */
+template <class T, int dtype>
+static bool mlki_cuda_wg_run(mlki_cuda_call *call, const mlki_cuda_attend &given, double limit, uint64_t *most) {
+  const int64_t sms = call->device->sms, heads = (int64_t)given.batch * given.heads,
+                tiles = mlki_cuda_ceil_div(given.s, T::rows), wanted = sms / (heads * tiles);
+  const int batch_q = given.packed_q ? 1 : given.batch, batch_k = given.packed_k ? 1 : given.batch;
+  mlki_cuda_call planned = *call;
+  mlki_cuda_attend a = given;
+  mlki_cuda_wg_maps maps;
+  mlki_cuda_wg_tasks t;
+  memset(&maps, 0, sizeof maps);
+  a.groups = a.heads, a.group = 1;
+  planned.run = 0, planned.base = NULL;
+  t.w = mlki_cuda_tc_units(&planned, a, wanted);
+  const int64_t tasks = heads * tiles * (t.w.units ? t.w.units : 1);
+  const double seconds = mlki_cuda_tc_seconds(call, a, tasks, T::rows, T::keys, T::DP,
+                                              call->device->wgmma_flops * mlki_cuda_wg_share<T>());
+  if (tasks > INT32_MAX - sms || seconds >= limit) return false;
+  *most = planned.used;
+  if (!mlki_cuda_wg_map(call, &a.q, batch_q, given.heads, a.q_size, a.d, 64, &maps.q) ||
+      !mlki_cuda_wg_map(call, &a.k, batch_k, given.groups, a.k_size, a.d, T::keys, &maps.k) ||
+      !mlki_cuda_wg_map(call, &a.v, batch_k, given.groups, a.k_size, a.e, T::keys, &maps.v))
+    return false;
+  t.w = mlki_cuda_tc_units(call, a, wanted);
+  t.count = (int)tasks, t.tiles = (int)tiles, t.share = given.group;
+  call->io->variant = t.w.units ? "wgmma_split" : "wgmma";
+  call->work = seconds;
+  mlki_cuda_launch(call, mlki_cuda_min(tasks, sms), T::threads, T::shared_bytes, mlki_cuda_wg_kernel<T, dtype>, a, maps,
+                   t);
+  mlki_cuda_tc_fold(call, a, t.w);
+  return true;
+}
+
+/* 16-bit operands on tensor cores: by warpgroups where they can and are predicted to be quicker, else by warps. How
+   memory is aligned may differ between plan and call, and the driver may refuse: so the workspace is enough for
+   either. */
+template <int dtype> static bool mlki_cuda_at_tensor(mlki_cuda_call *call, const mlki_cuda_attend &a) {
+  const int width = a.d > a.e ? a.d : a.e;
+  const bool empty = a.batch == 0 || a.s == 0 || a.heads == 0 || a.t == 0 || a.d == 0 || a.e == 0;
+  if (!mlki_cuda_has_wgmma(call) || empty || width > 256 || !a.plain || a.scale < 0.0f || a.pages)
+    return mlki_cuda_tc_run<dtype>(call, a);
+  mlk_backend_call io = *call->io;
+  mlki_cuda_call warps = *call; /* planned only */
+  uint64_t most = 0;
+  warps.io = &io, warps.run = 0, warps.base = NULL;
+  if (!mlki_cuda_tc_run<dtype>(&warps, a)) return false;
+  const bool done = width <= 64    ? mlki_cuda_wg_run<mlki_cuda_wg<64>, dtype>(call, a, warps.work, &most)
+                    : width <= 128 ? mlki_cuda_wg_run<mlki_cuda_wg<128>, dtype>(call, a, warps.work, &most)
+                                   : mlki_cuda_wg_run<mlki_cuda_wg<256>, dtype>(call, a, warps.work, &most);
+  if (!done) mlki_cuda_tc_run<dtype>(call, a);
+  if (call->used < warps.used) call->used = warps.used;
+  if (call->used < most) call->used = most;
+  return true;
+}
+
 static mlk_status mlki_cuda_attention(mlki_cuda_call *call, const mlk_attention_desc *desc) {
   const int with = desc->out.rank == 5;
   const mlki_cuda_view out = mlki_cuda_view_of(&desc->out), lse = mlki_cuda_view_of(&desc->lse);
@@ -6955,8 +7506,8 @@ static mlk_status mlki_cuda_attention(mlki_cuda_call *call, const mlk_attention_
   if (with) a.out_part = out.stride[0], a.lse_part = lse.stride[0], a.parts = (int)desc->out.shape[0];
   for (int i = 0; i < 3; i++) a.lse_stride[i] = lse.stride[with + i];
   mlki_cuda_at_sequences(call, &a);
-  if (a.q.dtype == MLK_F16 && mlki_cuda_tc_run<MLK_F16>(call, a)) return MLK_OK;
-  if (a.q.dtype == MLK_BF16 && call->device->tier >= 800 && mlki_cuda_tc_run<MLK_BF16>(call, a)) return MLK_OK;
+  if (a.q.dtype == MLK_F16 && mlki_cuda_at_tensor<MLK_F16>(call, a)) return MLK_OK;
+  if (a.q.dtype == MLK_BF16 && call->device->tier >= 800 && mlki_cuda_at_tensor<MLK_BF16>(call, a)) return MLK_OK;
   if (mlki_cuda_few_run<1>(call, a) || mlki_cuda_few_run<8>(call, a)) return MLK_OK; /* as fast as memory, and exact */
   const bool f32 = a.q.dtype == MLK_F32 && a.k.dtype == MLK_F32 && a.v.dtype == MLK_F32;
   if (f32 && call->io->numerics == MLK_FAST && call->device->tier >= 800 && mlki_cuda_tc_run<MLK_F32>(call, a))

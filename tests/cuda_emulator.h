@@ -463,8 +463,10 @@ struct box {
 /* A warp's part of a wgmma that was issued: done when it is waited for. */
 struct wgmma {
   uint64_t a, b;
-  int columns, bf16, a_lines, b_lines, group;
+  int columns, bf16, a_lines, b_lines, fresh, held, group; /* fresh: D is not added to; held: A is in registers */
   float *d[LANES];
+  const uint32_t *registers[LANES];
+  std::vector<uint32_t> terms; /* held: what the registers had at issue, four of each lane */
 };
 /* What the registers of d hold; the registers themselves are rogue while products are under way. */
 struct wgmma_sums {
@@ -2152,23 +2154,30 @@ struct wgmma_matrix {
   }
 };
 
+/* Element (row, term) of a warp's 16 x 16 of A in registers (9.7.15.5.1.1.1): register i of lane l holds row l / 4 + 8
+   (i % 2), terms 2 (l % 4) + 8 (i / 2) and the next, the first in the lower half. */
+inline uint16_t held_term(const wgmma &op, uint32_t row, uint32_t term) {
+  const uint32_t lane = row % 8 * 4 + term % 8 / 2, i = row / 8 + term / 8 * 2;
+  return uint16_t(op.terms[lane * 4 + i] >> term % 2 * 16);
+}
+
 /* A warp's 16 rows of d += a b. Register i of lane l holds row l / 4 + 8 * (i / 2 % 2), column 8 * (i / 4) +
    2 * (l % 4) + i % 2. */
 inline void multiply(const wgmma &op, wgmma_sums &sums, uint32_t warp_in_group) {
-  const wgmma_matrix a(op.a, op.a_lines != 0), b(op.b, op.b_lines != 0);
+  const wgmma_matrix a(op.held ? 0 : op.a, op.a_lines != 0), b(op.b, op.b_lines != 0);
   const auto value = [&](uint16_t x) { return op.bf16 ? bfloat_value(x) : half_value(x); };
   float x[16][16], y[16][8], d[16][8];
   for (uint32_t i = 0; i < 16; i++)
-    for (uint32_t k = 0; k < 16; k++) x[i][k] = value(a.at(16 * warp_in_group + i, k));
+    for (uint32_t k = 0; k < 16; k++) x[i][k] = value(op.held ? held_term(op, i, k) : a.at(16 * warp_in_group + i, k));
   for (int c = 0; c < op.columns; c += 8) {
     for (uint32_t k = 0; k < 16; k++)
       for (uint32_t j = 0; j < 8; j++) y[k][j] = value(b.at(uint32_t(c) + j, k));
-    const auto held = [&](int l, int i) -> float & { return sums.value[size_t(l * sums.count + c / 2 + i)]; };
+    const auto sum = [&](int l, int i) -> float & { return sums.value[size_t(l * sums.count + c / 2 + i)]; };
     for (int l = 0; l < LANES; l++)
-      for (int i = 0; i < 4; i++) d[l / 4 + 8 * (i / 2)][2 * (l % 4) + i % 2] = held(l, i);
+      for (int i = 0; i < 4; i++) d[l / 4 + 8 * (i / 2)][2 * (l % 4) + i % 2] = op.fresh ? 0.0f : sum(l, i);
     tensor_core<16>(x, y, d);
     for (int l = 0; l < LANES; l++)
-      for (int i = 0; i < 4; i++) held(l, i) = d[l / 4 + 8 * (i / 2)][2 * (l % 4) + i % 2];
+      for (int i = 0; i < 4; i++) sum(l, i) = d[l / 4 + 8 * (i / 2)][2 * (l % 4) + i % 2];
   }
 }
 
@@ -2185,12 +2194,14 @@ inline void issue_wgmma(void *const args[LANES], unsigned) {
   wgmma op = static_cast<const wgmma_args *>(args[0])->op;
   const auto same = [&](const wgmma &o) {
     return o.a == op.a && o.b == op.b && o.columns == op.columns && o.bf16 == op.bf16 && o.a_lines == op.a_lines &&
-           o.b_lines == op.b_lines;
+           o.b_lines == op.b_lines && o.fresh == op.fresh && o.held == op.held;
   };
   for (int l = 0; l < LANES; l++) {
     const wgmma_args &own = *static_cast<const wgmma_args *>(args[l]);
     if (!same(own.op)) fatal("lanes of one wgmma differ in its kind or descriptors");
     op.d[l] = own.d;
+    op.registers[l] = own.op.registers[0];
+    if (op.held) op.terms.insert(op.terms.end(), op.registers[l], op.registers[l] + 4);
   }
   std::vector<wgmma> &all = e.wgmma_of[number / 4];
   if (w.wgmma_issued == all.size()) all.push_back(op);
@@ -2222,6 +2233,8 @@ inline void finish_wgmmas(warp &w, int number, int groups_done) {
       w.wgmmas[kept++] = op;
       continue;
     }
+    for (size_t i = 0; i < op.terms.size(); i++)
+      if (op.terms[i] != op.registers[i / 4][i % 4]) fatal("registers of A were written with a wgmma under way");
     for (wgmma_sums &sums : w.sums)
       if (sums.d[0] == op.d[0]) {
         multiply(op, sums, uint32_t(number % 4));
@@ -2248,12 +2261,20 @@ inline void mlkt_emu_wgmma_fence(mlkt_emu::place at = mlkt_emu::place::here()) {
       [](void *const *, unsigned) { mlkt_emu::m().warps[mlkt_emu::m().current / mlkt_emu::LANES].wgmma_fenced = true; },
       at);
 }
-/* d: the lane's columns / 2 registers. */
+/* d: the lane's columns / 2 registers; fresh: products take the place of what they hold. */
 inline void mlkt_emu_wgmma(float *d, int columns, uint64_t a, uint64_t b, int bf16, int a_lines, int b_lines,
-                           mlkt_emu::place at = mlkt_emu::place::here()) {
+                           int fresh = 0, mlkt_emu::place at = mlkt_emu::place::here()) {
   mlkt_emu::require_specific("wgmma");
   if (columns < 8 || columns > 256 || columns % 8 != 0) mlkt_emu::fatal("wgmma.m64n%dk16", columns);
-  mlkt_emu::wgmma_args args = {{a, b, columns, bf16 != 0, a_lines != 0, b_lines != 0, 0, {}}, d};
+  mlkt_emu::wgmma_args args = {{a, b, columns, bf16 != 0, a_lines != 0, b_lines != 0, fresh != 0, 0, 0, {}, {}, {}}, d};
+  mlkt_emu::meet("wgmma", mlkt_emu::FULL_MASK, &args, mlkt_emu::issue_wgmma, at);
+}
+/* The same with A in registers: the lane's four. */
+inline void mlkt_emu_wgmma_held(float *d, int columns, const uint32_t *a, uint64_t b, int bf16, int b_lines,
+                                mlkt_emu::place at = mlkt_emu::place::here()) {
+  mlkt_emu::require_specific("wgmma");
+  if (columns < 8 || columns > 256 || columns % 8 != 0) mlkt_emu::fatal("wgmma.m64n%dk16", columns);
+  mlkt_emu::wgmma_args args = {{0, b, columns, bf16 != 0, 0, b_lines != 0, 0, 1, 0, {}, {a}, {}}, d};
   mlkt_emu::meet("wgmma", mlkt_emu::FULL_MASK, &args, mlkt_emu::issue_wgmma, at);
 }
 inline void mlkt_emu_wgmma_commit(mlkt_emu::place at = mlkt_emu::place::here()) {

@@ -156,12 +156,13 @@ lacks() { # lacks FILE PATTERN...: not one
 tensor_cores() {
   local mma='mma\.sync\.aligned' wgmma='wgmma\.mma_async\.sync\.aligned'
   case $1.$2 in
-    matmul.90a | conv.90a | knn.90a)
+    matmul.90a | conv.90a | attention.90a | knn.90a)
       echo "cp\.async\.bulk\.tensor mbarrier\.try_wait mbarrier\.arrive\.expect_tx setmaxnreg\.inc setmaxnreg\.dec $wgmma\.m64n128k16\.f32\.f16" ;;
   esac
   case $1.$2 in
     matmul.90a) echo "$wgmma\.m64n256k16\.f32\.f16 $wgmma\.m64n256k16\.f32\.bf16" ;;
     conv.90a) echo "$wgmma\.m64n256k16\.f32\.f16 $wgmma\.m64n256k16\.f32\.bf16 $wgmma\.m64n64k16 cp\.async\.bulk\.tensor\.5d" ;;
+    attention.90a) echo "$wgmma\.m64n64k16\.f32\.f16 $wgmma\.m64n128k16\.f32\.bf16 $wgmma\.m64n256k16\.f32\.bf16 bar\.arrive" ;;
   esac
   case $1.$2 in
     matmul.75 | conv.75 | attention.75 | knn.75) echo "ldmatrix $mma\.m16n8k8\.row\.col\.f32\.f16\.f16\.f32" ;;

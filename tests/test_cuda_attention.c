@@ -182,6 +182,7 @@ typedef struct problem {
   half_tensor q, k, v, out;
   float *want, *gauge, *got, *lse, *want_lse, *absolute;
   mlk_attention_desc desc; /* scores, pages */
+  const char *variant;     /* what runs it; NULL: anything */
   float *bias, *alibi, *sinks;
   uint8_t *mask;
   int64_t *offsets_q, *offsets_k, *lengths, *pages;
@@ -211,6 +212,7 @@ static void problem_run(problem *p, pair *ctx, int half_out, const char *what) {
   const double products = products_of(p->dtype, p->d, (double)scale);
   mlk_context *device = p->dtype == MLK_F32 ? ctx->fast : ctx->device;
   int64_t i, bad = -1;
+  mlk_plan plan;
   desc.q = p->q.wide, desc.k = p->k.wide, desc.v = p->v.wide;
   desc.out = dense_f32(p->want, 4, p->out.shape), desc.lse = dense_f32(p->want_lse, 3, lse_shape);
   CHECK_OK(ctx->cpu, mlk_attention(ctx->cpu, &desc));
@@ -220,6 +222,7 @@ static void problem_run(problem *p, pair *ctx, int half_out, const char *what) {
   desc.q = p->q.half, desc.k = p->k.half, desc.v = p->v.half;
   desc.out = half_out ? p->out.half : dense_f32(p->got, 4, p->out.shape);
   desc.lse = dense_f32(p->lse, 3, lse_shape);
+  if (p->variant && CHECK_OK(device, mlk_attention_plan(device, &desc, &plan))) CHECK_EQ_STR(plan.variant, p->variant);
   if (!CHECK_OK(device, mlk_attention(device, &desc)) || !CHECK_OK(device, mlk_sync(device))) return;
   compare(what, p->dtype, p->d, p->t, products, p->want, p->gauge, &p->out, half_out ? NULL : p->got);
   for (i = 0; i < rows && bad < 0; i++) {
@@ -1034,6 +1037,187 @@ static void run_grad_fast(void) {
   }
 }
 
+#if !defined(MLKT_CUDA_EMULATED)
+/* Sizes at which a large device takes its quickest kernels. */
+static void run_large(void) {
+  static const int64_t sizes_d[] = {64, 128, 256, 72};
+  mlkt_rng rng = mlkt_rng_case();
+  pair ctx;
+  int n;
+  if (pair_open(&ctx))
+    for (n = 0; n < 16 && !mlkt_hopeless(); n++) {
+      problem p;
+      if (!mlkt_keep((uint64_t)n)) continue;
+      mlkt_note("D %d, %s, bits %d", (int)sizes_d[n % 4], dtype_names[n / 4 % 2], n / 4);
+      problem_new(&p, dtypes[n / 4 % 2], n / 8, 2, 12, 6, 270, 333, sizes_d[n % 4], sizes_d[n % 4], &rng);
+      problem_scores(&p, (unsigned)(n / 4), &rng);
+      problem_run(&p, &ctx, n & 1, "large");
+      problem_free(&p);
+    }
+  pair_close(&ctx);
+}
+#else
+/* By warpgroups on a device of cc 90 with so many multiprocessors: every width and both types, dense rows and rows of
+   heads side by side, tails of queries, keys and elements, masks that leave out tiles, rows and halves of tiles. */
+static void run_groups(void) {
+  static const struct {
+    int64_t b, g, group, s, t, d, e;
+    unsigned bits; /* of problem_scores */
+    int multiprocessors;
+    const char *variant;
+  } point[] = {{1, 1, 1, 128, 128, 64, 64, 0, 1, "wgmma"},
+               {1, 1, 1, 100, 400, 128, 128, 0, 1, "wgmma"},
+               {2, 1, 3, 200, 300, 128, 128, 1, 1, "wgmma"},
+               {1, 2, 2, 250, 200, 64, 64, 1 | 4, 3, "wgmma"},
+               {1, 1, 1, 300, 520, 128, 120, 1 | 2, 3, "wgmma"},
+               {1, 1, 2, 200, 333, 72, 128, 2 | 4 | 16, 1, "wgmma"},
+               {1, 1, 1, 190, 70, 256, 256, 1, 1, "wgmma"},
+               {1, 1, 1, 128, 200, 200, 136, 1 | 256, 1, "wgmma"},
+               {1, 1, 1, 500, 128, 128, 128, 1, 1, "wgmma"},
+               {1, 1, 1, 128, 1000, 64, 64, 0, 4, "wgmma_split"},
+               {1, 1, 2, 120, 600, 128, 128, 1 | 256, 8, "wgmma_split"}};
+  mlkt_rng rng = mlkt_rng_case();
+  uint64_t n;
+  for (n = 0; n < sizeof point / sizeof *point * 4 && !mlkt_hopeless(); n++) {
+    const int at = (int)(n / 4), type = (int)(n & 1), layout = (int)(n / 2 & 1);
+    pair ctx;
+    problem p;
+    if (!mlkt_keep(n)) continue;
+    mlkt_emu_device(1, 90, point[at].multiprocessors);
+    if (!pair_open(&ctx)) return;
+    mlkt_note("point %d, %s, layout %d", at, dtype_names[type], layout);
+    problem_new(&p, dtypes[type], layout, point[at].b, point[at].g, point[at].group, point[at].s, point[at].t,
+                point[at].d, point[at].e, &rng);
+    problem_scores(&p, point[at].bits, &rng);
+    p.variant = point[at].variant;
+    problem_run(&p, &ctx, layout, "warpgroups");
+    problem_free(&p);
+    pair_close(&ctx);
+  }
+  mlkt_emu_reset();
+}
+
+/* What warpgroups do not take goes to warps: odd addresses, strided rows, scores that are more than products, few rows;
+   and where there is no code for sm_90a, or no tensor maps. */
+static void run_groups_refused(void) {
+  static const struct {
+    int layout;
+    unsigned bits;
+    int64_t s;
+    int specific, entry_points;
+    const char *variant;
+  } point[] = {{0, 0, 128, 1, 1, "wgmma"}, {2, 0, 128, 1, 1, "mma"},    {3, 0, 128, 1, 1, "mma"},
+               {0, 8, 128, 1, 1, "mma"},   {0, 32, 128, 1, 1, "mma"},   {0, 64, 128, 1, 1, "mma"},
+               {0, 128, 128, 1, 1, "mma"}, {0, 1024, 128, 1, 1, "mma"}, {0, 0, 20, 1, 1, "mma"},
+               {0, 0, 128, 0, 1, "mma"},   {0, 0, 128, 1, 0, "mma"}};
+  mlkt_rng rng = mlkt_rng_case();
+  size_t n;
+  for (n = 0; n < sizeof point / sizeof *point; n++) {
+    pair ctx;
+    problem p;
+    mlkt_note("point %d", (int)n);
+    mlkt_emu_device(1, 90, 1);
+    mlkt_emu_hopper(point[n].specific, point[n].entry_points);
+    if (!pair_open(&ctx)) break;
+    problem_new(&p, MLK_F16, point[n].layout, 1, 1, 1, point[n].s, 128, 128, 128, &rng);
+    problem_scores(&p, point[n].bits, &rng);
+    p.variant = point[n].variant;
+    problem_run(&p, &ctx, 0, "refused");
+    problem_free(&p);
+    pair_close(&ctx);
+  }
+  mlkt_emu_reset();
+}
+
+/* Values that are not finite, in tiles that all rows see and in others, both warpgroups' halves, and behind lengths. */
+static void run_groups_contagion(void) {
+  mlkt_rng rng = mlkt_rng_case();
+  pair ctx;
+  int n;
+  mlkt_emu_device(1, 90, 1);
+  if (pair_open(&ctx))
+    for (n = 0; n < 12; n++) {
+      const int64_t s = 150, t = 400, d = n % 3 == 0 ? 64 : n % 3 == 1 ? 128 : 256;
+      problem p;
+      mlkt_note("number %d", n);
+      problem_new(&p, dtypes[n & 1], 0, 2, 1, 1, s, t, d, d, &rng);
+      p.v.f[3 * d + 5] = INFINITY, p.v.f[270 * d + d - 1] = NAN, p.v.f[(t + 331) * d] = -INFINITY;
+      if (n < 3) p.v.f[(t + 130) * d + 1] = NAN, p.q.f[20 * d] = NAN, p.k.f[350 * d + 1] = INFINITY;
+      half_put(&p.v), half_put(&p.q), half_put(&p.k);
+      p.desc.scores.causal = n < 9, p.desc.scores.window = n < 6 ? 140 : 0;
+      if (n >= 6) {
+        p.lengths = (int64_t *)calloc(2, 8);
+        p.lengths[0] = 260, p.lengths[1] = 331;
+        p.desc.scores.k_lengths = ids(p.lengths, 1, 2, 0);
+      }
+      p.variant = "wgmma";
+      problem_run(&p, &ctx, 0, "not finite");
+      problem_free(&p);
+    }
+  pair_close(&ctx);
+  mlkt_emu_reset();
+}
+
+/* Sequences side by side, codes that are looked up exactly, and parts, by warpgroups where they are quicker. */
+static void run_groups_others(void) {
+  mlkt_emu_device(1, 90, 1);
+  run_lengths();
+  run_lookup();
+  run_parts();
+  mlkt_emu_reset();
+}
+
+/* A captured call waits for nothing and allocates nothing; a plan's workspace is enough also where the call's memory is
+   not aligned as the plan's was. */
+static void run_groups_captured(void) {
+  enum { S = 128, T = 600, D = 64 };
+  static uint16_t q[S * D + 8], k[T * D], v[T * D];
+  static float out[S * D];
+  const int64_t sizes[4] = {1, 1, S, D};
+  mlk_attention_desc desc;
+  mlk_context_desc open;
+  mlk_context *ctx = NULL;
+  mlk_plan plan, other;
+  void *stream, *graph = NULL;
+  uint64_t waits;
+  int64_t i;
+  if (!mlkt_opt.cuda) return;
+  mlkt_emu_device(1, 90, 3);
+  stream = mlkt_emu_stream_new();
+  open = mlkt_context_desc(MLK_ISA_BEST, 1);
+  open.stream = stream;
+  for (i = 0; i < S * D + 8; i++) q[i] = 0x3C00;            /* 1 */
+  for (i = 0; i < T * D; i++) k[i] = 0x3800, v[i] = 0x4000; /* 1/2, 2 */
+  memset(&desc, 0, sizeof desc);
+  desc.q = dense_f32((float *)(void *)q, 4, sizes), desc.k = dense_f32((float *)(void *)k, 4, sizes);
+  desc.out = dense_f32(out, 4, sizes), desc.k.shape[2] = T, desc.v = desc.k, desc.v.data = v;
+  desc.q.dtype = desc.k.dtype = desc.v.dtype = MLK_F16;
+  if (CHECK_STATUS(NULL, mlk_open(&ctx, &open), MLK_OK) && CHECK_OK(ctx, mlk_attention_plan(ctx, &desc, &plan))) {
+    CHECK_EQ_STR(plan.variant, "wgmma_split");
+    CHECK_OK(ctx, mlk_reserve(ctx, plan.workspace_bytes, MLK_FIXED));
+    waits = mlkt_emu_count(MLKT_EMU_SYNCHRONISATIONS) + mlkt_emu_count(MLKT_EMU_ALLOCATIONS);
+    CHECK(mlkt_emu_capture_begin(stream) == 0);
+    CHECK_OK(ctx, mlk_attention(ctx, &desc));
+    CHECK(mlkt_emu_capture_end(stream, &graph) == 0);
+    CHECK(mlkt_emu_count(MLKT_EMU_SYNCHRONISATIONS) + mlkt_emu_count(MLKT_EMU_ALLOCATIONS) == waits);
+    CHECK(out[0] == 0);
+    CHECK(mlkt_emu_graph_run(graph, stream) == 0);
+    CHECK_OK(ctx, mlk_sync(ctx));
+    for (i = 0; i < S * D && fabsf(out[i] - 2.0f) < 0x1p-9f; i++) continue;
+    CHECK_MSG(i == S * D, "out[%lld] is %g", (long long)i, (double)out[i < S * D ? i : 0]);
+    desc.q.data = q + 1;
+    CHECK_OK(ctx, mlk_attention_plan(ctx, &desc, &other));
+    CHECK_EQ_STR(other.variant, "mma_split");
+    CHECK(other.workspace_bytes == plan.workspace_bytes);
+    CHECK_OK(ctx, mlk_attention(ctx, &desc));
+    mlkt_emu_graph_free(graph);
+  }
+  mlk_close(ctx);
+  mlkt_emu_stream_free(stream);
+  mlkt_emu_reset();
+}
+#endif
+
 const mlkt_case mlkt_cuda_attention_cases[] = {{"cuda_attention/shapes", run_shapes},
                                                {"cuda_attention/lengths", run_lengths},
                                                {"cuda_attention/lookup", run_lookup},
@@ -1049,4 +1233,13 @@ const mlkt_case mlkt_cuda_attention_cases[] = {{"cuda_attention/shapes", run_sha
                                                {"cuda_attention/gradient/lookup", run_grad_lookup},
                                                {"cuda_attention/gradient/calls", run_grad_calls},
                                                {"cuda_attention/gradient/fast", run_grad_fast},
+#if !defined(MLKT_CUDA_EMULATED)
+                                               {"cuda_attention/large", run_large},
+#else
+                                               {"cuda_attention/groups", run_groups},
+                                               {"cuda_attention/groups_refused", run_groups_refused},
+                                               {"cuda_attention/groups_contagion", run_groups_contagion},
+                                               {"cuda_attention/groups_others", run_groups_others},
+                                               {"cuda_attention/groups_captured", run_groups_captured},
+#endif
                                                {NULL, NULL}};

@@ -945,11 +945,12 @@ static void boxes() {
 }
 
 /* a and b of a product of warpgroups, 64 x 64 and columns x 64 terms, brought by the copy engine with a swizzle,
-   K-major as rows of the swizzle's bytes, MN-major likewise; d: 64 x columns. */
+   K-major as rows of the swizzle's bytes, MN-major likewise; d: 64 x columns. fresh: d's numbers do not count; held: a,
+   K-major, comes through registers. */
 struct group_case {
-  int columns, swizzle, bf16, a_lines, b_lines, mistake;
+  int columns, swizzle, bf16, a_lines, b_lines, mistake, fresh, held;
 };
-enum group_mistake { RIGHT, NO_FENCE, NO_WAIT, HASTY, DIVIDED };
+enum group_mistake { RIGHT, NO_FENCE, NO_WAIT, HASTY, DIVIDED, WRITTEN };
 
 /* Loads lines x 64 as blocks of span elements along the dense axis. */
 static void load_operand(const CUtensorMap &map, unsigned char *to, uint64_t *barrier, int lines, int span,
@@ -972,11 +973,16 @@ static uint64_t operand(const unsigned char *from, int lines, int span, int side
   return address >> 4 | uint64_t(leading >> 4) << 16 | uint64_t(stride >> 4) << 32 | uint64_t(4 - swizzle) << 62;
 }
 
-static __global__ void group_kernel(const CUtensorMap &map_a, const CUtensorMap &map_b, const group_case &c, float *d) {
+static __global__ void group_kernel(const CUtensorMap &map_a, const CUtensorMap &map_b, const group_case &c,
+                                    const uint16_t *rows, float *d) {
   const int span = 8 << c.swizzle, t = int(threadIdx.x), warp = t / 32, lane = t % 32;
   unsigned char *a = aligned_shared(), *b = a + 64 * 64 * 2;
   uint64_t *barrier = reinterpret_cast<uint64_t *>(b + c.columns * 64 * 2);
   float sums[128];
+  uint32_t terms[4][4];
+  for (int i = 0; i < 16; i++)
+    std::memcpy(&terms[i / 4][i % 4],
+                rows + (16 * warp + lane / 4 + 8 * (i % 2)) * 64 + i / 4 * 16 + 2 * (lane % 4) + 8 * (i / 2 % 2), 4);
   if (t == 0) {
     mlkt_emu_mbarrier_init(barrier, 1);
     mlkt_emu_mbarrier_fence();
@@ -990,12 +996,17 @@ static __global__ void group_kernel(const CUtensorMap &map_a, const CUtensorMap 
   if (c.mistake != NO_FENCE) mlkt_emu_wgmma_fence();
   for (int k = 0; k < 64; k += 16) {
     const int shift = c.mistake == DIVIDED && warp == 2 ? 16 : 0;
-    mlkt_emu_wgmma(sums, c.columns, operand(a, 64, span, c.a_lines, k ^ shift, c.swizzle),
-                   operand(b, c.columns, span, c.b_lines, k, c.swizzle), c.bf16, c.a_lines, c.b_lines);
+    const uint64_t from_b = operand(b, c.columns, span, c.b_lines, k, c.swizzle);
+    if (c.held)
+      mlkt_emu_wgmma_held(sums, c.columns, terms[k / 16], from_b, c.bf16, c.b_lines);
+    else
+      mlkt_emu_wgmma(sums, c.columns, operand(a, 64, span, c.a_lines, k ^ shift, c.swizzle), from_b, c.bf16, c.a_lines,
+                     c.b_lines, c.fresh && k == 0);
     if (k == 16) mlkt_emu_wgmma_commit();
   }
   mlkt_emu_wgmma_commit();
   if (c.mistake == NO_WAIT) return;
+  if (c.mistake == WRITTEN) terms[3][0] ^= 1;
   if (c.mistake != HASTY) mlkt_emu_wgmma_wait(0);
   for (int i = 0; i < c.columns / 2; i++)
     d[(16 * warp + lane / 4 + 8 * (i / 2 % 2)) * c.columns + 8 * (i / 4) + 2 * (lane % 4) + i % 2] = sums[i];
@@ -1025,11 +1036,12 @@ static bool group_product(const group_case &c) {
     const uint32_t box[2] = {span, uint32_t(size[1])};
     CHECK(encode(&map[which], 2, memory[which].data(), size, stride, box, CUtensorMapSwizzle(c.swizzle)));
   }
-  launch(1, 128, size_t(1024 + (64 + c.columns) * 128 + 8), [&] { group_kernel(map[0], map[1], c, d.data()); });
+  launch(1, 128, size_t(1024 + (64 + c.columns) * 128 + 8),
+         [&] { group_kernel(map[0], map[1], c, memory[0].data(), d.data()); });
   bool same = true;
   for (size_t i = 0; i < 64; i++)
     for (size_t j = 0; j < lines[1]; j++) {
-      float sum = float(int(j / 8 * 4 + i / 8 % 2 * 2 + j % 2) % 3 - 1);
+      float sum = c.fresh ? 0.0f : float(int(j / 8 * 4 + i / 8 % 2 * 2 + j % 2) % 3 - 1);
       for (size_t k = 0; k < 64; k++) sum += value[0][i * 64 + k] * value[1][j * 64 + k];
       same &= d[i * lines[1] + j] == sum;
     }
@@ -1082,14 +1094,17 @@ static void warpgroups() {
   for (int columns : {64, 128, 256})
     for (int swizzle = 1; swizzle <= 3; swizzle++)
       for (int how = 0; how < 4; how++)
-        CHECK(group_product({columns, swizzle, (how ^ swizzle) & 1, how & 1, how / 2, RIGHT}));
+        CHECK(group_product({columns, swizzle, (how ^ swizzle) & 1, how & 1, how / 2, RIGHT, swizzle == 2, 0}));
+  for (int columns : {64, 128, 256})
+    for (int how = 0; how < 4; how++) CHECK(group_product({columns, 3, how & 1, 0, how / 2, RIGHT, 0, 1}));
   CHECK(plain_group_product(0));
   CHECK(plain_group_product(1));
 #if !MLKT_EMU_TSAN
-  CHECK_DIES("wgmma without wgmma.fence", group_product({64, 3, 0, 0, 0, NO_FENCE}));
-  CHECK_DIES("wgmma under way", group_product({64, 3, 0, 0, 0, NO_WAIT}));
-  CHECK_DIES("differ in a wgmma", group_product({64, 3, 0, 0, 0, DIVIDED}));
-  CHECK(!group_product({64, 3, 0, 0, 0, HASTY})); /* registers are rogue */
+  CHECK_DIES("wgmma without wgmma.fence", group_product({64, 3, 0, 0, 0, NO_FENCE, 0, 0}));
+  CHECK_DIES("wgmma under way", group_product({64, 3, 0, 0, 0, NO_WAIT, 0, 0}));
+  CHECK_DIES("registers of A", group_product({64, 3, 0, 0, 0, WRITTEN, 0, 1}));
+  CHECK_DIES("differ in a wgmma", group_product({64, 3, 0, 0, 0, DIVIDED, 0, 0}));
+  CHECK(!group_product({64, 3, 0, 0, 0, HASTY, 0, 0})); /* registers are rogue */
 #endif
 }
 
