@@ -2360,8 +2360,8 @@ static mlk_status mlki_cuda_reduce(mlki_cuda_call *call, const mlk_reduce_desc *
    A reader for it is a struct that kernels get by value, as a __grid_constant__ parameter:
      static const bool along_terms      as above
      void prefetch() const              by one thread, once, before all else: may fetch what load() will need
-     spot select(int64_t batch, int64_t line, int64_t term) const     where a tile begins
-     void load<lines>(unsigned char *to, uint64_t *arrived, spot &) const     by one thread: brings lines x 64 terms from
+     spot select(int64_t batch, int64_t line, int64_t term) const         where a tile begins
+     void load<lines>(unsigned char *to, uint64_t *arrived, spot &) const by one thread: brings lines x 64 terms from
                                         there on, as above, and moves on by as many terms
      int bytes<lines>() const           that it brings
      bool holes() const                 it leaves out terms of stages, the same for A and B: these must stay zeros */
@@ -4164,7 +4164,7 @@ template <bool terms> struct mlki_cuda_conv_taps {
 #endif
 };
 
-/* Writes a box of an image: rows are its outputs, columns channels. Planes of e: row 0 is the phase's first output, then
+/* Writes a box of an image: rows are its outputs, columns channels. Planes of e: row 0 is the phase's first output, or
    the box's; their steps are from output to output along axes 0 to 2, and from image to image. Within a box 32 bits do
    for offsets. */
 struct mlki_cuda_conv_box_writer {
