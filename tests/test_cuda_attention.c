@@ -486,7 +486,7 @@ static void run_types(void) {
     problem_new(&p, MLK_F16, 0, 1, 1, 1, 70, 200, 64, 64, &rng);
     desc = p.desc, desc.q = p.q.half, desc.k = p.k.half, desc.v = p.v.half, desc.out = p.out.half;
     CHECK_OK(ctx.device, mlk_attention_plan(ctx.device, &desc, &plan));
-    CHECK_MSG(plan.variant && strncmp(plan.variant, "mma", 3) == 0, "variant %s", plan.variant);
+    CHECK_MSG(plan.variant && strstr(plan.variant, "mma") != NULL, "variant %s", plan.variant); /* or wgmma */
     CHECK_EQ_I64(plan.bytes, 2 * 64 * (70 + 200 + 200 + 70));
     CHECK_STATUS(NULL, mlk_attention_plan(ctx.cpu, &desc, &plan), MLK_ERR_DTYPE);
     desc.k = p.k.wide;
@@ -1037,6 +1037,50 @@ static void run_grad_fast(void) {
   }
 }
 
+/* Planned for an H200 that is not there: warpgroups where lengths and layouts suit them, and in what time. */
+static void run_groups_planned(void) {
+  static const int64_t sizes[][2] = {{2048, 64}, {2048, 128}, {8192, 128}, {4096, 256}};
+  mlk_device_figures h200;
+  mlk_context_desc open;
+  mlk_context *ctx = NULL;
+  int i;
+  memset(&h200, 0, sizeof h200);
+  h200.name = "H200", h200.compute_capability = 90, h200.multiprocessors = 132;
+  h200.flops = 67e12, h200.tensor_flops = 990e12, h200.bandwidth = 4.8e12, h200.memory_bytes = UINT64_C(141) << 30;
+  open = mlkt_context_desc(MLK_ISA_BEST, 1);
+  open.figures = &h200;
+  if (!mlkt_opt.cuda) {
+    mlkt_skip("needs --cuda");
+    return;
+  }
+  if (CHECK_STATUS(NULL, mlk_open(&ctx, &open), MLK_OK))
+    for (i = 0; i < 8; i++) {
+      const int64_t s = sizes[i / 2][0], d = sizes[i / 2][1], shape[4] = {2, 32, s, d};
+      float *const memory = (float *)(uintptr_t)0x100000000; /* never touched */
+      mlk_attention_desc desc;
+      mlk_plan plan, other;
+      double least;
+      memset(&desc, 0, sizeof desc);
+      desc.q = dense_f32(memory, 4, shape), desc.k = dense_f32(memory + 64 * s * d, 4, shape);
+      desc.v = dense_f32(memory + 128 * s * d, 4, shape), desc.out = dense_f32(memory + 192 * s * d, 4, shape);
+      desc.q.dtype = desc.k.dtype = desc.v.dtype = desc.out.dtype = MLK_BF16;
+      desc.k.shape[1] = desc.v.shape[1] = 8, desc.scores.causal = i & 1;
+      CHECK_OK(ctx, mlk_attention_plan(ctx, &desc, &plan));
+      CHECK_EQ_STR(plan.variant, "wgmma");
+      least = (double)plan.flops / h200.tensor_flops;
+      CHECK_MSG(plan.seconds > least && plan.seconds < 3 * least, "S %lld, D %lld: %g s, at best %g", (long long)s,
+                (long long)d, plan.seconds, least);
+      desc.q.data = (char *)desc.q.data + 2;
+      CHECK_OK(ctx, mlk_attention_plan(ctx, &desc, &other));
+      CHECK_EQ_STR(other.variant, "mma");
+      CHECK(other.seconds > plan.seconds && other.workspace_bytes == plan.workspace_bytes);
+      desc.q.shape[2] = desc.out.shape[2] = 16;
+      CHECK_OK(ctx, mlk_attention_plan(ctx, &desc, &other));
+      CHECK_MSG(strncmp(other.variant, "mma", 3) == 0, "16 queries: %s", other.variant);
+    }
+  mlk_close(ctx);
+}
+
 #if !defined(MLKT_CUDA_EMULATED)
 /* Sizes at which a large device takes its quickest kernels. */
 static void run_large(void) {
@@ -1049,7 +1093,7 @@ static void run_large(void) {
       problem p;
       if (!mlkt_keep((uint64_t)n)) continue;
       mlkt_note("D %d, %s, bits %d", (int)sizes_d[n % 4], dtype_names[n / 4 % 2], n / 4);
-      problem_new(&p, dtypes[n / 4 % 2], n / 8, 2, 12, 6, 270, 333, sizes_d[n % 4], sizes_d[n % 4], &rng);
+      problem_new(&p, dtypes[n / 4 % 2], n / 8, 1, 12, 6, 270, 333, sizes_d[n % 4], sizes_d[n % 4], &rng);
       problem_scores(&p, (unsigned)(n / 4), &rng);
       problem_run(&p, &ctx, n & 1, "large");
       problem_free(&p);
@@ -1233,6 +1277,7 @@ const mlkt_case mlkt_cuda_attention_cases[] = {{"cuda_attention/shapes", run_sha
                                                {"cuda_attention/gradient/lookup", run_grad_lookup},
                                                {"cuda_attention/gradient/calls", run_grad_calls},
                                                {"cuda_attention/gradient/fast", run_grad_fast},
+                                               {"cuda_attention/groups_planned", run_groups_planned},
 #if !defined(MLKT_CUDA_EMULATED)
                                                {"cuda_attention/large", run_large},
 #else
