@@ -7295,14 +7295,16 @@ template <class T> struct mlki_cuda_wg_state {
   }
 
   /* Waits for the values under way; O to the new maxima, weights rounded. The powers lie in front of a branch and the
-     wait behind it: else ptxas puts half of them behind the wait. */
+     wait behind it: else ptxas puts half of them behind the wait. A wait is for the four warps together (PTX ISA 9.0,
+     9.7.15.7.3, .aligned), so the branch is one that all take alike: sums of powers are never negative. */
   template <int dtype> MLKI_CUDA_MEMBER void settle(const float (&s)[T::scores]) {
-    if (__any_sync(MLKI_CUDA_ALL, shrink[0] != 1.0f || shrink[1] != 1.0f)) { /* as a rule not, after the first tiles */
+    if (__any_sync(MLKI_CUDA_ALL, l[0][0] < 0.0f || l[0][1] < 0.0f)) {
       mlki_cuda_wgmma_wait<0>(o);
-#pragma unroll
-      for (int i = 0; i < T::sums; i++) o[i] = mlki_cuda_mul(o[i], shrink[i / 2 % 2]);
     } else {
       mlki_cuda_wgmma_wait<0>(o);
+      if (__any_sync(MLKI_CUDA_ALL, shrink[0] != 1.0f || shrink[1] != 1.0f)) /* as a rule not, after the first tiles */
+#pragma unroll
+        for (int i = 0; i < T::sums; i++) o[i] = mlki_cuda_mul(o[i], shrink[i / 2 % 2]);
     }
 #pragma unroll
     for (int i = 0; i < T::keys / 4; i++)
