@@ -466,7 +466,8 @@ MLKI_CUDA_DEVICE void mlki_cuda_mbarrier_fence(void) {
 #endif
 }
 
-/* What this thread wrote to shared memory, the copy engine and the tensor cores see, or write over, behind it. */
+/* What this thread wrote to shared memory, the copy engine and the tensor cores, which are of the async proxy, see, or
+   write over, behind it and a barrier. */
 MLKI_CUDA_DEVICE void mlki_cuda_async_fence(void) {
 #if !defined(MLK_CUDA_EMULATOR)
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -561,13 +562,6 @@ MLKI_CUDA_DEVICE void mlki_cuda_barrier_arrive(int number, int threads) {
   mlkt_emu_named_barrier_arrive(number, threads);
 #else
   asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
-#endif
-}
-
-/* What this thread wrote to shared memory is there for products, which are of the async proxy, behind a barrier. */
-MLKI_CUDA_DEVICE void mlki_cuda_proxy_fence(void) {
-#if !defined(MLK_CUDA_EMULATOR)
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 
@@ -7237,7 +7231,7 @@ template <class T, int dtype> MLKI_CUDA_DEVICE void mlki_cuda_wg_clean(unsigned 
     for (int i = 0; i < 4; i++) mine |= (unsigned)((lanes >> 8 * i & 255u) != 0) << (r + i);
   }
   if (lane < own / 8) ((unsigned char *)bad)[warp * (own / 8) + lane] = (unsigned char)(mine >> 8 * lane);
-  mlki_cuda_proxy_fence();
+  mlki_cuda_async_fence();
   mlki_cuda_barrier_wait(MLKI_CUDA_WG_BOTH, 128 * T::consumers);
 }
 
