@@ -6813,14 +6813,28 @@ MLKI_CUDA_DEVICE void mlki_cuda_tc_softmax(float c, float (*s)[N][4], float (*m)
     }
 }
 
-/* Two neighbours of a row to out. */
-MLKI_CUDA_DEVICE void mlki_cuda_tc_put(const mlki_cuda_at_operand &o, char *row, int e, int count, float x, float y) {
-  const float v[2] = {x, y};
-  if (o.wide && o.dtype != MLK_F32 && e + 2 <= count)
-    *(uint32_t *)(void *)(row + 2 * e) = o.dtype == MLK_F16 ? mlki_cuda_pack16<MLK_F16>(x, y)
-                                                            : mlki_cuda_pack16<MLK_BF16>(x, y);
-  else
-    mlki_cuda_at_put<2>(o, row, e, count, v);
+/* Where a row's elements go: out, or a part of f32. */
+typedef struct mlki_cuda_tc_row {
+  char *p;
+  int dtype, wide; /* two neighbours at once? */
+  int64_t step;
+} mlki_cuda_tc_row;
+
+/* Elements e and e + 1 of count to a row: with few branches, for there are up to 128 copies of it in a kernel. */
+MLKI_CUDA_DEVICE void mlki_cuda_tc_put(const mlki_cuda_tc_row &row, int e, int count, float x, float y) {
+  const bool wide = row.wide && e + 2 <= count;
+  if (row.dtype == MLK_F32) {
+    float *to = (float *)(void *)row.p + e * row.step;
+    if (wide) *(float2 *)(void *)to = make_float2(x, y);
+    if (!wide && e < count) to[0] = x;
+    if (!wide && e + 1 < count) to[row.step] = y;
+  } else {
+    uint16_t *to = (uint16_t *)(void *)row.p + e * row.step;
+    const uint32_t two = row.dtype == MLK_F16 ? mlki_cuda_pack16<MLK_F16>(x, y) : mlki_cuda_pack16<MLK_BF16>(x, y);
+    if (wide) *(uint32_t *)(void *)to = two;
+    if (!wide && e < count) to[0] = (uint16_t)two;
+    if (!wide && e + 1 < count) to[row.step] = (uint16_t)(two >> 16);
+  }
 }
 
 /* The warp's rows to out and lse, or left for the fold as a part. A row with an element that is not finite is NaN. */
@@ -6853,7 +6867,9 @@ MLKI_CUDA_DEVICE void mlki_cuda_tc_write(const mlki_cuda_attend &a, const mlki_c
       const float lse = sum == 0.0f ? -INFINITY : mlki_cuda_fma(top, MLKI_CUDA_LN2, mlki_log_cuda(sum));
       const float share = sum == 0.0f ? 0.0f : mlki_cuda_mul(grow, mlki_cuda_reciprocal(sum));
       const int64_t at = mlki_cuda_at_row_number(a, k, row) * w.units + k.only;
-      char *out = w.units ? (char *)(void *)(w.o + at * a.e) : mlki_cuda_at_row(a, k.q, a.out, k.g, row);
+      const mlki_cuda_tc_row to = w.units ? mlki_cuda_tc_row{(char *)(void *)(w.o + at * a.e), MLK_F32, a.e % 2 == 0, 1}
+                                          : mlki_cuda_tc_row{mlki_cuda_at_row(a, k.q, a.out, k.g, row), a.out.dtype,
+                                                             a.out.wide, a.out.stride[3]};
       if (w.units && lane % 4 == 0) w.ml[at] = make_float2(lse, sum == 0.0f ? 0.0f : 1.0f);
       if (!w.units && a.lse && lane % 4 == 0)
         a.lse[k.q.qb * a.lse_stride[0] + h * a.lse_stride[1] + (k.q.q0 + query) * a.lse_stride[2]] = lse;
@@ -6862,12 +6878,7 @@ MLKI_CUDA_DEVICE void mlki_cuda_tc_write(const mlki_cuda_attend &a, const mlki_c
         const int e = 8 * n + lane % 4 * 2;
         const float x = mlki_cuda_add(mlki_cuda_mul(o[t][n][2 * r], share), 0.0f);
         const float y = mlki_cuda_add(mlki_cuda_mul(o[t][n][2 * r + 1], share), 0.0f);
-        if (!w.units) {
-          mlki_cuda_tc_put(a.out, out, e, a.e, x, y);
-          continue;
-        }
-        if (e < a.e) ((float *)(void *)out)[e] = x;
-        if (e + 1 < a.e) ((float *)(void *)out)[e + 1] = y;
+        mlki_cuda_tc_put(to, e, a.e, x, y);
       }
     }
 }
@@ -6928,6 +6939,7 @@ static __global__ void __launch_bounds__(MLKI_CUDA_TC_THREADS,
     for (int i = 0; i < DP / 2; i++) o[t][i / 4][i % 4] = 0.0f;
     m[t][0] = m[t][1] = -INFINITY, l[t][0] = l[t][1] = 0.0f;
   }
+#pragma unroll 1
   for (int i = (int)threadIdx.x; i < C::rows * C::pieces; i += MLKI_CUDA_TC_THREADS) {
     const int r = i / C::pieces;
     const char *row = k.row0 + r < k.rows ? mlki_cuda_at_row(a, k.q, a.q, k.g, k.row0 + r) : NULL;
