@@ -1311,7 +1311,7 @@ MLKI_CUDA_DEVICE void mlki_cuda_gemm_write(const W &w, const mlki_cuda_product &
     const float4 t = *(const float4 *)(sums + mlki_cuda_gemm_spot<warp_columns>(r, c));
     const float four[4] = {t.x, t.y, t.z, t.w};
     if (slot)
-      *(float4 *)(slot + i * p.pitch + j) = t;
+      __stcg((float4 *)(slot + i * p.pitch + j), t); /* another multiprocessor reads it; = would be four stores */
     else
       w.put(i, j, four, p.n - j < 4 ? (int)(p.n - j) : 4);
   }
@@ -2869,7 +2869,7 @@ static void mlki_cuda_matmul_tensor(mlki_cuda_call *call, const mlki_cuda_matmul
   mlki_cuda_matmul_mma(&warps, mm);
   mlki_cuda_gemm_run(&groups, mm->e, p, tile->rows, tile->columns, form.chunk,
                      [](const mlki_cuda_product &, int64_t) {});
-  const bool quicker = form.seconds < warps.work;
+  const bool quicker = form.seconds < warps.model;
   const bool done = quicker && (form.tile == 0 ? mlki_cuda_matmul_wgmma_tile<mlki_cuda_wgmma_large>(call, mm, form)
                                                : mlki_cuda_matmul_wgmma_tile<mlki_cuda_wgmma_wide>(call, mm, form));
   if (!done) mlki_cuda_matmul_mma(call, mm);
