@@ -257,6 +257,21 @@ MLKI_CUDA_DEVICE uint16_t mlki_cuda_to_bf16(float f) {
 #endif
 }
 
+/* Two values as 16 bits, the first in the lower half. */
+template <int dtype> MLKI_CUDA_DEVICE uint32_t mlki_cuda_pack16(float low, float high) {
+#if MLKI_CUDA_ARCH >= 800 && !defined(MLK_CUDA_EMULATOR)
+  uint32_t r;
+  if (dtype == MLK_F16)
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+#else
+  if (dtype == MLK_F16) return (uint32_t)mlki_cuda_to_f16(low) | (uint32_t)mlki_cuda_to_f16(high) << 16;
+  return (uint32_t)mlki_cuda_to_bf16(low) | (uint32_t)mlki_cuda_to_bf16(high) << 16;
+#endif
+}
+
 /* Element i of an array of f32, f16 or bf16 as f32, and back, rounded to nearest even. */
 MLKI_CUDA_DEVICE float mlki_cuda_load(const void *p, int64_t i, int dtype) {
   if (dtype == MLK_F32) return ((const float *)p)[i];
@@ -2241,6 +2256,7 @@ MLKI_CUDA_DEVICE void mlki_cuda_plane_write(const mlki_cuda_plane &x, int64_t i,
 struct mlki_cuda_epilogue {
   float alpha, beta;
   int activation, plain; /* plain: D = acc */
+  int eights;            /* plain, and D is aligned and whole eights of 16 bits, which go to memory at once */
   mlki_cuda_batch batch;
   mlki_cuda_plane c, bias, residual, preact, d;
 
@@ -2251,6 +2267,13 @@ struct mlki_cuda_epilogue {
     mlki_cuda_plane_move(c, batch, index), mlki_cuda_plane_move(bias, batch, index);
     mlki_cuda_plane_move(residual, batch, index), mlki_cuda_plane_move(preact, batch, index);
   }
+
+  /* Where eights: the place of eight from (i, j) on, in D of this type; NULL: nowhere. */
+  __device__ bool whole(int *dtype) const {
+    *dtype = d.dtype;
+    return eights != 0;
+  }
+  __device__ uint16_t *eight(int64_t i, int64_t j) const { return (uint16_t *)d.p + (i * d.rs + j); }
 
   __device__ void put(int64_t i, int64_t j, const float acc[4], int count) const {
     float t[4] = {acc[0], acc[1], acc[2], acc[3]}, x[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -2489,6 +2512,32 @@ MLKI_CUDA_DEVICE void mlki_cuda_wgmma_stage(float (&acc)[T::sums], uint32_t from
   mlki_cuda_wgmma_commit();
 }
 
+/* 16 rows x columns sums that a warp has put down, as 16 bits, eight at a time. The general way has seven times the
+   instructions, in which a tile's products wait. */
+template <int columns, class W>
+MLKI_CUDA_DEVICE void mlki_cuda_wgmma_eights(const W &w, const mlki_cuda_product &p, const mlki_cuda_gemm_place &at,
+                                             int dtype, const float *sums, int row, int column) {
+  const int r = (int)threadIdx.x % MLKI_CUDA_WARP / (columns / 8), c = (int)threadIdx.x % (columns / 8) * 8;
+  constexpr int step = MLKI_CUDA_WARP / (columns / 8);
+  const int64_t j = at.j0 + column + c;
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < 16; i += step) {
+    const float4 *from = (const float4 *)(sums + mlki_cuda_gemm_spot<columns>(r + i, c));
+    const float4 a = from[0], b = from[1];
+    uint4 t;
+    if (dtype == MLK_F16)
+      t = make_uint4(mlki_cuda_pack16<MLK_F16>(a.x, a.y), mlki_cuda_pack16<MLK_F16>(a.z, a.w),
+                     mlki_cuda_pack16<MLK_F16>(b.x, b.y), mlki_cuda_pack16<MLK_F16>(b.z, b.w));
+    else
+      t = make_uint4(mlki_cuda_pack16<MLK_BF16>(a.x, a.y), mlki_cuda_pack16<MLK_BF16>(a.z, a.w),
+                     mlki_cuda_pack16<MLK_BF16>(b.x, b.y), mlki_cuda_pack16<MLK_BF16>(b.z, b.w));
+    if (at.i0 + row + r + i >= p.m || j >= p.n) continue;
+    uint16_t *to = w.eight(at.i0 + row + r + i, j);
+    if (to) *(uint4 *)(void *)to = t;
+  }
+}
+
 /* Writes the warp's 16 rows of sums, 64 columns at a time. */
 template <class T, class W>
 MLKI_CUDA_DEVICE void mlki_cuda_wgmma_write(const W &w, const mlki_cuda_product &p, const mlki_cuda_gemm_place &at,
@@ -2496,6 +2545,8 @@ MLKI_CUDA_DEVICE void mlki_cuda_wgmma_write(const W &w, const mlki_cuda_product 
   constexpr int eights = T::written / 8, held = T::written / 2;
   const int lane = (int)threadIdx.x % MLKI_CUDA_WARP;
   W mine = w;
+  int dtype;
+  const bool whole = mine.whole(&dtype) && !p.slots;
   mine.select(at.batch);
 #pragma unroll 1
   for (int part = 0; part < T::columns / T::written; part++) {
@@ -2509,7 +2560,10 @@ MLKI_CUDA_DEVICE void mlki_cuda_wgmma_write(const W &w, const mlki_cuda_product 
           for (int half = 0; half < 2; half++)
             *(float2 *)(sums + mlki_cuda_gemm_spot<T::written>(half * 8 + lane / 4, j * 8 + lane % 4 * 2)) =
                 make_float2(acc[c * held + j * 4 + half * 2], acc[c * held + j * 4 + half * 2 + 1]);
-    mlki_cuda_gemm_write<16, T::written>(mine, p, at, sums, row, part * T::written);
+    if (whole)
+      mlki_cuda_wgmma_eights<T::written>(mine, p, at, dtype, sums, row, part * T::written);
+    else
+      mlki_cuda_gemm_write<16, T::written>(mine, p, at, sums, row, part * T::written);
   }
 }
 
@@ -2744,6 +2798,7 @@ static mlki_cuda_matmul mlki_cuda_matmul_of(const mlk_matmul_desc *desc) {
   mlki_cuda_matmul_merge(&mm);
   mlki_cuda_plane *const in_rows[] = {&e->c, &e->bias, &e->residual, &e->preact, &e->d};
   for (mlki_cuda_plane *t : in_rows) t->vector = mlki_cuda_plane_vector(t, e->batch.rank, 4);
+  e->eights = e->plain && e->d.dtype != MLK_F32 && mm.n % 8 == 0 && mlki_cuda_plane_vector(&e->d, e->batch.rank, 8);
   return mm;
 }
 
@@ -4188,10 +4243,24 @@ struct mlki_cuda_conv_box_writer {
     if (x.p) x.p += (int64_t)offset * (x.dtype == MLK_F32 ? 4 : 2);
   }
 
+  /* Output number i of the box, if it is one. */
+  __device__ bool find(int64_t i, int at[4]) const {
+    boxes.output(i, at);
+    return at[0] < left[0] && at[1] < left[1] && at[2] < left[2] && at[3] < left[3];
+  }
+
+  __device__ bool whole(int *dtype) const { return e.whole(dtype); }
+  __device__ uint16_t *eight(int64_t i, int64_t j) const {
+    int at[4];
+    mlki_cuda_plane d = e.d;
+    if (!find(i, at)) return NULL;
+    move(d, at);
+    return (uint16_t *)d.p + j;
+  }
+
   __device__ void put(int64_t i, int64_t j, const float t[4], int count) const {
     int at[4];
-    boxes.output(i, at);
-    if (at[0] >= left[0] || at[1] >= left[1] || at[2] >= left[2] || at[3] >= left[3]) return;
+    if (!find(i, at)) return;
     mlki_cuda_epilogue mine = e;
     move(mine.d, at);
     if (!mine.plain) move(mine.c, at), move(mine.residual, at), move(mine.preact, at);
@@ -4207,6 +4276,8 @@ struct mlki_cuda_conv_taps_writer {
   int channels; /* read ones, without those that pad */
 
   __device__ void select(int64_t) {}
+  __device__ bool whole(int *) const { return false; }
+  __device__ uint16_t *eight(int64_t, int64_t) const { return NULL; }
 
   __device__ void put(int64_t i, int64_t j, const float t[4], int count) const {
     const mlki_cuda_conv_slice s = slices.find(j);
@@ -4725,6 +4796,13 @@ static mlki_cuda_conv_filter mlki_cuda_conv_filter_of(const mlki_cuda_conv *cv, 
   return f;
 }
 
+/* Can count channels, from a multiple of that on, be read or written at once? */
+static bool mlki_cuda_conv_vector(const mlki_cuda_plane *x, int count) {
+  bool fits = x->cs == 1 && (uintptr_t)x->p % (uintptr_t)(count * (x->dtype == MLK_F32 ? 4 : 2)) == 0;
+  for (int a = 0; a < 4; a++) fits = fits && x->step[a] % count == 0;
+  return fits;
+}
+
 /* A plane of the epilogue: image y from the phase's first output on. */
 static mlki_cuda_plane mlki_cuda_conv_plane(const mlki_cuda_correlation *c, const mlki_cuda_phase *ph,
                                             const mlki_cuda_image *y) {
@@ -4734,8 +4812,7 @@ static mlki_cuda_plane mlki_cuda_conv_plane(const mlki_cuda_correlation *c, cons
   if (!y->p) return x;
   x.p = y->p, x.dtype = y->dtype, x.cs = y->c, x.step[3] = y->n;
   for (int a = 0; a < 3; a++) x.p += ph->first[a] * y->s[a] * width, x.step[a] = c->skip[a] * y->s[a];
-  x.vector = x.cs == 1 && (uintptr_t)x.p % (uintptr_t)(4 * width) == 0;
-  for (int a = 0; a < 4; a++) x.vector = x.vector && x.step[a] % 4 == 0;
+  x.vector = mlki_cuda_conv_vector(&x, 4);
   return x;
 }
 
@@ -4756,6 +4833,7 @@ static mlki_cuda_epilogue mlki_cuda_conv_epilogue(const mlki_cuda_correlation *c
   e.bias.p = (char *)(uintptr_t)c->bias, e.bias.dtype = c->bias_dtype, e.bias.cs = c->bias_c;
   e.bias.vector = c->bias_c == 1 && (uintptr_t)c->bias % (c->bias_dtype == MLK_F32 ? 16 : 8) == 0;
   e.plain = e.alpha == 1.0f && !e.c.p && !e.bias.p && !e.residual.p && !e.preact.p && !e.activation;
+  e.eights = e.plain && e.d.dtype != MLK_F32 && c->cout % 8 == 0 && mlki_cuda_conv_vector(&e.d, 8);
   return e;
 }
 
@@ -6511,21 +6589,6 @@ MLKI_CUDA_DEVICE float mlki_cuda_reciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-#endif
-}
-
-/* Two values as 16 bits, the first in the lower half. */
-template <int dtype> MLKI_CUDA_DEVICE uint32_t mlki_cuda_pack16(float low, float high) {
-#if MLKI_CUDA_ARCH >= 800 && !defined(MLK_CUDA_EMULATOR)
-  uint32_t r;
-  if (dtype == MLK_F16)
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  else
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  return r;
-#else
-  if (dtype == MLK_F16) return (uint32_t)mlki_cuda_to_f16(low) | (uint32_t)mlki_cuda_to_f16(high) << 16;
-  return (uint32_t)mlki_cuda_to_bf16(low) | (uint32_t)mlki_cuda_to_bf16(high) << 16;
 #endif
 }
 

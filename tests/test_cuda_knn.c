@@ -264,9 +264,11 @@ static void test_rounding(void) {
 static mlk_plan plan_of(both *b, mlk_metric metric, int64_t queries, int64_t rows, int64_t dim, int64_t k) {
   float *some = (float *)need(64 * sizeof *some), *distances = (float *)need((size_t)(queries * k) * sizeof *distances);
   int64_t *ids = (int64_t *)need((size_t)(queries * k) * sizeof *ids);
-  const mlk_knn_desc d = dense_knn(metric, some, queries, some + 32, rows, dim, k, ids, distances);
+  mlk_knn_desc d;
   mlk_plan plan;
+  memset(some, 0, 64 * sizeof *some); /* which a plan does not read */
   memset(&plan, 0, sizeof plan);
+  d = dense_knn(metric, some, queries, some + 32, rows, dim, k, ids, distances);
   CHECK_OK(b->device, mlk_knn_plan(b->device, &d, &plan));
   free(some);
   free(distances);

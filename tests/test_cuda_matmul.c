@@ -536,16 +536,8 @@ static void group_point(product *p, int multiprocessors, const char *variant, ml
 
 /* Every layout, both types and both tiles of warpgroups, with tails of M, N and K, whole and in parts. */
 static void groups(void) {
-  static const int64_t shapes[][4] = {{
-                                          1,
-                                          200,
-                                          520,
-                                          200,
-                                      },
-                                      {1, 128, 256, 64},
-                                      {1, 333, 129, 72},
-                                      {3, 140, 250, 40},
-                                      {1, 129, 300, 1500}};
+  static const int64_t batch[] = {1, 1, 1, 3, 1}, m[] = {200, 128, 333, 140, 129}, n[] = {520, 256, 129, 250, 300},
+                       k[] = {200, 64, 72, 40, 1500};
   static const char *const variants[] = {"wgmma", "wgmma", "wgmma", "wgmma", "wgmma_split_k"};
   static const int counts[] = {1, 1, 2, 5, 40};
   uint64_t index;
@@ -553,13 +545,28 @@ static void groups(void) {
   for (index = 0; index < 5 * 4 * 2 * 2 && !mlkt_hopeless(); index++) {
     const int shape = (int)(index / 16);
     mlkt_rng rng = mlkt_rng_case();
-    product p = group_product(shapes[shape][0], shapes[shape][1], shapes[shape][2], shapes[shape][3]);
+    product p = group_product(batch[shape], m[shape], n[shape], k[shape]);
     rng.state += index * UINT64_C(0x9E3779B97F4A7C15);
     if (!mlkt_keep(index)) continue;
     choose(&p, index & 1 ? MLK_BF16 : MLK_F16, index / 8 % 2 == 0, index / 8 % 2 != 0, &rng);
     if (p.alpha == 0) p.alpha = 1;
     p.x[A].form = index & 2 ? 2 : 1, p.x[B].form = index & 4 ? 2 : 1, p.x[D].form = 1;
     group_point(&p, counts[shape], variants[shape], &rng);
+  }
+  finish();
+}
+
+/* Sums alone, as 16 bits: in eights, with tails of rows and columns. */
+static void groups_eights(void) {
+  static const int64_t m[] = {200, 129, 300}, n[] = {264, 72, 136};
+  int index;
+  if (!start()) return;
+  for (index = 0; index < 6; index++) {
+    mlkt_rng rng = mlkt_rng_case();
+    product p = group_product(2, m[index / 2], n[index / 2], 72);
+    choose(&p, index & 1 ? MLK_BF16 : MLK_F16, 1, 0, &rng);
+    p.x[D].dtype = p.x[A].dtype, p.x[A].form = p.x[B].form = p.x[D].form = 1;
+    group_point(&p, 2, "wgmma", &rng);
   }
   finish();
 }
@@ -693,6 +700,7 @@ const mlkt_case mlkt_cuda_matmul_cases[] = {{"cuda_matmul/shapes", shapes},
                                             {"cuda_matmul/large", large},
 #else
                                             {"cuda_matmul/groups", groups},
+                                            {"cuda_matmul/groups_eights", groups_eights},
                                             {"cuda_matmul/groups_refused", groups_refused},
                                             {"cuda_matmul/groups_batches", groups_batches},
                                             {"cuda_matmul/groups_captured", groups_captured},
