@@ -3599,8 +3599,8 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_sweep_rows)(const int rows, const mlki_strip *
   int64_t j, r;
   int i, v, p;
   for (j = 0; j + MLKI_NR <= s->cols; j += MLKI_NR) {
-    const int64_t ahead = j + MLKI_SWEEP_AHEAD; /* beyond the row: as far from the start of those read next */
-    const float *next = s->b + (ahead < s->cols ? ahead : MLKI_SWEEP * b_rs + mlki_min(ahead - s->cols, j));
+    const int64_t past = j + MLKI_SWEEP_AHEAD - s->cols; /* the row's end: as far from the start of those read next */
+    const int64_t ahead = past < 0 ? MLKI_SWEEP_AHEAD : MLKI_SWEEP * b_rs + mlki_min(past, j) - j;
     for (r = 0; r < s->rows; r += rows) {
       const float *a = s->a + r * a_rs;
       float *c = s->c + r * c_rs + j;
@@ -3614,7 +3614,7 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_sweep_rows)(const int rows, const mlki_strip *
         mlki_vec bv[MLKI_NV];
         MLKI_UNROLL for (v = 0; v < MLKI_NV; v++) {
           bv[v] = mlki_v_load(b + v * MLKI_LANES);
-          if (r == 0) MLKI_PREFETCH(next + p * b_rs + v * MLKI_LANES);
+          if (r == 0) MLKI_PREFETCH(b + v * MLKI_LANES + ahead);
         }
         MLKI_UNROLL for (i = 0; i < rows; i++) {
           const mlki_vec av = mlki_v_set1(a[i * a_rs + p * a_cs]);
@@ -5158,9 +5158,10 @@ MLKI_KERNEL void MLKI_FN(mlki_unfold_row)(float *y, const float *o, int64_t n, f
   (y, i, n, mlki_v_add(mlki_v_div(MLKI_FN(mlki_row_load)(o, i, n), lv), mlki_v_zero()));
 }
 
-/* The chains of rows queries and a square block of keys after another: a block is turned in registers, so that lanes
-   are keys, and multiplied at once. What is asked for comes into level 1: turning alone keeps up with memory. */
-MLKI_INLINE_ISA void MLKI_FN(mlki_turn_rows)(const mlki_turn *t, const int rows) {
+/* The chains of rows queries, packed as [depth][MR] or not, and a square block of keys after another: a block is turned
+   in registers, so that lanes are keys, and multiplied at once. What is asked for comes into level 1: turning alone keeps up with memory. */
+MLKI_INLINE_ISA void MLKI_FN(mlki_turn_rows)(const mlki_turn *t, const int rows, const int packed) {
+  const int64_t q_rs = packed ? 1 : t->q_rs, q_cs = packed ? MLKI_MR : t->q_cs;
   int64_t j, p;
   int v, r;
   for (j = 0; j < t->n; j += MLKI_LANES) {
@@ -5169,46 +5170,58 @@ MLKI_INLINE_ISA void MLKI_FN(mlki_turn_rows)(const mlki_turn *t, const int rows)
     MLKI_UNROLL for (r = 0; r < rows; r++) acc[r] = mlki_v_zero();
     for (p = 0; p < t->depth; p += MLKI_LANES) {
       const int64_t terms = mlki_min(t->depth - p, MLKI_LANES);
-      const float *at = t->keys + j * t->pitch + p, *q = t->q + p * t->q_cs;
-      const float *next = at + (p < t->last ? t->ahead : t->after);
+      const float *at = t->keys + j * t->pitch + p, *q = t->q + p * q_cs;
+      const int64_t ahead = p < t->last ? t->ahead : t->after;
       mlki_vec x[MLKI_LANES];
-      if (t->ahead) MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) MLKI_PREFETCH(next + v * t->pitch);
+      if (t->ahead) MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) MLKI_PREFETCH(at + v * t->pitch + ahead);
       if (keys == MLKI_LANES && terms == MLKI_LANES) {
         MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) x[v] = mlki_v_load(at + v * t->pitch);
         mlki_v_transpose(x);
-        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++, q += t->q_cs) MLKI_UNROLL for (r = 0; r < rows; r++)
-            acc[r] = mlki_v_fma(mlki_v_set1(q[r * t->q_rs]), x[v], acc[r]);
+        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++, q += q_cs) MLKI_UNROLL for (r = 0; r < rows; r++)
+            acc[r] = mlki_v_fma(mlki_v_set1(q[r * q_rs]), x[v], acc[r]);
       } else {
         MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++) x[v] = v < keys ? mlki_v_load_n(at + v * t->pitch, terms)
                                                                      : mlki_v_zero();
         mlki_v_transpose(x);
-        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++, q += t->q_cs) if (v < terms) MLKI_UNROLL for (r = 0; r < rows; r++)
-            acc[r] = mlki_v_fma(mlki_v_set1(q[r * t->q_rs]), x[v], acc[r]);
+        MLKI_UNROLL for (v = 0; v < MLKI_LANES; v++, q += q_cs) if (v < terms) MLKI_UNROLL for (r = 0; r < rows; r++)
+            acc[r] = mlki_v_fma(mlki_v_set1(q[r * q_rs]), x[v], acc[r]);
       }
     }
     MLKI_UNROLL for (r = 0; r < rows; r++) {
       float *c = t->c + r * t->c_pitch + j;
-      if (t->add) acc[r] = mlki_v_add(mlki_v_load_n(c, keys), acc[r]);
-      mlki_v_store_n(c, acc[r], keys);
+      if (keys == MLKI_LANES)
+        mlki_v_store(c, t->add ? mlki_v_add(mlki_v_load(c), acc[r]) : acc[r]);
+      else
+        mlki_v_store_n(c, t->add ? mlki_v_add(mlki_v_load_n(c, keys), acc[r]) : acc[r], keys);
     }
   }
 }
 
-#define MLKI_TURN_CASE(r)                                                                                              \
+#define MLKI_TURN_CASE(r, packed)                                                                                      \
   case r:                                                                                                              \
-    if (r <= MLKI_TURN_MOST) MLKI_FN(mlki_turn_rows)(t, r > MLKI_TURN_MOST ? 1 : r);                                   \
+    if (r <= MLKI_TURN_MOST) MLKI_FN(mlki_turn_rows)(t, r > MLKI_TURN_MOST ? 1 : r, packed);                           \
     break
 
 MLKI_KERNEL void MLKI_FN(mlki_turn_any)(const mlki_turn *t) {
+  if (t->q_rs == 1 && t->q_cs == MLKI_MR && t->rows <= MLKI_TURN_ROWS) {
+    switch (t->rows) {
+      MLKI_TURN_CASE(1, 1);
+      MLKI_TURN_CASE(2, 1);
+      MLKI_TURN_CASE(3, 1);
+      MLKI_TURN_CASE(4, 1);
+    default: break;
+    }
+    return;
+  }
   switch (t->rows) {
-    MLKI_TURN_CASE(1);
-    MLKI_TURN_CASE(2);
-    MLKI_TURN_CASE(3);
-    MLKI_TURN_CASE(4);
-    MLKI_TURN_CASE(5);
-    MLKI_TURN_CASE(6);
-    MLKI_TURN_CASE(7);
-    MLKI_TURN_CASE(8);
+    MLKI_TURN_CASE(1, 0);
+    MLKI_TURN_CASE(2, 0);
+    MLKI_TURN_CASE(3, 0);
+    MLKI_TURN_CASE(4, 0);
+    MLKI_TURN_CASE(5, 0);
+    MLKI_TURN_CASE(6, 0);
+    MLKI_TURN_CASE(7, 0);
+    MLKI_TURN_CASE(8, 0);
   default: break;
   }
 }

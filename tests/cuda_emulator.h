@@ -523,8 +523,8 @@ struct settings {
   uint64_t seed = 0;
   bool late_copies = true, late_streams = false, real_pointers = false, peers = true, ipc = false;
   bool specific = true, entry_points = true;
-  int driver = 13000; /* its version */
-  float slow = 1.0f;  /* what times of events are multiplied by */
+  int driver = 13000;    /* its version */
+  float interval = 0.0f; /* ms that events tell; 0: the time that passed */
   int devices = 1, cc = 80, multiprocessors = 108;
   std::map<int, int> attributes;
   size_t memory = size_t(4) << 30;
@@ -3003,7 +3003,8 @@ inline cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, 
   MLKT_EMU_REFUSE_IF((start->flags | stop->flags) & cudaEventDisableTiming || !start->recorded || !stop->recorded,
                      cudaErrorInvalidResourceHandle);
   MLKT_EMU_REFUSE_IF(start->done < start->recorded || stop->done < stop->recorded, cudaErrorNotReady);
-  *milliseconds = std::chrono::duration<float, std::milli>(stop->at - start->at).count() * call.e.set.slow;
+  *milliseconds = std::chrono::duration<float, std::milli>(stop->at - start->at).count();
+  if (call.e.set.interval > 0.0f) *milliseconds = call.e.set.interval;
   return cudaSuccess;
 }
 
@@ -3157,7 +3158,7 @@ void mlkt_emu_device(int count, int cc, int multiprocessors) {
 void mlkt_emu_attribute(int attribute, int value) { mlkt_emu::m().set.attributes[attribute] = value; }
 void mlkt_emu_memory(size_t bytes) { mlkt_emu::m().set.memory = bytes; }
 void mlkt_emu_driver(int version) { mlkt_emu::m().set.driver = version; }
-void mlkt_emu_slow(float times) { mlkt_emu::m().set.slow = times; }
+void mlkt_emu_interval(float milliseconds) { mlkt_emu::m().set.interval = milliseconds; }
 void mlkt_emu_hopper(int specific, int entry_points) {
   mlkt_emu::m().set.specific = specific != 0;
   mlkt_emu::m().set.entry_points = entry_points != 0;

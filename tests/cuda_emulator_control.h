@@ -42,8 +42,9 @@ void mlkt_emu_hopper(int specific, int entry_points);
 /* The driver's version, 13000 for CUDA 13.0 (the default). Before 12010 a kernel's arguments may have 4 KiB, from then
    on 32,764 bytes. */
 void mlkt_emu_driver(int version);
-/* Events tell so many times the time that passed on the host: who measures the device takes it for a slower one. */
-void mlkt_emu_slow(float times);
+/* What cudaEventElapsedTime says of any two events, so that nothing hangs on how busy the host is. 0 (the default): the
+   time that passed on it. */
+void mlkt_emu_interval(float milliseconds);
 /* Device memory in bytes, for each device; cudaMalloc beyond it fails. Default 4 GiB. */
 void mlkt_emu_memory(size_t bytes);
 /* 1 (the default): devices can access each other's memory; 0: they cannot. */

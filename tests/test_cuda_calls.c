@@ -401,7 +401,7 @@ static int calibrates(void) {
   if (!ready(0)) return 0;
   mlkt_emu_device(1, 90, 2);
   mlkt_emu_attribute(clock_rate, 250); /* kHz: a bf16 product of 256^3 counts as short */
-  mlkt_emu_slow(100.0f);
+  mlkt_emu_interval(20.0f);
   return 1;
 }
 
