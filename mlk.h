@@ -5159,7 +5159,8 @@ MLKI_KERNEL void MLKI_FN(mlki_unfold_row)(float *y, const float *o, int64_t n, f
 }
 
 /* The chains of rows queries, packed as [depth][MR] or not, and a square block of keys after another: a block is turned
-   in registers, so that lanes are keys, and multiplied at once. What is asked for comes into level 1: turning alone keeps up with memory. */
+   in registers, so that lanes are keys, and multiplied at once. What is asked for comes into level 1: turning alone
+   keeps up with memory. */
 MLKI_INLINE_ISA void MLKI_FN(mlki_turn_rows)(const mlki_turn *t, const int rows, const int packed) {
   const int64_t q_rs = packed ? 1 : t->q_rs, q_cs = packed ? MLKI_MR : t->q_cs;
   int64_t j, p;
