@@ -729,8 +729,8 @@ MLKI_CUDA_DEVICE void mlki_cuda_wgmma(float (&d)[32], uint64_t a, uint64_t b, in
 #endif
 }
 
-/* The same with A in registers: lane l of warp w holds of A row 16 w + l / 4 + 8 (i % 2), terms 2 (l % 4) + 8 (i / 2) and
-   the next in a[i] (9.7.15.5.1.1.1). They stay as they are until the product is waited for. */
+/* The same with A in registers: lane l of warp w holds of A row 16 w + l / 4 + 8 (i % 2), terms 2 (l % 4) + 8 (i / 2)
+   and the next in a[i] (9.7.15.5.1.1.1). They stay as they are until the product is waited for. */
 template <int dtype, bool b_lines>
 MLKI_CUDA_DEVICE void mlki_cuda_wgmma_held(float (&d)[128], const uint32_t (&a)[4], uint64_t b) {
 #if defined(MLK_CUDA_EMULATOR)
@@ -7075,8 +7075,9 @@ static void mlki_cuda_tc_fold(mlki_cuda_call *call, const mlki_cuda_attend &a, c
                      mlki_cuda_at_fold_kernel, a, w.ml, w.o, w.units, MLK_ATTENTION_SEGMENT / MLKI_CUDA_AT_KEYS);
 }
 
-/* Seconds at so many floating-point operations per second. Of tasks which take as long as whole tiles of rows and keys,
-   at heads of width elements, and have a multiprocessor each; tasks 0: by the roofline, with which f32's is compared. */
+/* Seconds at so many floating-point operations per second. Of tasks which take as long as whole tiles of rows and
+   keys, at heads of width elements, and have a multiprocessor each; tasks 0: by the roofline, with which f32's is
+   compared. */
 static double mlki_cuda_tc_seconds(const mlki_cuda_call *call, const mlki_cuda_attend &a, int64_t tasks, int rows,
                                    int keys, int width, double rate) {
   const double sms = call->device->sms, all = (double)a.s * a.group;

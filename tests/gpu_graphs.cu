@@ -1,5 +1,6 @@
-// gpu_graphs.cu - what only a driver can say of mlk_cuda.cuh: calls captured in a graph before anything of theirs has run,
-// replayed with other operands; and threads that launch one kernel with different shared memory. tests/gpu.sh runs it.
+// gpu_graphs.cu - what only a driver can say of mlk_cuda.cuh: calls captured in a graph before anything of theirs has
+// run, replayed with other operands; and threads that launch one kernel with different shared memory. tests/gpu.sh runs
+// it.
 // Exit code: 0 passed, 1 failed, 77 no device.
 
 #include "mlk_cuda.cuh"

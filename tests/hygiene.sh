@@ -380,7 +380,7 @@ source=$inc/mlk.h
 formatted() { clang-format --dry-run --Werror "$@"; }
 clang_format_14() { have clang-format && clang-format --version | grep -q 'version 14\.'; }
 files=()
-for file in mlk.h mlk_cuda.cuh tests/*.[ch] tests/*.cc examples/*.[ch] examples/*.cu bench/*.[ch] bench/*.cu bench/*.cuh bench/processes/*.cc; do
+for file in mlk.h mlk_cuda.cuh tests/*.[ch] tests/*.cc tests/*.cu examples/*.[ch] examples/*.cu bench/*.[ch] bench/*.cu bench/*.cuh bench/processes/*.cc; do
   [ ! -f "$file" ] || files+=("$file")
 done
 narrow() { ! LC_ALL=C.UTF-8 grep -H -n -E '^.{121,}' "$@"; } # clang-format leaves comments as they are
