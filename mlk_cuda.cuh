@@ -92,9 +92,9 @@
 
    TIERS       T0: any device, f32 multiply-adds. T1: mma.sync, f16 from sm_75 on, bf16 and tf32 from sm_80 on. T2:
                wgmma and the copy engine, for mlk_matmul, mlk_attention, convolution and its gradients of f16 and bf16
-               operands that are aligned to 16 bytes, where the file was compiled for sm_90a (-gencode
-               arch=compute_90a,code=sm_90a). Chosen by what the file was compiled for and what the device is: a kernel
-               that was compiled says which.
+               operands that are aligned to 16 bytes, and for the filter of mlk_knn, where the file was compiled for
+               sm_90a (-gencode arch=compute_90a,code=sm_90a). Chosen by what the file was compiled for and what the
+               device is: a kernel that was compiled says which.
 
    CONFIGURE   Define before including the implementation:
                MLK_CUDA_ONLY_MATMUL, _CONV, _ATTENTION, _KNN, _AVERAGE, _MAPS, _LAYERS
@@ -2268,7 +2268,7 @@ struct mlki_cuda_epilogue {
     mlki_cuda_plane_move(residual, batch, index), mlki_cuda_plane_move(preact, batch, index);
   }
 
-  /* Where eights: the place of eight from (i, j) on, in D of this type; NULL: nowhere. */
+  /* See >>cuda_hopper. */
   __device__ bool whole(int *dtype) const {
     *dtype = d.dtype;
     return eights != 0;
@@ -2381,7 +2381,10 @@ static mlk_status mlki_cuda_reduce(mlki_cuda_call *call, const mlk_reduce_desc *
      void load<lines>(unsigned char *to, uint64_t *arrived, spot &) const by one thread: brings lines x 64 terms from
                                         there on, as above, and moves on by as many terms
      int bytes<lines>() const           that it brings
-     bool holes() const                 it leaves out terms of stages, the same for A and B: these must stay zeros */
+     bool holes() const                 it leaves out terms of stages, the same for A and B: these must stay zeros
+   A writer for it has, besides those of >>cuda_gemm:
+     bool whole(int *dtype) const       are sums alone to be written, as this type of 16 bits, in whole eights?
+     uint16_t *eight(int64_t i, int64_t j) const      where the eight from (i, j) on go then; NULL: nowhere */
 #if defined(MLKI_CUDA_PRODUCTS)
 
 #define MLKI_CUDA_WGMMA_EIGHT 1024u /* bytes of eight rows, after which the pattern repeats */
