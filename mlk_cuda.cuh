@@ -2664,34 +2664,18 @@ static void mlki_cuda_wgmma_run(mlki_cuda_call *call, int dtype, const A &a, con
   mlki_cuda_gemm_tell(call, form.chunk ? "wgmma_split_k" : "wgmma", form.seconds);
 }
 
-/* A tensor of 16-bit elements for the copy engine: sizes and box in elements, strides of all axes but the first in
-   bytes; of axis i every steps[i]th element of a box is taken. False: the driver does not take it. (cuda.h writes of
+#define MLKI_CUDA_MAP_RANK 5
+
+/* A tensor of 16-bit elements for the copy engine, the first axis dense: sizes, steps from element to element and the
+   box in elements; of axis i every taken[i]th element of a box is taken. Steps of axes of one element do not matter.
+   False: the copy engine cannot read memory that is laid out so, or the driver does not take it. (cuda.h writes of
    strides that grow from axis to axis; CUTLASS and FlashAttention-3 pass them in any order, as is done here.) */
-static inline bool mlki_cuda_map_encode(const mlki_cuda_call *call, CUtensorMap *map, int dtype, void *memory, int rank,
-                                        const cuuint64_t *sizes, const cuuint64_t *strides, const cuuint32_t *box,
-                                        const cuuint32_t *steps) {
-  if (!call->run) return true;
-  return call->device->encode(map,
-                              dtype == MLK_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                              (cuuint32_t)rank, memory, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                              CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
-/* Four axes; boxes are 64 of the first and so many others of the second. */
-static inline bool mlki_cuda_boxes_encode(const mlki_cuda_call *call, CUtensorMap *map, int dtype, void *memory,
-                                          const cuuint64_t sizes[4], const cuuint64_t strides[3], int others) {
-  const cuuint32_t box[4] = {64, (cuuint32_t)others, 1, 1}, steps[4] = {1, 1, 1, 1};
-  return mlki_cuda_map_encode(call, map, dtype, memory, 4, sizes, strides, box, steps);
-}
-
-/* The same by sizes and steps in elements, the first axis dense; steps of axes of one element do not matter. False
-   also: the copy engine cannot read memory that is laid out so. */
-static inline bool mlki_cuda_boxes_of(const mlki_cuda_call *call, CUtensorMap *map, int dtype, void *memory,
-                                      const int64_t size[4], const int64_t step[4], int others) {
-  cuuint64_t sizes[4], strides[3], natural = 2;
+static inline bool mlki_cuda_map_of(const mlki_cuda_call *call, CUtensorMap *map, int dtype, const void *memory,
+                                    int rank, const int64_t *size, const int64_t *step, const cuuint32_t *box,
+                                    const cuuint32_t *taken) {
+  cuuint64_t sizes[MLKI_CUDA_MAP_RANK], strides[MLKI_CUDA_MAP_RANK], natural = 2;
   bool fits = (uintptr_t)memory % 16 == 0 && (size[0] == 1 || step[0] == 1);
-  for (int i = 0; i < 4; i++) {
+  for (int i = 0; i < rank; i++) {
     const bool steps = i == 0 || size[i] == 1 || (step[i] > 0 && step[i] % 8 == 0); /* multiples of 16 bytes */
     fits = fits && steps && size[i] > 0 && size[i] <= INT32_MAX - 256;
     sizes[i] = (cuuint64_t)size[i];
@@ -2699,7 +2683,19 @@ static inline bool mlki_cuda_boxes_of(const mlki_cuda_call *call, CUtensorMap *m
     fits = fits && natural < MLKI_CUDA_MOST_BYTES;
     natural *= sizes[i];
   }
-  return fits && mlki_cuda_boxes_encode(call, map, dtype, memory, sizes, strides, others);
+  if (!fits || !call->run) return fits;
+  return call->device->encode(map,
+                              dtype == MLK_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                              (cuuint32_t)rank, (void *)(uintptr_t)memory, sizes, strides, box, taken,
+                              CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+/* The same of four axes, all elements; boxes are 64 of the first and so many others of the second. */
+static inline bool mlki_cuda_boxes_of(const mlki_cuda_call *call, CUtensorMap *map, int dtype, const void *memory,
+                                      const int64_t size[4], const int64_t step[4], int others) {
+  const cuuint32_t box[4] = {64, (cuuint32_t)others, 1, 1}, taken[4] = {1, 1, 1, 1};
+  return mlki_cuda_map_of(call, map, dtype, memory, 4, size, step, box, taken);
 }
 
 #endif /* MLKI_CUDA_PRODUCTS */
@@ -4734,23 +4730,6 @@ static mlki_cuda_conv_slices mlki_cuda_conv_slices_of(const mlki_cuda_phase *ph,
   return s;
 }
 
-/* Five axes for the copy engine, which takes positive strides, multiples of 16 bytes; of an axis of size 1 any. */
-static bool mlki_cuda_conv_encode(const mlki_cuda_call *call, CUtensorMap *map, int dtype, const char *p,
-                                  const int64_t size[5], const int64_t step[5], const cuuint32_t box[5],
-                                  const cuuint32_t steps[5]) {
-  cuuint64_t sizes[5], strides[4], natural = 2;
-  bool fits = (uintptr_t)p % 16 == 0 && step[0] == 1;
-  for (int i = 0; i < 5; i++) {
-    fits = fits && size[i] >= 1 && size[i] <= INT32_MAX &&
-           (i == 0 || size[i] == 1 || (step[i] > 0 && step[i] % 8 == 0));
-    sizes[i] = (cuuint64_t)size[i];
-    if (i > 0) strides[i - 1] = natural = size[i] == 1 ? (natural + 15) / 16 * 16 : (cuuint64_t)step[i] * 2;
-    fits = fits && natural < MLKI_CUDA_MOST_BYTES;
-    natural *= sizes[i];
-  }
-  return fits && mlki_cuda_map_encode(call, map, dtype, (void *)(uintptr_t)p, 5, sizes, strides, box, steps);
-}
-
 /* channels of image y, of these spatial sizes, in boxes of so many outputs, step apart. */
 template <bool lines_are_outputs>
 static bool mlki_cuda_conv_view_of(const mlki_cuda_call *call, const mlki_cuda_image *y, int64_t images,
@@ -4763,7 +4742,7 @@ static bool mlki_cuda_conv_view_of(const mlki_cuda_call *call, const mlki_cuda_i
     v->step[a] = step[a], v->held *= boxes->size[a];
     steps[3 - a] = (cuuint32_t)step[a], box[3 - a] = (cuuint32_t)(boxes->size[a] * step[a]);
   }
-  return mlki_cuda_conv_encode(call, &v->map, y->dtype, y->p, size, strides, box, steps);
+  return mlki_cuda_map_of(call, &v->map, y->dtype, y->p, 5, size, strides, box, steps);
 }
 
 /* A phase of a correlation as a product: the boxes are its batches. */
@@ -4869,7 +4848,7 @@ static bool mlki_cuda_conv_group_of(const mlki_cuda_call *call, const mlki_cuda_
                 step[5] = {terms ? at->in : at->out, terms ? at->out : at->in, at->tap[2], at->tap[1], at->tap[0]};
   const int columns = mlki_cuda_conv_group_costs[g->form.tile].columns;
   const cuuint32_t box[5] = {64, (cuuint32_t)(terms ? columns : 64), 1, 1, 1}, steps[5] = {1, 1, 1, 1, 1};
-  return mlki_cuda_conv_encode(call, &g->w.map, at->dtype, at->p, size, step, box, steps) &&
+  return mlki_cuda_map_of(call, &g->w.map, at->dtype, at->p, 5, size, step, box, steps) &&
          mlki_cuda_conv_view_of(call, &cv->x, cv->images, cv->cin, cv->in, c->step, &boxes, &g->image);
 }
 
@@ -9907,9 +9886,8 @@ typedef struct mlki_cuda_filter_boxes {
 
 static bool mlki_cuda_filter_encode(const mlki_cuda_call *call, CUtensorMap *map, const mlki_cuda_filter *f,
                                     uint16_t *memory, int64_t lines) {
-  const cuuint64_t row = (cuuint64_t)f->depth * 2, all = row * (cuuint64_t)lines;
-  const cuuint64_t sizes[4] = {(cuuint64_t)f->depth, (cuuint64_t)lines, 1, 1}, strides[3] = {row, all, all};
-  return mlki_cuda_boxes_encode(call, map, MLK_F16, memory, sizes, strides, mlki_cuda_filter_groups<true>::rows);
+  const int64_t size[4] = {f->depth, lines, 1, 1}, step[4] = {1, f->depth, 0, 0};
+  return mlki_cuda_boxes_of(call, map, MLK_F16, memory, size, step, mlki_cuda_filter_groups<true>::rows);
 }
 
 /* Shares of the peak that the filter reaches: by warps; by warpgroups, whose consumers come in pairs. */
